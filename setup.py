@@ -1,0 +1,43 @@
+"""star_jax: the Self-Taught Reasoner in JAX."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "tpu": ["jax[tpu]"],
+    "gpu": ["jax[cuda12]"],
+    # t5x is on no package index; its git address is what pip takes.
+    "t5x": ["t5x @ git+https://github.com/google-research/t5x.git"],
+    "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy"],
+    # The independent oracle of the parity tests. Plain `torch` brings gigabytes of CUDA; this has a CPU build.
+    "parity": ["torch==2.13.0", "transformers>=5"],
+}
+
+setup(
+    name="star_jax",
+    version="0.1.0",
+    description="STaR, the Self-Taught Reasoner: bootstrapping reasoning with reasoning, in JAX",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["star_jax", "star_jax.*"]),
+    package_data={"star_jax": ["prompts/*.txt"], "star_jax.report": ["*.j2", "*.js", "*.css"]},
+    install_requires=[
+        "absl-py",
+        "flax>=0.12",
+        "jax>=0.10",
+        "jinja2",
+        "matplotlib",
+        "ml_collections",
+        "numpy",
+        "optax",
+        "orbax-checkpoint",
+        "seqio",
+        "tensorboard",
+        "tokenizers",
+        "tqdm",
+    ],
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,148 @@
+"""Models on disk, by Orbax: a directory of `weights/`, `tokenizer.json`-able settings and, last, `model.json`.
+
+`model.json` is written when everything else is there: a directory without it is an unfinished save.
+"""
+
+import functools
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from star_jax import __version__, sharding
+from star_jax import model as gptj
+from star_jax.config import MeshConfig, ModelConfig, from_dict_of
+from star_jax.errors import InputError
+from star_jax.ledger import Ledger
+from star_jax.tokenizer import Tokenizer, from_spec
+
+
+def save_model(directory: Path, model: gptj.GPTJ, params: gptj.Params, tokenizer: Tokenizer) -> None:
+    """Saves weights, model sizes and tokenizer; an unfinished save of the same name is replaced."""
+    if (directory / "model.json").exists():
+        raise InputError(f"{directory}: holds a model already; delete it or give another directory")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((directory / "weights").absolute(), params)
+    Ledger(directory).write_json(
+        directory / "model.json",
+        {
+            "format": "star_jax model 1",
+            "star_jax": __version__,
+            "config": model.config.__dict__,
+            "fingerprint": fingerprint(params),
+            "tokenizer": tokenizer.spec(),
+        },
+    )
+
+
+def load_model(directory: Path | str, mesh: Mesh | None = None) -> tuple[gptj.GPTJ, gptj.Params]:
+    """(model, parameters) of a directory that `save_model` wrote, on the mesh (default: the first device alone).
+
+    Raises InputError where the directory holds no complete model or its tensors do not fit its sizes.
+    """
+    described = _describe(Path(directory))
+    model = gptj.GPTJ(from_dict_of(ModelConfig, described["config"], f"{directory}/model.json"))
+    mesh = mesh or sharding.make_mesh(MeshConfig(data=1))
+    target = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        sharding.unbox(sharding.abstract_params(model)),
+        sharding.param_shardings(model, mesh),
+    )
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore((Path(directory) / "weights").absolute(), target)
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"{directory}/weights: cannot be restored ({str(error).splitlines()[0]})") from error
+    return model, params
+
+
+def load_tokenizer(directory: Path | str) -> Tokenizer:
+    """The tokenizer stored with a model. Raises InputError."""
+    return from_spec(_describe(Path(directory))["tokenizer"])
+
+
+def exists(directory: Path) -> bool:
+    """Whether a complete model is there."""
+    return (directory / "model.json").exists()
+
+
+def fingerprint(params: gptj.Params) -> str:
+    """Twelve hex digits that name these weights in provenance: the same on any mesh, made where the weights are.
+
+    Each leaf's bits, as integers, are summed with weights that depend on the place (arithmetic modulo 2^32 is exact
+    in any order), and names, shapes and sums are hashed.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype} {np.asarray(_checksum(leaf))}".encode())
+    return digest.hexdigest()[:12]
+
+
+@jax.jit
+def _checksum(leaf: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
+    place = functools.reduce(
+        lambda total, axis: total * jnp.uint32(leaf.shape[axis]) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis),
+        range(leaf.ndim),
+        jnp.zeros(leaf.shape, jnp.uint32),
+    )
+    mixed = (place * jnp.uint32(2654435761)) ^ (place >> 15)
+    return jnp.stack([jnp.sum(bits * (mixed | 1)), jnp.sum((bits ^ mixed) * jnp.uint32(2246822519))])
+
+
+class StateKeeper:
+    """Checkpoints inside one fine-tuning: the latest complete train state and the totals that go with it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory.absolute()
+        self._manager = ocp.CheckpointManager(
+            self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        )
+
+    def save(self, state: Any, totals: dict[str, Any]) -> None:
+        """Saves a state under its step. Raises RuntimeError if Orbax declines, which it does without a word."""
+        saved = self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), totals=ocp.args.JsonSave(totals)),
+        )
+        if not saved:
+            raise RuntimeError(f"Orbax did not save step {int(state.step)} into {self._directory}")
+        self._manager.wait_until_finished()
+
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """(state, totals) of the latest complete checkpoint, placed as `like` is, or None."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        found = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), totals=ocp.args.JsonRestore())
+        )
+        return type(like)(*found.state), found.totals
+
+    def remove(self) -> None:
+        """Deletes the checkpoints: their fine-tuning is over."""
+        self._manager.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _describe(directory: Path) -> dict[str, Any]:
+    path = directory / "model.json"
+    if not path.exists():
+        raise InputError(f"{directory}: no complete model is there (model.json is missing)")
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        if described["format"] != "star_jax model 1":
+            raise ValueError(f"unknown format {described['format']!r}")
+        return {"config": described["config"], "tokenizer": described["tokenizer"], **described}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a model description ({error!r})") from error

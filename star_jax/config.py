@@ -1,0 +1,295 @@
+"""Every option, once: a field of a frozen dataclass with its unit or consequence beside it.
+
+`default()` turns the defaults into a ConfigDict for the files in configs/; `from_dict` turns what comes back
+into a `Config` and refuses a wrong key, type or value at the door.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from star_jax import tasks
+from star_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a GPT-J. The defaults are GPT-J-6B's."""
+
+    n_layers: int = 28
+    d_model: int = 4096
+    n_heads: int = 16
+    d_mlp: int = 16384
+    rotary_dim: int = 64  # features of each head that rotate; even
+    vocab_size: int = 50400  # rows of the embedding; may exceed the tokenizer's (padding)
+    max_positions: int = 2048  # longest text, prompt included, in tokens
+    compute_dtype: str = "float32"  # of activations and caches; parameters are float32
+    remat: bool = False  # recompute block activations in the backward pass: less memory, a third more FLOPs
+    scan_unroll: int = 1  # layers a turn of the training scan: more is faster to run and slower to compile
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+    def check(self) -> None:
+        _at_least(1, self, "n_layers", "d_model", "n_heads", "d_mlp", "vocab_size", "max_positions", "scan_unroll")
+        _one_of(self, "compute_dtype", ("float32", "bfloat16"))
+        if self.d_model % self.n_heads or self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
+            raise InputError("model: d_model must divide by n_heads; rotary_dim must be even and at most a head's size")
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseStage:
+    """One stage of pretraining a tiny base on transcripts of the task (tasks/arithmetic_base.py)."""
+
+    steps: int = 100
+    learning_rate: float = 1e-3  # peak, then by the optimizer's decay over this stage
+    gold: tuple[float, ...] = (1.0,)  # shares of worked sums of 1, 2, ... digits; the rest shows the form only
+
+    def check(self) -> None:
+        _at_least(1, self, "steps")
+        if any(share < 0 for share in self.gold) or sum(self.gold) > 1 + 1e-9:
+            raise InputError("base.stages: the shares in `gold` must not be negative or add up to more than 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseConfig:
+    """Where the base model M comes from."""
+
+    path: str = ""  # a directory with a model (a run's base/ or params/, or a converted one); "": pretrain by `stages`
+    stages: tuple[BaseStage, ...] = ()
+    examples: int = 10_000  # transcripts per stage; a stage with more steps than they fill goes over them again
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """Few-shot prompts."""
+
+    shots: int = 0  # shots in front of every problem; 0: none
+    directory: str = ""  # of <task>.txt, <task>_hint.txt, <task>_direct.txt; "": the package's own
+
+    def check(self) -> None:
+        _at_least(0, self, "shots")
+
+
+@dataclasses.dataclass(frozen=True)
+class StarConfig:
+    """Algorithm 1."""
+
+    iterations: int = 5
+    problems_per_iteration: int = 0  # drawn afresh each iteration, in a seeded order; 0: all train problems
+    draws: int = 1  # completions a problem
+    keep_per_problem: int = 1  # distinct right completions kept a problem; 0: all of them
+    rationalize: bool = True  # a second try with the answer as a hint for what failed
+    rationalize_probability: float = 1.0  # share of the failed problems that get it
+    hint_keep_probability: float = 0.0  # share of kept rationalizations stored with their hint (p_show_hint_save)
+    restart_from: str = "base"  # "base" (paper) or "previous": the weights fine-tuning starts from
+    few_shot_train: bool = False  # the few-shot prefix is part of the training text (without loss)
+    prompt_after_first_iteration: bool = True  # False: shots in iteration 1 and for the base only (no_prompt)
+    direct: bool = False  # no rationales: train on every problem's reference answer, sample nothing
+    keep_previous: int = 0  # earlier iterations whose kept examples are trained on again (copy_n)
+    schedule: str = "exponential"  # of fine-tuning steps: "exponential", "linear" or "epochs"
+    steps: int = 40  # steps of iteration 1 (exponential, linear)
+    step_growth: float = 1.2  # exponential: factor an iteration
+    step_increment: int = 20  # linear: further steps an iteration
+    epochs: float = 1.0  # epochs: passes over the kept examples
+
+    def check(self) -> None:
+        _at_least(0, self, "problems_per_iteration", "keep_per_problem", "keep_previous", "step_increment")
+        _at_least(1, self, "iterations", "draws", "steps")
+        _share(self, "rationalize_probability", "hint_keep_probability")
+        _one_of(self, "restart_from", ("base", "previous"))
+        _one_of(self, "schedule", ("exponential", "linear", "epochs"))
+        if self.step_growth <= 0 or self.epochs <= 0:
+            raise InputError("star.step_growth and star.epochs must be greater than 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How train problems are drawn; evaluation is greedy."""
+
+    temperature: float = 0.0  # 0: greedy (paper)
+    top_k: int = 0  # 0: all tokens
+    top_p: float = 1.0  # 1: all tokens
+    slots: int = 128  # rows that decode together
+    refill: int = 0  # free slots gathered before a prefill; 0: a quarter of the slots
+    queue: int = 2048  # problems handed to the device at a time; also what a crash loses at most
+    length_bucket: int = 16  # prompt bodies are padded to a multiple of this; one program is compiled a multiple
+
+    def check(self) -> None:
+        _at_least(0, self, "temperature", "top_k", "refill")
+        _at_least(1, self, "slots", "queue", "length_bucket")
+        if not 0 < self.top_p <= 1 or self.refill > self.slots:
+            raise InputError("sampling: needs 0 < top_p <= 1 and refill <= slots")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam (paper, appendix)."""
+
+    learning_rate: float = 1e-6  # peak
+    warmup_steps: int = 100
+    decay: str = "constant"  # after the warm-up: "constant", "linear" or "cosine"
+    end_fraction: float = 0.0  # of the peak at the last step, for linear and cosine
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # decoupled (AdamW)
+    clip_norm: float = 1.0  # global gradient norm; 0: no clipping
+
+    def check(self) -> None:
+        _at_least(0, self, "warmup_steps", "weight_decay", "clip_norm", "learning_rate")
+        _one_of(self, "decay", ("constant", "linear", "cosine"))
+        _share(self, "end_fraction", "b1", "b2")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One fine-tuning."""
+
+    batch_rows: int = 8  # packed rows a step
+    row_tokens: int = 1024  # tokens a row; a longer example is left out and counted
+    log_every: int = 10  # steps
+    checkpoint_every: int = 0  # steps between checkpoints inside a fine-tuning; 0: none, a crash repeats it
+
+    def check(self) -> None:
+        _at_least(1, self, "batch_rows", "log_every")
+        _at_least(2, self, "row_tokens")
+        _at_least(0, self, "checkpoint_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured after every iteration; the best iteration is chosen by it."""
+
+    split: str = "dev"
+    problems: int = 0  # the first so many of the split; 0: all
+
+    def check(self) -> None:
+        _at_least(0, self, "problems")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis."""
+
+    data: int = -1  # copies of the model; -1: all devices the other two leave
+    fsdp: int = 1  # ways the parameters and the optimizer state are split, with the batch
+    tensor: int = 1  # ways heads, mlp and vocabulary are split
+
+    def check(self) -> None:
+        _at_least(-1, self, "data")
+        _at_least(1, self, "fsdp", "tensor")
+        if self.data == 0:
+            raise InputError("mesh.data must be at least 1, or -1 for all devices")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run depends on."""
+
+    seed: int = 0
+    tokenizer: str = "bytes"  # "bytes", "symbols" (the task's words) or a directory with GPT-2's tokenizer files
+    tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl
+    task: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "arithmetic"})
+    model: ModelConfig = ModelConfig()
+    base: BaseConfig = BaseConfig()
+    prompt: PromptConfig = PromptConfig()
+    star: StarConfig = StarConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    def check(self) -> None:
+        if not self.base.path and not self.base.stages:
+            raise InputError("base: give base.path (a directory with a model) or base.stages to pretrain one")
+        self.make_task()
+
+    def make_task(self) -> tasks.Task:
+        """The task of this config. Raises InputError."""
+        values = {key: value for key, value in self.task.items() if key != "name"}
+        return tasks.make(self.task["name"], **(values | {"direct": self.star.direct}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, for config.json."""
+        return dataclasses.asdict(self)
+
+
+def default(task: str) -> ConfigDict:
+    """All options with their defaults, those of the task included, as a ConfigDict to override."""
+    values = dataclasses.asdict(Config())
+    task_options = {k: v for k, v in tasks.options(task).items() if k != "direct"}  # star.direct says that
+    values["task"] = {"name": task, **task_options}
+    return ConfigDict(values, convert_dict=True)
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The typed config of a ConfigDict or of a config.json. Raises InputError naming the key and what it may be."""
+    plain = values.to_dict() if isinstance(values, ConfigDict) else dict(values)
+    config: Config = _build(Config, plain, "config")
+    return config
+
+
+def from_dict_of(cls: Any, values: Mapping[str, Any], where: str) -> Any:
+    """One group of options from plain values, checked as `from_dict` does. Raises InputError."""
+    return _build(cls, values, where)
+
+
+def _build(cls: Any, values: Any, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where} must be a group of options, got {values!r}")
+    types = typing.get_type_hints(cls)
+    for key in values:
+        if key not in types:
+            near = difflib.get_close_matches(key, types, n=1)
+            raise InputError(f"{where} has no option {key!r}{f'; did you mean {near[0]!r}' if near else ''}")
+    built = cls(**{key: _convert(types[key], value, f"{where}.{key}") for key, value in values.items()})
+    if hasattr(built, "check"):
+        built.check()
+    return built
+
+
+def _convert(expected: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(expected):
+        return _build(expected, value, where)
+    if typing.get_origin(expected) is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{where} must be a list, got {value!r}")
+        item = typing.get_args(expected)[0]
+        return tuple(_convert(item, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if typing.get_origin(expected) is not None:  # the task's options: checked by tasks.make
+        if not isinstance(value, Mapping) or "name" not in value:
+            raise InputError(f"{where} must hold the task's name and options, got {value!r}")
+        return dict(value)
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise InputError(f"{where} must be {expected.__name__}, got {value!r}")
+    return value
+
+
+def _at_least(low: int, group: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(group, name) >= low:
+            raise InputError(f"{_group(group)}.{name} must be at least {low}, got {getattr(group, name)}")
+
+
+def _share(group: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(group, name) <= 1:
+            raise InputError(f"{_group(group)}.{name} must be between 0 and 1, got {getattr(group, name)}")
+
+
+def _one_of(group: Any, name: str, known: tuple[str, ...]) -> None:
+    if getattr(group, name) not in known:
+        raise InputError(f"{_group(group)}.{name} must be one of {', '.join(known)}, got {getattr(group, name)!r}")
+
+
+def _group(group: Any) -> str:
+    return type(group).__name__.removesuffix("Config").lower()

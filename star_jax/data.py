@@ -1,0 +1,182 @@
+"""Kept examples -> seqio Task -> packed rows with segment ids, positions and loss weights -> batches.
+
+Token id 0 is "!" in GPT-2's vocabulary and padding to seqio, whose packer drops every 0 it meets without a
+word. So ids (and loss weights) go in plus one, and one is taken off again where a segment is.
+"""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from star_jax.errors import InputError
+from star_jax.records import Example
+from star_jax.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedRows:
+    """R rows of T tokens. Segments are numbered 1, 2, ... in a row, padding is segment 0."""
+
+    tokens_RT: np.ndarray  # int32; 0 in padding, where the segment id says that it is no token
+    positions_RT: np.ndarray  # int32; restart at 0 with each segment
+    segment_ids_RT: np.ndarray  # int32
+    weights_RT: np.ndarray  # float32; 1 where predicting this token counts, never for a segment's first
+    too_long: int  # examples left out because they exceed a row
+
+    @property
+    def rows(self) -> int:
+        return self.tokens_RT.shape[0]
+
+    def take(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """A batch of the given rows."""
+        names = ("tokens_RT", "positions_RT", "segment_ids_RT", "weights_RT")
+        return {name: getattr(self, name)[index] for name in names}
+
+
+def tokenize(example: Example, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """(token ids, loss weights) of prompt + completion + end-of-text; the prompt weighs 0.
+
+    The prompt is encoded by itself, as the sampler does, so its end is known and not searched for.
+    """
+    prompt = tokenizer.encode(example.prompt)
+    ids, weights = list(prompt), [0] * len(prompt)
+    for text, weight in _spans(example):
+        new = tokenizer.encode(text)
+        ids += new
+        weights += [weight] * len(new)
+    weights[:1] = [0]  # nothing precedes a segment's first token, so nothing can predict it
+    return np.array([*ids, tokenizer.end_of_text], np.int32), np.array([*weights, 1], np.int32)
+
+
+def pack(
+    examples: Sequence[Example], tokenizer: Tokenizer, row_tokens: int, seed: int, name: str = "kept"
+) -> PackedRows:
+    """Packs the examples through the seqio task `star_jax:<name>`. Raises InputError when none fits a row."""
+    arrays = [tokenize(example, tokenizer) for example in examples]
+    fitting = [pair for pair in arrays if len(pair[0]) <= row_tokens]
+    if not fitting:
+        raise InputError(
+            f"none of {len(arrays)} training examples fits a row of {row_tokens} tokens; raise train.row_tokens"
+        )
+    order = _bins([len(ids) for ids, _ in fitting], row_tokens, np.random.default_rng(seed))
+    rows = _through_seqio([fitting[i] for i in order], row_tokens, name)
+    real_RT = rows["ids_segment_ids"] > 0
+    return PackedRows(
+        tokens_RT=np.where(real_RT, rows["ids"] - 1, 0).astype(np.int32),
+        positions_RT=rows["ids_positions"].astype(np.int32),
+        segment_ids_RT=rows["ids_segment_ids"].astype(np.int32),
+        weights_RT=np.where(real_RT, rows["weights"] - 1, 0).astype(np.float32),
+        too_long=len(arrays) - len(fitting),
+    )
+
+
+def batches(rows: PackedRows, batch_rows: int, seed: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches from step `start` on: every row once an epoch, in an order fixed by (seed, epoch).
+
+    The stream of rows runs on across epochs, so no batch is short and no row is dropped, whatever their number.
+    """
+    position = start * batch_rows
+    order = {}
+    while True:
+        index = []
+        for place in range(position, position + batch_rows):
+            epoch, offset = divmod(place, rows.rows)
+            if epoch not in order:
+                order = {epoch: np.random.default_rng([seed, epoch]).permutation(rows.rows)}
+            index.append(order[epoch][offset])
+        yield rows.take(np.array(index))
+        position += batch_rows
+
+
+def warm_up() -> None:
+    """Imports seqio (TensorFlow comes with it, about ten seconds): called in a thread while the device works."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # TensorFlow's own start-up lines say nothing about this program.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    import seqio  # noqa: F401
+
+
+def _spans(example: Example) -> Iterator[tuple[str, int]]:
+    """The completion cut into (text, weight) at the borders of its unweighted spans."""
+    done = 0
+    for start, end in example.unweighted:
+        yield example.completion[done:start], 1
+        yield example.completion[start:end], 0
+        done = end
+    yield example.completion[done:], 1
+
+
+def _bins(lengths: Sequence[int], size: int, rng: np.random.Generator) -> list[int]:
+    """An order in which next-fit packing, which is what seqio does, fills rows as best-fit decreasing would."""
+    shuffled = rng.permutation(len(lengths))
+    with_room: dict[int, list[list[int]]] = {}  # room left -> bins
+    bins = []
+    for i in sorted(shuffled, key=lambda i: -lengths[i]):
+        room = next((r for r in range(lengths[i], size + 1) if with_room.get(r)), None)
+        if room is None:
+            bins.append(chosen := [])
+            room = size
+        else:
+            chosen = with_room[room].pop()
+        chosen.append(int(i))
+        with_room.setdefault(room - lengths[i], []).append(chosen)
+    return [i for b in rng.permutation(len(bins)) for i in bins[b]]
+
+
+def _through_seqio(arrays: Sequence[tuple[np.ndarray, np.ndarray]], row_tokens: int, name: str) -> dict[str, Any]:
+    """Registers the arrays as a seqio Task and reads it back packed: name -> [R, T]."""
+    warm_up()
+    import seqio
+    import tensorflow as tf
+
+    lengths = [len(ids) for ids, _ in arrays]
+
+    def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
+        features = {
+            key: tf.RaggedTensor.from_row_lengths(np.concatenate([pair[i] for pair in arrays]) + 1, lengths)
+            for i, key in enumerate(("ids", "weights"))
+        }
+        return tf.data.Dataset.from_tensor_slices(features)
+
+    task, feature = f"star_jax:{name}", seqio.Feature(seqio.PassThroughVocabulary(2**31 - 1), add_eos=False)
+    if task in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(task)
+    seqio.TaskRegistry.add(
+        task,
+        source=seqio.FunctionDataSource(dataset, splits=["train"]),
+        preprocessors=[],
+        output_features={"ids": feature, "weights": feature},
+    )
+    packed = seqio.get_dataset(
+        task,
+        task_feature_lengths={"ids": row_tokens, "weights": row_tokens},
+        dataset_split="train",
+        shuffle=False,
+        num_epochs=1,
+        feature_converter=_completion_converter(seqio, tf),
+    )
+    rows = list(packed.as_numpy_iterator())
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def _completion_converter(seqio: Any, tf: Any) -> Any:
+    """A feature converter for tokens with a loss weight each; seqio's own know only "loss on all targets"."""
+    spec = seqio.FeatureConverter.FeatureSpec
+    extra = [f"{key}_{what}" for key in ("ids", "weights") for what in ("segment_ids", "positions")]
+
+    class CompletionConverter(seqio.FeatureConverter):  # type: ignore[misc,name-defined]
+        TASK_FEATURES = {"ids": spec(dtype=tf.int32), "weights": spec(dtype=tf.int32)}
+        MODEL_FEATURES = TASK_FEATURES
+        PACKING_FEATURE_DTYPES = {name: tf.int32 for name in extra}
+
+        def _convert_features(self, ds: Any, task_feature_lengths: Any) -> Any:
+            return self._pack_or_pad(ds, task_feature_lengths)
+
+        def get_model_feature_lengths(self, task_feature_lengths: Any) -> Any:
+            return {**task_feature_lengths, **{name: task_feature_lengths[name.split("_")[0]] for name in extra}}
+
+    return CompletionConverter(pack=True)

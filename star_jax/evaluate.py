@@ -1,0 +1,237 @@
+"""Drawing and judging completions for a list of problems, and the accuracy that comes out.
+
+    python -m star_jax.evaluate --workdir=DIR [--iteration=N|base|best] [--split=dev|test] [--samples=K]
+"""
+
+import argparse
+import collections
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from star_jax import checkpoint, filter, metrics, prompting, sharding
+from star_jax import model as gptj
+from star_jax.config import Config, from_dict
+from star_jax.errors import InputError, exit_on_bad_input
+from star_jax.ledger import Ledger
+from star_jax.prompting import PromptSet
+from star_jax.records import Completion, Problem
+from star_jax.sampler import Decoding, Draw, Sampler
+from star_jax.tasks import Task
+from star_jax.tokenizer import Tokenizer
+
+Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+def make_sampler(
+    config: Config, task: Task, model: gptj.GPTJ, params: gptj.Params, tokenizer: Tokenizer, decoding: Decoding
+) -> Sampler:
+    """The sampler of a run's settings."""
+    options = config.sampling
+    return Sampler(
+        model,
+        params,
+        tokenizer,
+        stop=task.stop,
+        max_new_tokens=task.max_new_tokens,
+        decoding=decoding,
+        slots=options.slots,
+        refill=options.refill,
+        queue=options.queue,
+        length_bucket=options.length_bucket,
+    )
+
+
+def complete(
+    ledger: Ledger,
+    path: Path,
+    sampler: Sampler,
+    task: Task,
+    problems: Sequence[Problem],
+    prompts: PromptSet,
+    *,
+    what: str,
+    seed: int,
+    iteration: int,
+    draws: int = 1,
+    hinted: bool = False,
+    log: Callable[[dict[str, Any]], None] | None = None,
+) -> list[Completion]:
+    """`draws` judged completions for each problem, stored at `path` (and read from there when they are done).
+
+    `what` names the stage, for the progress bar and in the random keys. `log` gets the totals at the end.
+    """
+    wanted = [(problem, draw) for problem in problems for draw in range(draws)]
+    texts = [prompts.prompt(task, problem, hinted) for problem, _ in wanted]
+    seeds = [f"{seed}/{what}/{iteration}/{problem.id}/{draw}/{int(hinted)}" for problem, draw in wanted]
+
+    def judge(place: int, drawn: Draw) -> Completion:
+        problem, draw = wanted[place]
+        return filter.judge(
+            task,
+            problem,
+            text=drawn.text,
+            cut_off=drawn.cut_off,
+            iteration=iteration,
+            draw=draw,
+            hinted=hinted,
+            log_probability=drawn.log_probability,
+            tokens=len(drawn.token_ids),
+            seed=seeds[place],
+        )
+
+    def draw_missing(missing: Sequence[int], store: Callable[[Sequence[Completion]], None]) -> None:
+        started, right, tokens = time.monotonic(), 0, 0
+        with metrics.progress(len(missing), f"iteration {iteration}: {what}", "problem") as bar:
+
+            def chunk(places: Sequence[int], drawn: Sequence[Draw]) -> None:
+                nonlocal right, tokens
+                judged = [judge(missing[i], d) for i, d in zip(places, drawn, strict=True)]
+                store(judged)
+                right += sum(c.verdict == "right" for c in judged)
+                tokens += sum(c.tokens for c in judged)
+                bar.update(len(judged))
+                speed = tokens / (time.monotonic() - started)
+                bar.set_postfix_str(f"{right} right, {speed:,.0f} tokens/s")
+
+            sampler([texts[i] for i in missing], [seeds[i] for i in missing], chunk)
+        seconds = time.monotonic() - started
+        if log:
+            log({"problems": len(missing), "right": right, "tokens": tokens, "seconds": round(seconds, 2),
+                 "tokens_per_second": round(tokens / seconds, 1)})  # fmt: skip
+
+    return ledger.completions(path, [(problem.id, draw) for problem, draw in wanted], draw_missing)
+
+
+def score(problems: Sequence[Problem], completions: Sequence[Completion]) -> dict[str, Any]:
+    """Accuracy of one completion a problem: over all, by class, and the mean over classes, with 95 % intervals."""
+    verdict = {c.problem_id: c.verdict for c in completions}
+    by_class: dict[str, list[bool]] = collections.defaultdict(list)
+    for problem in problems:
+        by_class[problem.category].append(verdict[problem.id] == "right")
+    classes = {name: _accuracy(sum(right), len(right)) for name, right in by_class.items()}
+    counts = filter.counts(completions)
+    return {
+        **_accuracy(counts["right"], len(problems)),
+        "mean_of_classes": sum(c["accuracy"] for c in classes.values()) / len(classes),
+        "by_class": classes,
+        **counts,
+    }
+
+
+def majority(task: Task, problems: Sequence[Problem], completions: Sequence[Completion]) -> dict[str, Any]:
+    """Accuracy of the commonest answer among a problem's draws (the earliest of equals), and of any draw at all."""
+    answers: dict[str, list[str]] = collections.defaultdict(list)
+    solved = set()
+    for c in completions:
+        if c.answer is not None and c.verdict != "cut_off":
+            answers[c.problem_id].append(c.answer)
+        if c.verdict == "right":
+            solved.add(c.problem_id)
+    voted = sum(
+        task.grade(p, collections.Counter(answers[p.id]).most_common(1)[0][0]) for p in problems if answers[p.id]
+    )
+    return {
+        "majority": _accuracy(voted, len(problems)),
+        "any": _accuracy(len(solved), len(problems)),
+        "single": _accuracy(filter.counts(completions)["right"], len(completions)),
+    }
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson, 1927)."""
+    share, spread = right / n, Z95**2 / n
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z95 * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def prompts_of(config: Config, drawing_iteration: int) -> PromptSet:
+    """The few-shot prompts by which iteration `drawing_iteration` = 1, 2, ... draws; see star.prompt_after_first_iteration."""
+    prompts = prompting.load(
+        config.task["name"], config.prompt.shots, config.star.direct, config.prompt.directory
+    )
+    later = drawing_iteration > 1 and not config.star.prompt_after_first_iteration
+    return prompts.without_shots() if later else prompts
+
+
+def split_problems(config: Config, task: Task, split: str) -> list[Problem]:
+    """The problems of a split that are evaluated. Raises InputError where there are none."""
+    problems = task.problems(split)[: config.evaluation.problems or None]
+    if not problems:
+        raise InputError(f"the split {split!r} holds no problems")
+    return problems
+
+
+def best_iteration(ledger: Ledger, split: str) -> int:
+    """The iteration of the highest accuracy on the split that evaluation uses, the earliest of equals."""
+    found = {}
+    for path in ledger.workdir.glob(f"iter_*/eval_{split}.json"):
+        result = ledger.read_json(path)
+        found[int(result["iteration"])] = float(result["accuracy"])
+    if not found:
+        raise InputError(f"{ledger.workdir}: no iteration has been evaluated on {split!r} yet")
+    return min(found, key=lambda n: (-found[n], n))
+
+
+def open_run(workdir: str, iteration: str) -> tuple[Ledger, Config, int, Path]:
+    """(ledger, config, iteration, model directory) of a run's `base`, `best` or numbered iteration. Raises InputError."""
+    ledger = Ledger(workdir)
+    config = from_dict(ledger.read_json(ledger.workdir / "config.json"))
+    if iteration == "best":
+        number = best_iteration(ledger, config.evaluation.split)
+    elif iteration == "base":
+        number = 0
+    elif iteration.isdigit():
+        number = int(iteration)
+    else:
+        raise InputError(f"--iteration={iteration}: give a number, 'base' or 'best'")
+    directory = ledger.path(number, "params") if number else ledger.workdir / "base"
+    if not checkpoint.exists(directory):
+        raise InputError(f"{directory}: no complete model is there; this run has not got so far")
+    return ledger, config, number, directory
+
+
+def _accuracy(right: int, n: int) -> dict[str, Any]:
+    low, high = wilson(right, n)
+    return {"n": n, "accuracy": right / n, "ci95": [round(low, 4), round(high, 4)]}
+
+
+def main() -> None:
+    """The command line at the head of this file."""
+    parser = argparse.ArgumentParser(prog="python -m star_jax.evaluate", description="Accuracy of a run's model.")
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--iteration", default="best", help="a number, base or best (default)")
+    parser.add_argument("--split", default="dev")
+    parser.add_argument("--samples", type=int, default=0, help="K draws a problem by the run's sampling, with majority vote")
+    args = parser.parse_args()
+    if args.samples < 0:
+        raise InputError(f"--samples={args.samples}: give 0 (greedy) or a number of draws")
+    ledger, config, number, directory = open_run(args.workdir, args.iteration)
+    mesh = sharding.make_mesh(config.mesh)
+    task, tokenizer = config.make_task(), checkpoint.load_tokenizer(directory)
+    problems = split_problems(config, task, args.split)
+    with sharding.use(mesh):
+        model, params = checkpoint.load_model(directory, mesh)
+        options = config.sampling
+        drawn = Decoding(options.temperature, options.top_k, options.top_p) if args.samples else Decoding()
+        sampler = make_sampler(config, task, model, params, tokenizer, drawn)
+        name = f"eval_{args.split}" + (f"_{args.samples}_samples" if args.samples else "")
+        completions = complete(
+            ledger, ledger.path(number, name + ".jsonl"), sampler, task, problems, prompts_of(config, number + 1),
+            what="evaluate", seed=config.seed, iteration=number, draws=max(1, args.samples),
+        )  # fmt: skip
+    result = {"iteration": number, "split": args.split, "weights": checkpoint.fingerprint(params)}
+    result |= majority(task, problems, completions) if args.samples else score(problems, completions)
+    ledger.write_json(ledger.path(number, name + ".json"), result)
+    for key in ("majority", "any", "single") if args.samples else ("",):
+        line = result[key] if key else result
+        low, high = line["ci95"]
+        print(f"{key or 'accuracy':9} {line['accuracy']:.4f}  [{low:.4f}, {high:.4f}]  n = {line['n']}")
+    print(f"written to {ledger.path(number, name + '.json')}")
+
+
+if __name__ == "__main__":
+    exit_on_bad_input(main)

@@ -1,0 +1,46 @@
+"""The command line: flags -> config -> one call.
+
+    python -m star_jax.main --config=configs/arithmetic.py [--workdir=DIR] [--config.star.iterations=3 ...]
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from star_jax.errors import InputError, exit_on_bad_input
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, e.g. configs/arithmetic.py.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/<name of the config file>.")
+
+
+def main() -> None:
+    """Parses the flags, starts or goes on with the run, and says where its report is."""
+    _parse(sys.argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("star_jax").setLevel(logging.INFO)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from star_jax import config, star
+
+    typed = config.from_dict(_CONFIG.value)
+    name = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
+    print(star.run(typed, _WORKDIR.value or Path("runs") / name))
+
+
+def _parse(argv: list[str]) -> None:
+    """Raises InputError for flags that absl or ml_collections would answer with a traceback."""
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
+        raise InputError(str(error)) from error
+    if len(rest) > 1:
+        raise InputError(f"unexpected argument {rest[1]!r}; options are given as --name=value")
+    if _CONFIG.value is None:
+        raise InputError("give --config=FILE, e.g. --config=configs/arithmetic.py")
+
+
+if __name__ == "__main__":
+    exit_on_bad_input(main)

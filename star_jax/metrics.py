@@ -1,0 +1,60 @@
+"""What a run says while it works: metrics.jsonl, TensorBoard events, progress bars, and log lines."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from star_jax.errors import InputError
+
+LOG = logging.getLogger("star_jax")
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl and, with `tensorboard`, to an events file beside it.
+
+    A line is {"time" (unix seconds), "stage", "iteration", "step", and the values}. A stage that is repeated
+    after a crash writes its lines again: of equal (stage, iteration, step) the last counts.
+    """
+
+    def __init__(self, workdir: Path, tensorboard: bool = False) -> None:
+        self._path, self._workdir, self._tensorboard, self._writer = workdir / "metrics.jsonl", workdir, tensorboard, None
+
+    def log(self, stage: str, iteration: int, step: int, values: dict[str, Any]) -> None:
+        """Writes one line of numbers. Raises InputError when the file cannot be written."""
+        line = {"time": round(time.time(), 3), "stage": stage, "iteration": iteration, "step": step, **values}
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise InputError(f"{self._path}: cannot be written ({error.strerror}); mend that and run again") from error
+        if self._tensorboard:
+            self._to_tensorboard(f"{stage}/iteration_{iteration:03d}" if step else stage, step or iteration, values)
+
+    def close(self) -> None:
+        """Flushes the events file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _to_tensorboard(self, tag: str, step: int, values: dict[str, Any]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        if self._writer is None:
+            self._writer = EventFileWriter(str(self._workdir))
+        scalars = [
+            Summary.Value(tag=f"{tag}/{name}", simple_value=float(value))
+            for name, value in values.items()
+            if isinstance(value, int | float)
+        ]
+        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+
+
+def progress(total: int, what: str, unit: str) -> tqdm:
+    """A progress bar on standard error; silent where that is not a terminal."""
+    return tqdm(total=total, desc=what, unit=unit, disable=None, leave=False, dynamic_ncols=True, smoothing=0.1)

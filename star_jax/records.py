@@ -1,0 +1,118 @@
+"""What travels between the stages: plain frozen dataclasses, one JSON object a line on disk. No JAX here."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from star_jax.errors import InputError
+
+# How a completion was judged. "cut_off": the token budget ran out before a stop, so that even an answer in
+# it may be half of one; "unparsable": it stopped by itself and holds no answer.
+VERDICTS = ("right", "wrong", "unparsable", "cut_off")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One problem x with its answer y (paper, section 3)."""
+
+    id: str  # unique within a task, the same in every run
+    question: str
+    answer: str  # the reference answer in the form the task's `parse` returns
+    category: str = ""  # the class accuracy is broken down by, e.g. "3 digits"
+    choices: tuple[str, ...] = ()  # multiple choice only, in the order of the labels a, b, c ...
+    rationale: str | None = None  # the reference solution where the data set has one
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """The text a completion is drawn after: few-shot prefix (shared by all problems of a pass) + this problem."""
+
+    prefix: str
+    body: str
+
+    @property
+    def text(self) -> str:
+        return self.prefix + self.body
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One draw from the model, judged. Every draw of a run is kept in samples.jsonl or rationalizations.jsonl."""
+
+    problem_id: str
+    iteration: int  # the iteration that drew it; it was drawn from the weights of the iteration before
+    draw: int  # 0, 1, ... of the draws for this problem
+    hinted: bool  # the prompt held the answer
+    text: str  # cut at the stop; the stop itself is not part of it
+    answer: str | None  # as parsed; None: there is none
+    verdict: str  # one of VERDICTS
+    consistent: bool | None  # the steps check out; None: this task cannot tell, or there is no answer
+    log_probability: float  # sum of log p of the drawn tokens (stop included), nats, at temperature 1
+    tokens: int  # how many were drawn, the stop's included
+    seed: str  # what its random key was made from
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One training example: loss on `completion` and the end-of-text behind it, none on `prompt`."""
+
+    problem_id: str
+    prompt: str  # hint-free unless `hint_kept`
+    completion: str
+    iteration: int
+    source: str  # "sampled", "rationalized", "reference" (answers given, star.direct) or "pretraining"
+    hint_kept: bool = False
+    draw: int = 0
+    seed: str = ""
+    verdict: str = ""
+    log_probability: float | None = None
+    prompt_set: str = ""  # fingerprint of the few-shot text it was drawn behind
+    weights: str = ""  # fingerprint of the weights it was drawn from
+    # Spans [start, end) of `completion` in characters that carry no loss; only the embedded base uses them.
+    unweighted: tuple[tuple[int, int], ...] = ()
+
+
+Record = TypeVar("Record", Problem, Completion, Example)
+
+
+def to_json(record: Any) -> str:
+    """One line of JSON (no newline at its end), keys in the order of the dataclass."""
+    return json.dumps(dataclasses.asdict(record), ensure_ascii=False)
+
+
+def from_json(kind: type[Record], line: str) -> Record:
+    """The inverse of `to_json`. Raises ValueError with the reason when the line is not such a record."""
+    values = json.loads(line)
+    if not isinstance(values, dict):
+        raise ValueError("it is not a JSON object")
+    names = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := sorted(values.keys() - names.keys()):
+        raise ValueError(f"unknown key '{unknown[0]}'")
+    required = {n for n, f in names.items() if f.default is dataclasses.MISSING}
+    if missing := sorted(required - values.keys()):
+        raise ValueError(f"key '{missing[0]}' is missing")
+    frozen = {key: _freeze(value) for key, value in values.items()}
+    return kind(**frozen)
+
+
+def read_jsonl(kind: type[Record], path: Path) -> Iterator[Record]:
+    """Yields the records of a file; raises InputError naming file and line at the first one that is broken."""
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield from_json(kind, line)
+            except ValueError as error:
+                raise InputError(
+                    f"{path}:{number}: not a {kind.__name__} record ({error}); mend or delete the file"
+                ) from error
+
+
+def write_lines(records: Iterable[Any]) -> str:
+    """The text of a JSON-lines file."""
+    return "".join(to_json(record) + "\n" for record in records)
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value

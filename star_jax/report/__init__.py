@@ -1,0 +1,38 @@
+"""The run as one self-contained HTML page: figures, tables, and the rationales to page through. No JAX here.
+
+load.py       a run's files -> plain values
+series.py     what each figure plots
+figures.py    series -> SVG
+texts.py      rationales and examples, made safe to show
+page.py       all of it -> page.html.j2, page.css, browser.js
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from star_jax.errors import InputError
+from star_jax.report.load import read_run
+from star_jax.report.page import render
+
+
+def write(workdirs: Path | Sequence[Path], target: Path | None = None) -> Path:
+    """Writes the page of a run, or of several side by side, and returns its path.
+
+    `target` defaults to report.html in the (first) run's directory; it is written aside and renamed, so a
+    reader never sees half a page. A run may be unfinished. Raises InputError when a directory is not a run's,
+    when a file in it is broken, or when the page cannot be written.
+    """
+    directories = [Path(workdirs)] if isinstance(workdirs, (str, Path)) else [Path(path) for path in workdirs]
+    if not directories:
+        raise InputError("report: needs the directory of at least one run")
+    path = directories[0] / "report.html" if target is None else Path(target)
+    page = render([read_run(directory) for directory in directories])
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_text(page, encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise InputError(f"{path}: the report cannot be written ({error.strerror})") from error
+    return path

@@ -1,0 +1,289 @@
+"""Reads the files of a run into plain values. Any of them may be absent; one that is there and broken is an InputError.
+
+The long files of an iteration (its dev completions, its kept examples) are not held here but read when asked for.
+"""
+
+import collections
+import dataclasses
+import json
+import math
+import re
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from star_jax.errors import InputError
+from star_jax.records import Completion, Example, Problem, Record, read_jsonl
+
+_ITERATION = re.compile(r"iter_(\d{3,})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """An accuracy: a fraction in 0..1 with the ends of its 95 % interval, of n problems. None: not on record."""
+
+    n: int | None
+    accuracy: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """An eval_<split>.json."""
+
+    overall: Rate
+    mean_of_classes: float | None  # every class counts the same, however many problems it has
+    by_class: dict[str, Rate]
+    counts: dict[str, float]  # right, wrong, unparsable, cut_off, right_wrong_steps: problems
+
+
+@dataclasses.dataclass(frozen=True)
+class Filtered:
+    """A filter.json."""
+
+    counts: dict[str, float]  # every number at its top level: problems, draws, right, kept, kept_sampled, ...
+    kept_by_class: dict[str, dict[str, float]]  # class -> source ("sampled", "rationalized") -> examples
+    problems_by_class: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """What samples.jsonl and rationalizations.jsonl hold, counted by verdict. None: the file is not there yet."""
+
+    sampled: collections.Counter[str] | None
+    rationalized: collections.Counter[str] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Iteration:
+    """One iter_NNN; iteration 0 is the base model and has an evaluation only."""
+
+    number: int
+    directory: Path
+    done: bool
+    evaluation: Evaluation | None
+    filtered: Filtered | None
+    fine_tuned: dict[str, float] | None  # every number in finetune.json: steps, examples, loss_first, seconds, ...
+    draws: Draws
+    has_kept: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything of a run the report shows, but the long texts."""
+
+    directory: Path
+    name: str  # the directory's own name, never the path to it: the page is made to be passed on
+    config: dict[str, Any]  # nested, as saved; empty when there is none
+    split: str  # every iteration was evaluated on it
+    problems: tuple[Problem, ...]  # of `split`, in the file's order
+    classes: tuple[str, ...]  # in the order of first appearance in `problems`, then in the evaluations
+    iterations: tuple[Iteration, ...]  # by number
+    metrics: tuple[dict[str, Any], ...]  # one a (stage, iteration, step), in the order of first appearance
+    unread_metrics: int  # lines of metrics.jsonl that are no JSON object: torn by a kill
+
+
+def read_run(workdir: Path) -> Run:
+    """Reads a run's directory. Raises InputError when it is no run's, or when a file in it is broken."""
+    workdir = Path(workdir)
+    if not workdir.is_dir():
+        raise InputError(f"{workdir}: there is no such directory; --workdir takes the directory of a run")
+    found = sorted(_iteration_dirs(workdir).items())
+    has_config = (workdir / "config.json").is_file()
+    if not found and not has_config:
+        raise InputError(f"{workdir}: holds neither config.json nor iter_000, so it is not the directory of a run")
+    config = _read_object(workdir / "config.json") if has_config else {}
+    split = setting(config, "evaluation.split")
+    if not isinstance(split, str) or not re.fullmatch(r"[\w-]+", split):
+        split = "dev"
+    problems = tuple(record for _, record in _records(Problem, workdir / f"problems_{split}.jsonl"))
+    iterations = tuple(_iteration(number, directory, split) for number, directory in found)
+    metrics, unread = _metrics(workdir / "metrics.jsonl")
+    classes = dict.fromkeys(problem.category for problem in problems)
+    for iteration in iterations:
+        classes |= dict.fromkeys(iteration.evaluation.by_class if iteration.evaluation else ())
+    name = workdir.resolve().name or "run"
+    return Run(workdir, name, config, split, problems, tuple(classes), iterations, metrics, unread)
+
+
+def setting(config: dict[str, Any], dotted: str) -> Any:
+    """The value of a dotted key, e.g. "star.iterations"; None where the config has no such key."""
+    value: Any = config
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def evaluated_completions(run: Run, iteration: Iteration) -> dict[str, Completion]:
+    """Problem id -> draw 0 of the evaluation; empty where the iteration was not evaluated yet."""
+    path = iteration.directory / f"eval_{run.split}.jsonl"
+    return {record.problem_id: record for _, record in _records(Completion, path) if record.draw == 0}
+
+
+def kept_examples(iteration: Iteration) -> list[Example]:
+    """What the iteration's model was fine-tuned on; empty where nothing was kept, or not yet."""
+    return [record for _, record in _records(Example, iteration.directory / "kept.jsonl")]
+
+
+def train_classes(run: Run) -> dict[str, str]:
+    """Train problem id -> class, of a run that wrote problems_train.jsonl; empty without it."""
+    return {record.id: record.category for _, record in _records(Problem, run.directory / "problems_train.jsonl")}
+
+
+def _iteration_dirs(workdir: Path) -> dict[int, Path]:
+    matches = ((_ITERATION.fullmatch(path.name), path) for path in workdir.iterdir() if path.is_dir())
+    return {int(match.group(1)): path for match, path in matches if match}
+
+
+def _iteration(number: int, directory: Path, split: str) -> Iteration:
+    def optional(name: str, parse: Callable[[Path], Any]) -> Any:
+        return parse(directory / name) if (directory / name).is_file() else None
+
+    return Iteration(
+        number=number,
+        directory=directory,
+        done=(directory / "DONE").exists(),
+        evaluation=optional(f"eval_{split}.json", _evaluation),
+        filtered=optional("filter.json", _filtered),
+        fine_tuned=optional("finetune.json", lambda path: _numbers(_read_object(path))),
+        draws=Draws(optional("samples.jsonl", _verdicts), optional("rationalizations.jsonl", _verdicts)),
+        has_kept=(directory / "kept.jsonl").is_file(),
+    )
+
+
+def _evaluation(path: Path) -> Evaluation:
+    values = _read_object(path)
+    by_class = {label: _rate(path, rate) for label, rate in _mapping(path, values, "by_class").items()}
+    known = [rate.accuracy for rate in by_class.values() if rate.accuracy is not None]
+    mean = _fraction(path, values, "mean_of_classes")
+    if mean is None and known:
+        mean = sum(known) / len(known)
+    return Evaluation(_rate(path, values), mean, by_class, _numbers(values))
+
+
+def _rate(path: Path, values: Any) -> Rate:
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a class of 'by_class' should be an object with 'n', 'accuracy' and 'ci95'")
+    interval = values.get("ci95")
+    if interval is None:
+        interval = (None, None)
+    if not isinstance(interval, (list, tuple)) or len(interval) != 2:
+        raise InputError(f"{path}: 'ci95' should be [low, high], is {_short(interval)}")
+    ends = {"ci95 low": interval[0], "ci95 high": interval[1]}
+    low, high = (_fraction(path, ends, key) for key in ends)
+    n = _numbers(values).get("n")
+    return Rate(None if n is None else int(n), _fraction(path, values, "accuracy"), low, high)
+
+
+def _filtered(path: Path) -> Filtered:
+    values = _read_object(path)
+    kept = _mapping(path, values, "kept_by_class")
+    return Filtered(
+        counts=_numbers(values),
+        kept_by_class={label: _numbers(_mapping(path, kept, label)) for label in kept},
+        problems_by_class=_numbers(_mapping(path, values, "problems_by_class")),
+    )
+
+
+def _verdicts(path: Path) -> collections.Counter[str]:
+    return collections.Counter(record.verdict for _, record in _records(Completion, path))
+
+
+def _metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], int]:
+    """The log's lines, and how many could not be read. Of a step a resumed run repeated, the last values win."""
+    if not path.is_file():
+        return (), 0
+    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
+    unread = 0
+    for line in filter(str.strip, _read_text(path).split("\n")):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            values = None
+        if not isinstance(values, dict):
+            unread += 1
+            continue
+        key = tuple(str(values.get(name)) for name in ("stage", "iteration", "step"))
+        merged[key] = {**merged.get(key, {}), **values}
+    return tuple(merged.values()), unread
+
+
+def _records(kind: type[Record], path: Path) -> Iterator[tuple[int, Record]]:
+    """(line number, record) of a file, nothing where it is absent. Raises InputError naming file and line."""
+    if not path.is_file():
+        return
+    texts = [name for name, type_ in typing.get_type_hints(kind).items() if type_ is str]
+    try:
+        for number, record in enumerate(read_jsonl(kind, path), start=1):
+            for name in texts:
+                if not isinstance(getattr(record, name), str):
+                    raise InputError(f"{path}:{number}: '{name}' should be text, is {_short(getattr(record, name))}")
+            yield number, record
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}:{_undecodable_line(path)}: is not UTF-8 text; mend or delete the file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _undecodable_line(path: Path) -> int:
+    # The decoder works ahead of the lines it hands out, so its error does not tell which line it was.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError:
+            return number
+    return 0
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(_read_text(path))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); mend or delete the file") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: should hold a JSON object, holds {_short(values)}")
+    return values
+
+
+def _read_text(path: Path) -> str:
+    """A file's text; bytes that are not UTF-8 (a write torn inside a letter) read as U+FFFD."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _mapping(path: Path, values: dict[str, Any], key: str) -> dict[str, Any]:
+    """values[key], an object; empty where it is absent."""
+    value = values.get(key, {})
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: '{key}' should be an object, is {_short(value)}")
+    return value
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    """The entries that are finite numbers; null, NaN and texts are left out."""
+    return {key: value for key, value in values.items() if is_number(value)}
+
+
+def _fraction(path: Path, values: dict[str, Any], key: str) -> float | None:
+    """values[key] in 0..1; None where it is absent, null or NaN (a class of no problems)."""
+    value = values.get(key)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if not is_number(value) or not 0 <= value <= 1:
+        raise InputError(f"{path}: '{key}' should be a number in 0..1, is {_short(value)}")
+    return float(value)
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a JSON value is a finite number (true and false are not)."""
+    # Not math.isfinite: it fails on an integer that no float can hold.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,147 @@
+"""The texts of a run, made safe to show: the rationales to page through, and a few of the examples trained on."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from markupsafe import Markup
+
+from star_jax.records import Completion, Example, Problem
+from star_jax.report.load import Run, evaluated_completions, kept_examples, train_classes
+
+MOST_PROBLEMS = 1_000  # whose rationales the page carries
+MOST_CHARACTERS = 2_400_000  # of embedded JSON over all runs of the page, so that it opens fast
+LONGEST_TEXT = 4_000  # characters of one text; a model that never stops can draw far more
+EXAMPLES_SHOWN = 12  # of those an iteration was trained on
+PROMPT_TAIL = 600  # characters of an example's prompt; what stands before are few-shot examples
+
+Item = TypeVar("Item")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pick:
+    """A training example to show; `label` is its class, None where the run does not tell."""
+
+    example: Example
+    label: str | None
+    prompt: str
+    completion: str
+
+
+def visible(text: str) -> str:
+    """The text with what cannot be seen made visible: control characters, direction marks, lone surrogates.
+
+    Such characters can hide a text, reorder it, or make the page unreadable as UTF-8. Tabs and newlines stay.
+    """
+    return text.translate(_INVISIBLE)
+
+
+def clipped(text: str) -> str:
+    """At most LONGEST_TEXT characters of a text, and how many it had."""
+    if len(text) <= LONGEST_TEXT:
+        return text
+    return f"{text[:LONGEST_TEXT]} … [cut for this page; {len(text):,} characters in all]"
+
+
+def rationales(run: Run, budget: int) -> tuple[Markup, int, int]:
+    """(JSON for browser.js, problems in it, problems there are), the problems in class-balanced order.
+
+    {"iterations": [0, 1, ...], "classes": [label, ...], "rows": [[question, answer, class's index, texts], ...]}
+    where texts holds, for each iteration, null or [text, parsed answer or null, verdict, steps check out or null].
+    The JSON is safe inside a script element. `budget`: characters it may take.
+    """
+    drawn = {iteration.number: evaluated_completions(run, iteration) for iteration in run.iterations}
+    drawn = {number: completions for number, completions in drawn.items() if completions}
+    problems = run.problems or [
+        Problem(id=name, question=name, answer="–") for name in dict.fromkeys(n for c in drawn.values() for n in c)
+    ]
+    classes = list(dict.fromkeys(problem.category for problem in problems))
+    rows: list[str] = []
+    size = 0
+    for problem in _in_turn(problems, lambda problem: problem.category)[:MOST_PROBLEMS]:
+        row = _json(
+            [
+                _question(problem),
+                _shown(problem.answer),
+                classes.index(problem.category),
+                [_drawn(completions.get(problem.id)) for completions in drawn.values()],
+            ]
+        )
+        size += len(row)
+        if size > budget:
+            break
+        rows.append(row)
+    head = _json({"iterations": list(drawn), "classes": [_shown(label) for label in classes]})
+    return Markup(f'{head[:-1]}, "rows": [{", ".join(rows)}]}}'), len(rows), len(problems)
+
+
+def kept_picks(run: Run) -> list[tuple[int, int, list[Pick]]]:
+    """(iteration, examples it was trained on, some of them) for each iteration that kept any.
+
+    The pick is random with a fixed seed, and takes classes and sources in turn.
+    """
+    class_of = train_classes(run) if any(iteration.has_kept for iteration in run.iterations) else {}
+    picks = []
+    for iteration in run.iterations:
+        examples = kept_examples(iteration)
+        if not examples:
+            continue
+        total = len(examples)
+        random.Random(f"kept {iteration.number}").shuffle(examples)
+        chosen = _in_turn(examples, lambda example: (class_of.get(example.problem_id), example.source))
+        picks.append((iteration.number, total, [_pick(example, class_of) for example in chosen[:EXAMPLES_SHOWN]]))
+    return picks
+
+
+def _in_turn(items: Sequence[Item], group: Callable[[Item], Any]) -> list[Item]:
+    """The items, one of each group in turn, each group in its own order."""
+    groups: dict[Any, int] = {}
+    turns = []
+    for index, item in enumerate(items):
+        name = group(item)
+        groups[name] = groups.get(name, 0) + 1
+        turns.append((groups[name], index))
+    return [items[index] for _, index in sorted(turns)]
+
+
+def _pick(example: Example, class_of: dict[str, str]) -> Pick:
+    prompt = example.prompt if len(example.prompt) <= PROMPT_TAIL else f"… {example.prompt[-PROMPT_TAIL:]}"
+    return Pick(example, class_of.get(example.problem_id), prompt, clipped(example.completion))
+
+
+def _question(problem: Problem) -> str:
+    lines = [problem.question, *(f"({chr(97 + i)}) {choice}" for i, choice in enumerate(problem.choices))]
+    return _shown("\n".join(lines))
+
+
+def _drawn(completion: Completion | None) -> list[Any] | None:
+    if completion is None:
+        return None
+    answer = None if completion.answer is None else _shown(str(completion.answer))
+    return [_shown(completion.text), answer, _shown(completion.verdict), completion.consistent]
+
+
+def _shown(text: str) -> str:
+    return visible(clipped(text))
+
+
+def _json(value: Any) -> str:
+    """JSON that can stand in a script element: `<`, `>` and `&` occur in it as escapes only."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.translate({ord(char): f"\\u{ord(char):04x}" for char in "<>&"})
+
+
+def _names_of(codes: Iterable[int]) -> dict[int, str]:
+    return {code: f"⟨U+{code:04X}⟩" for code in codes}
+
+
+_INVISIBLE = {
+    # Unicode has a picture of each of the first 32 control characters, U+2400 NUL and so on.
+    **{code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"},
+    **_names_of(range(0x7F, 0xA0)),
+    **_names_of((0x061C, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0xFEFF)),
+    **_names_of((*range(0xD800, 0xE000), 0xFFFE, 0xFFFF)),
+    **_names_of(range(0xE0000, 0xE0080)),  # "tags", an invisible copy of ASCII
+}

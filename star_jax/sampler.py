@@ -1,0 +1,381 @@
+"""The sampler: a shared prefix encoded once, then one compiled loop over slots that refill inside it.
+
+    while problems are left or rows are alive:            (_sample_queue, one XLA program)
+        put the next problems of the queue into free slots: one prefill of R rows
+        while fewer than R slots are free, or nothing is left to put there:
+            one decode step for all B slots; rows that reach a stop go quiet
+
+A draw is a pure function of (weights, prompt, key, how to draw): the key belongs to the problem, never to
+its slot, so batch size, order and restarts change no text.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from star_jax import model as gptj
+from star_jax.config import ModelConfig
+from star_jax.errors import InputError
+from star_jax.records import Prompt
+from star_jax.tokenizer import Tokenizer
+
+STOPPED, CUT_OFF = 1, 2  # values of Outputs.reason_Q; 0: not drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How a token is drawn from logits. Temperature 0 is greedy and ignores the other two.
+
+    top_k: only the k likeliest tokens (0: all). top_p: only the smallest set of likeliest tokens that holds
+    this much probability (1: all), after the temperature and top_k have been applied.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def draw(self, logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
+        """Token ids [B], one key a row (Gumbel-max for a positive temperature)."""
+        if self.temperature == 0:
+            return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+        kept_BV = self._truncate(logits_BV / self.temperature)
+        gumbel_BV = jax.vmap(lambda key: jax.random.gumbel(key, kept_BV.shape[1:]))(keys_B)
+        return jnp.argmax(kept_BV + gumbel_BV, axis=-1).astype(jnp.int32)
+
+    def _truncate(self, logits_BV: jax.Array) -> jax.Array:
+        size = logits_BV.shape[-1]
+        if 0 < self.top_k < size:
+            least = jax.lax.top_k(logits_BV, self.top_k)[0][:, -1:]
+            logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
+        if self.top_p < 1:
+            order_BV = jnp.argsort(-logits_BV, axis=-1)
+            sorted_BV = jax.nn.softmax(jnp.take_along_axis(logits_BV, order_BV, axis=-1), axis=-1)
+            # A token stays while the mass before it is short of top_p, so the likeliest always stays.
+            stays_BV = jnp.cumsum(sorted_BV, axis=-1) - sorted_BV < self.top_p
+            back_BV = jnp.argsort(order_BV, axis=-1)
+            logits_BV = jnp.where(jnp.take_along_axis(stays_BV, back_BV, axis=-1), logits_BV, -jnp.inf)
+        return logits_BV
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """One completion as drawn."""
+
+    text: str  # cut in front of the first stop string
+    token_ids: tuple[int, ...]  # everything drawn, the stop's tokens included
+    log_probability: float  # sum over token_ids of log p at temperature 1 over the vocabulary in use, nats
+    cut_off: bool  # the token budget ran out before a stop
+
+
+class Queue(NamedTuple):
+    """The problems of one call: LEFT-padded bodies [Q, T], their lengths, their key data [Q, 2] and how many are real."""
+
+    tokens_QT: jax.Array
+    lengths_Q: jax.Array
+    keys_Q2: jax.Array
+    count: jax.Array
+
+
+class Outputs(NamedTuple):
+    """What was drawn, by place in the queue. `tokens_QM` holds `drawn_Q` tokens a row, zeros behind them."""
+
+    tokens_QM: jax.Array
+    drawn_Q: jax.Array
+    log_probability_Q: jax.Array
+    reason_Q: jax.Array
+
+
+class Slots(NamedTuple):
+    """The loop's state."""
+
+    cache: gptj.RingCache
+    problem_B: jax.Array  # place in the queue; Q for a slot that never held one
+    token_B: jax.Array  # the last drawn token, not yet in the cache
+    drawn_B: jax.Array  # tokens drawn for this problem
+    matched_B: jax.Array  # state of the stop automaton
+    active_B: jax.Array
+    next: jax.Array  # the first problem of the queue that has no slot yet
+    steps: jax.Array  # decode steps taken
+    out: Outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The static part of a call: one compiled program for each distinct value."""
+
+    slots: int  # B
+    refill: int  # R: how many free slots are gathered before a prefill
+    max_new_tokens: int  # M
+    vocab_used: int  # ids at and above it are never drawn
+
+
+class Sampler:
+    """Draws completions for prompts that share a few-shot prefix.
+
+    `with_params` gives the same sampler for other weights; compiled programs are shared between them.
+    """
+
+    def __init__(
+        self,
+        model: gptj.GPTJ,
+        params: gptj.Params,
+        tokenizer: Tokenizer,
+        *,
+        stop: Sequence[str] = (),
+        max_new_tokens: int = 128,
+        decoding: Decoding = Decoding(),
+        slots: int = 128,
+        refill: int = 0,
+        queue: int = 1024,
+        length_bucket: int = 16,
+    ) -> None:
+        """
+        Args:
+          stop: strings that end a completion; end-of-text always does.
+          slots: rows that decode together. refill: free slots gathered before a prefill (0: a quarter of them).
+          queue: problems handed to the device at a time.
+          length_bucket: bodies are padded to a multiple of this many tokens; one program is compiled a multiple.
+
+        Raises InputError for sizes that do not fit each other.
+        """
+        if min(slots, queue, length_bucket, max_new_tokens) < 1 or not 0 <= refill <= slots:
+            raise InputError("sampling: slots, queue, length_bucket, max_new_tokens >= 1 and 0 <= refill <= slots")
+        if model.config.vocab_size < tokenizer.vocab_size:
+            raise InputError(
+                f"the model has {model.config.vocab_size} rows of vocabulary and the tokenizer {tokenizer.vocab_size} "
+                "ids; they do not belong together"
+            )
+        self.model, self.params, self.tokenizer = model, params, tokenizer
+        self.stop, self.decoding, self.queue, self.length_bucket = tuple(stop), decoding, queue, length_bucket
+        self.shape = Shape(slots, refill or max(1, slots // 4), max_new_tokens, tokenizer.vocab_size)
+        self._automaton_SV = jnp.asarray(stop_automaton(tokenizer, self.stop))
+        self._prefixes: dict[str, gptj.Prefix] = {}
+
+    def with_params(self, params: gptj.Params) -> "Sampler":
+        """The same sampler with other weights."""
+        other = object.__new__(Sampler)
+        other.__dict__.update(self.__dict__, params=params, _prefixes={})
+        return other
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[str] | None = None,
+        progress: Callable[[Sequence[int], Sequence[Draw]], Any] | None = None,
+    ) -> list[Draw]:
+        """Draws one completion a prompt, in the order of the prompts.
+
+        Args:
+          prompts: any number, of any length up to the model's; they may have different prefixes.
+          seeds: one text a prompt, from which its random key is made; the prompt's place where not given.
+          progress: called with (places, draws) as each queue comes back.
+
+        Raises InputError for a prompt that leaves no room for `max_new_tokens` in the model's positions.
+        """
+        seeds = [str(i) for i in range(len(prompts))] if seeds is None else seeds
+        draws: dict[int, Draw] = {}
+        for places, bodies, padded, prefix in self._queues(prompts):
+            queue = self._queue(bodies, padded, [seeds[i] for i in places])
+            out = _sample_queue(
+                self.model, self.decoding, self.shape, self.params, prefix, queue, self._automaton_SV
+            )
+            new = self._read(out, len(places))
+            draws.update(zip(places, new, strict=True))
+            if progress:
+                progress(places, new)
+        return [draws[i] for i in range(len(prompts))]
+
+    def _queues(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], list[list[int]], int, gptj.Prefix]]:
+        """Groups prompts by prefix and padded body length: (places, token ids of the bodies, that length, prefix)."""
+        groups: dict[tuple[str, int], list[tuple[int, list[int]]]] = {}
+        for place, prompt in enumerate(prompts):
+            body = self.tokenizer.encode(prompt.body)
+            if not body:
+                raise InputError("a prompt's body has no tokens; a completion needs at least one to follow")
+            padded = -(-len(body) // self.length_bucket) * self.length_bucket
+            groups.setdefault((prompt.prefix, padded), []).append((place, body))
+        for (text, padded), members in sorted(groups.items()):
+            prefix, used = self._prefix(text)
+            needed = used + max(len(body) for _, body in members) + self.shape.max_new_tokens
+            if needed > self.model.config.max_positions:
+                raise InputError(
+                    f"a prompt of {needed - self.shape.max_new_tokens} tokens and {self.shape.max_new_tokens} new ones "
+                    f"do not fit the model's {self.model.config.max_positions} positions; give fewer shots"
+                )
+            for start in range(0, len(members), self.queue):
+                chunk = members[start : start + self.queue]
+                yield [place for place, _ in chunk], [body for _, body in chunk], padded, prefix
+
+    def _queue(self, bodies: Sequence[Sequence[int]], padded: int, seeds: Sequence[str]) -> Queue:
+        tokens_QT = np.zeros((self.queue, padded), np.int32)
+        lengths_Q, keys_Q2 = np.ones((self.queue,), np.int32), np.zeros((self.queue, 2), np.uint32)
+        for i, (body, seed) in enumerate(zip(bodies, seeds, strict=True)):
+            tokens_QT[i, padded - len(body) :] = body
+            lengths_Q[i], keys_Q2[i] = len(body), key_data(seed)
+        return Queue(*map(jnp.asarray, (tokens_QT, lengths_Q, keys_Q2, np.int32(len(bodies)))))
+
+    def _prefix(self, text: str) -> tuple[gptj.Prefix, int]:
+        ids = self.tokenizer.encode(text)
+        if text not in self._prefixes:
+            # Padded to a power of two, so that prompts of similar size share a compiled program.
+            padded = 0 if not ids else max(16, 1 << (len(ids) - 1).bit_length())
+            tokens_P = np.array(ids + [0] * (padded - len(ids)), np.int32)
+            self._prefixes[text] = _encode_prefix(self.model, self.params, jnp.asarray(tokens_P), len(ids))
+        return self._prefixes[text], len(ids)
+
+    def _read(self, out: Outputs, rows: int) -> list[Draw]:
+        out = jax.device_get(out)
+        draws = []
+        for i in range(rows):
+            ids = out.tokens_QM[i, : out.drawn_Q[i]].tolist()
+            text = self.tokenizer.decode(ids)
+            cut = min((text.find(stop) for stop in self.stop if stop in text), default=len(text))
+            draws.append(
+                Draw(text[:cut], tuple(ids), float(out.log_probability_Q[i]), bool(out.reason_Q[i] == CUT_OFF))
+            )
+        return draws
+
+
+def key_data(seed: str) -> np.ndarray:
+    """Threefry key data [2], uint32: the first eight bytes of the text's SHA-256."""
+    return np.frombuffer(hashlib.sha256(seed.encode()).digest()[:8], ">u4").astype(np.uint32)
+
+
+def stop_automaton(tokenizer: Tokenizer, stops: Sequence[str]) -> np.ndarray:
+    """Transition table [S, V] of an automaton over tokens that finds the stop strings byte by byte.
+
+    A state is the longest tail of the text so far that begins a stop string (Aho & Corasick, 1975); state 0 is
+    the empty tail, state S - 1 means "a stop was seen". Raises InputError for an empty stop string.
+    """
+    patterns = [tokenizer.stop_bytes(stop) for stop in stops]
+    if not all(patterns):
+        raise InputError("a stop string must not be empty")
+    tails = sorted({p[:i] for p in patterns for i in range(len(p))} | {b""}, key=lambda tail: (len(tail), tail))
+    state_of, seen = {tail: i for i, tail in enumerate(tails)}, len(tails)
+
+    def step(tail: bytes, byte: int) -> int:
+        text = tail + bytes([byte])
+        if any(text.endswith(p) for p in patterns):
+            return seen
+        return next(state_of[text[i:]] for i in range(len(text) + 1) if text[i:] in state_of)
+
+    by_byte = np.array([[step(tail, b) for b in range(256)] for tail in tails] + [[seen] * 256], np.int32)
+    longest = max(map(len, tokenizer.pieces))
+    padded = np.array([list(p) + [-1] * (longest - len(p)) for p in tokenizer.pieces], np.int32)
+    table_SV = np.repeat(np.arange(seen + 1, dtype=np.int32)[:, None], len(padded), axis=1)
+    for byte_V in padded.T:
+        table_SV = np.where(byte_V >= 0, by_byte[table_SV, byte_V], table_SV)
+    table_SV[:, tokenizer.end_of_text] = seen
+    return table_SV.astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_prefix(model, params, tokens_P, length):
+    return gptj.encode_prefix(model, params, tokens_P, length)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _sample_queue(model, decoding, shape, params, prefix, queue, automaton_SV) -> Outputs:
+    """Draws a completion for each of the first `queue.count` problems."""
+    emit = functools.partial(_emit, decoding, shape, queue, automaton_SV)
+
+    def is_idle(slots):
+        return slots.next < queue.count, jnp.sum(~slots.active_B) >= shape.refill
+
+    def decode(slots):
+        logits_BV, cache = gptj.decode_step(model, params, slots.token_B, slots.cache, prefix)
+        slots = slots._replace(cache=cache, steps=slots.steps + 1)
+        rows_B = jnp.arange(shape.slots)
+        return emit(slots, rows_B, logits_BV, slots.active_B)
+
+    def keep_decoding(slots):
+        waiting, room = is_idle(slots)
+        return jnp.any(slots.active_B) & ~(waiting & room)
+
+    def refill_and_decode(slots):
+        # Every turn of the outer loop but the last few begins with free slots and waiting problems.
+        return jax.lax.while_loop(keep_decoding, decode, _refill(model, shape, params, prefix, queue, emit, slots))
+
+    def unfinished(slots):
+        return (slots.next < queue.count) | jnp.any(slots.active_B)
+
+    return jax.lax.while_loop(unfinished, refill_and_decode, _empty_slots(model.config, shape, queue)).out
+
+
+def _refill(model, shape, params, prefix, queue, emit, slots: Slots) -> Slots:
+    """Gives the next R problems of the queue to free slots and draws their first tokens."""
+    free_R = jnp.argsort(slots.active_B, stable=True)[: shape.refill]  # free slots come first
+    problem_R = slots.next + jnp.arange(shape.refill)
+    valid_R = ~slots.active_B[free_R] & (problem_R < queue.count)
+    safe_R = jnp.where(valid_R, problem_R, 0)
+    rows_R = jnp.where(valid_R, free_R, shape.slots)  # out of range: dropped by every scatter
+    lengths_R = queue.lengths_Q[safe_R]
+    logits_RV, new = gptj.prefill(model, params, queue.tokens_QT[safe_R], lengths_R, prefix)
+    slots = slots._replace(
+        cache=gptj.insert_rows(slots.cache, rows_R, new, lengths_R),
+        problem_B=slots.problem_B.at[rows_R].set(problem_R, mode="drop"),
+        drawn_B=slots.drawn_B.at[rows_R].set(0, mode="drop"),
+        matched_B=slots.matched_B.at[rows_R].set(0, mode="drop"),
+        next=slots.next + jnp.sum(valid_R),
+    )
+    return emit(slots, rows_R, logits_RV, valid_R)
+
+
+def _emit(decoding, shape, queue, automaton_SV, slots: Slots, rows_R, logits_RV, valid_R) -> Slots:
+    """Draws one token for the rows `rows_R` where `valid_R`, records it, and decides who stops."""
+    used = jnp.arange(logits_RV.shape[-1]) < shape.vocab_used
+    logits_RV = jnp.where(used, logits_RV, -jnp.inf)
+    problem_R = jnp.where(valid_R, slots.problem_B.at[rows_R].get(mode="clip"), queue.lengths_Q.shape[0])
+    drawn_R = slots.drawn_B.at[rows_R].get(mode="clip")
+    data_R2 = queue.keys_Q2.at[problem_R].get(mode="clip")
+    keys_R = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(data_R2, impl="threefry2x32"), drawn_R)
+    token_R = decoding.draw(logits_RV, keys_R)
+    logp_R = jnp.take_along_axis(jax.nn.log_softmax(logits_RV, axis=-1), token_R[:, None], axis=-1)[:, 0]
+    matched_R = automaton_SV[slots.matched_B.at[rows_R].get(mode="clip"), token_R]
+    stopped_R = matched_R == automaton_SV.shape[0] - 1
+    ended_R = stopped_R | (drawn_R + 1 >= shape.max_new_tokens)
+    rows_R = jnp.where(valid_R, rows_R, shape.slots)
+
+    def put(old, new, index=rows_R):
+        return old.at[index].set(new, mode="drop")
+
+    out = Outputs(
+        tokens_QM=slots.out.tokens_QM.at[problem_R, drawn_R].set(token_R, mode="drop"),
+        drawn_Q=put(slots.out.drawn_Q, drawn_R + 1, problem_R),
+        log_probability_Q=slots.out.log_probability_Q.at[problem_R].add(logp_R, mode="drop"),
+        reason_Q=put(slots.out.reason_Q, jnp.where(stopped_R, STOPPED, jnp.where(ended_R, CUT_OFF, 0)), problem_R),
+    )
+    return slots._replace(
+        token_B=put(slots.token_B, token_R),
+        drawn_B=put(slots.drawn_B, drawn_R + 1),
+        matched_B=put(slots.matched_B, matched_R),
+        active_B=put(slots.active_B, ~ended_R),
+        out=out,
+    )
+
+
+def _empty_slots(config: ModelConfig, shape: Shape, queue: Queue) -> Slots:
+    places, length = queue.tokens_QT.shape
+    zeros_B = jnp.zeros((shape.slots,), jnp.int32)
+    return Slots(
+        cache=gptj.empty_cache(config, shape.slots, length + shape.max_new_tokens),
+        problem_B=jnp.full((shape.slots,), places, jnp.int32),
+        token_B=zeros_B,
+        drawn_B=zeros_B,
+        matched_B=zeros_B,
+        active_B=jnp.zeros((shape.slots,), bool),
+        next=jnp.asarray(0),
+        steps=jnp.asarray(0),
+        out=Outputs(
+            jnp.zeros((places, shape.max_new_tokens), jnp.int32),
+            jnp.zeros((places,), jnp.int32),
+            jnp.zeros((places,), jnp.float32),
+            jnp.zeros((places,), jnp.int32),
+        ),
+    )

@@ -1,0 +1,80 @@
+"""The mesh, and the one table that says which logical axis lies along which mesh axis."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from star_jax import model as gptj
+from star_jax.config import MeshConfig
+from star_jax.errors import InputError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Logical axis (t5x's names) -> mesh axis. The only place where a mesh axis is named.
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("vocab", "tensor"),
+    ("heads", "tensor"),
+    ("mlp", "tensor"),
+    ("embed", "fsdp"),
+    ("length", None),
+    ("kv", None),
+    ("layers", None),
+)
+# Activations keep their model axis whole: their batch axis already lies along fsdp.
+_ACTIVATION_RULES = tuple((name, None if name == "embed" else axis) for name, axis in RULES)
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The mesh of a config over the first devices; -1 for `data` takes what the other two leave. Raises InputError."""
+    devices = jax.devices()
+    inner = config.fsdp * config.tensor
+    data = len(devices) // inner if config.data == -1 else config.data
+    if data < 1 or data * inner > len(devices):
+        raise InputError(
+            f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not fit {len(devices)} devices"
+        )
+    grid = np.array(devices[: data * inner]).reshape(data, config.fsdp, config.tensor)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh) -> Iterator[None]:
+    """Makes the mesh and the table current, so that the model's logical constraints mean something."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(_ACTIVATION_RULES):
+        yield
+
+
+def abstract_params(model: gptj.GPTJ) -> gptj.Params:
+    """The parameters' shapes and dtypes, boxed with their logical axes."""
+    return jax.eval_shape(lambda: gptj.init(model, jax.random.key(0)))
+
+
+def param_shardings(model: gptj.GPTJ, mesh: Mesh) -> gptj.Params:
+    """A NamedSharding for each parameter."""
+    specs = nn.get_partition_spec(abstract_params(model))
+    return nn.logical_to_mesh_sharding(specs, mesh, RULES)
+
+
+def unbox(tree: Any) -> Any:
+    """The tree without the boxes that carry logical axes."""
+    return nn.meta.unbox(tree)
+
+
+def init_params(model: gptj.GPTJ, mesh: Mesh, seed: int) -> gptj.Params:
+    """Freshly drawn parameters, made where they will live: no device ever holds all of them."""
+    make = jax.jit(lambda key: unbox(gptj.init(model, key)), out_shardings=param_shardings(model, mesh))
+    return make(jax.random.key(seed))
+
+
+def put_rows(mesh: Mesh, array_R: np.ndarray) -> jax.Array:
+    """Puts an array on the mesh, its first axis along the batch axes. Raises InputError if it does not divide."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if array_R.shape[0] % ways:
+        raise InputError(f"train.batch_rows: {array_R.shape[0]} rows do not divide over {ways} devices")
+    return jax.device_put(array_R, NamedSharding(mesh, PartitionSpec(dict(RULES)["batch"])))

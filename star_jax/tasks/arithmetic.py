@@ -1,0 +1,174 @@
+"""Multi-digit addition with a scratchpad (paper, section 4.1). One problem and its reference completion:
+
+    Input:
+    3 4 + 5 6
+    Target:
+                                    <- the completion begins here; with a hint the line above is "Target: 9 0"
+    <scratch>
+    3 4 + 5 6 , C: 0
+    3 + 5 , 0 C: 1
+    , 9 0 C: 0
+    0 9 0
+    </scratch>
+    9 0
+
+A scratchpad line shows the digits still to add, the digits of the sum so far, and the carry.
+"""
+
+import dataclasses
+import functools
+import random
+import re
+from collections.abc import Iterator
+from typing import ClassVar
+
+from star_jax.errors import InputError
+from star_jax.records import Problem
+from star_jax.tasks.base import Task, check_split
+
+Pair = tuple[int, int]
+_LINES = re.compile(r"<scratch>\n(?:[^\n]*\n)*</scratch>\n([0-9](?: [0-9])*)\n?")
+_BARE = re.compile(r"([0-9](?: [0-9])*)\n?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic(Task):
+    """Sums of two numbers of the same number of digits.
+
+    Train problems are drawn with replacement from the pairs that are held out for neither dev nor test,
+    so the hundred one-digit sums recur. The splits share no pair.
+    """
+
+    min_digits: int = 1
+    max_digits: int = 5
+    train_per_length: int = 10_000  # problems per digit length (the paper generates 50,000 in all)
+    held_out_per_length: int = 200  # problems of dev, and as many of test; at most a tenth of all pairs each
+    seed: int = 0  # of the problems, not of the run
+
+    stop: ClassVar[tuple[str, ...]] = ("\n\n",)
+    symbols: ClassVar[tuple[str, ...]] = (
+        *"0123456789", "+", ",", "C:", "Input:", "Target:", "<scratch>", "</scratch>", "\n",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_digits <= self.max_digits:
+            raise InputError(f"task: needs 1 <= min_digits <= max_digits, got {self.min_digits}, {self.max_digits}")
+        if self.train_per_length < 1 or self.held_out_per_length < 1:
+            raise InputError("task: train_per_length and held_out_per_length must be at least 1")
+
+    @property
+    def max_new_tokens(self) -> int:
+        # Exactly the reference's length in symbols for the longest sum, end-of-text and one spare line included.
+        digits = self.max_digits
+        if self.direct:
+            return 2 * digits + 4
+        widest = 10 ** (digits) - 1
+        words = scratchpad(widest, widest).replace("\n", " \n ").split(" ")
+        return len([word for word in words if word]) + digits + 3
+
+    def problems(self, split: str) -> list[Problem]:
+        check_split(split, ("train", "dev", "test"))
+        lengths = range(self.min_digits, self.max_digits + 1)
+        pairs_of = {d: self._train(d) if split == "train" else self.held_out(d)[split] for d in lengths}
+        most = max(len(pairs) for pairs in pairs_of.values())
+        # Interleaved, so that any slice of a split holds every length.
+        return [
+            make_problem(f"{split}-{d}-{i:05d}", *pairs_of[d][i], digits=d)
+            for i in range(most)
+            for d in lengths
+            if i < len(pairs_of[d])
+        ]
+
+    def render(self, problem: Problem, hint: bool = False) -> str:
+        return f"Input:\n{problem.question}\nTarget:{' ' + problem.answer if hint else ''}\n"
+
+    def parse(self, text: str) -> str | None:
+        match = (_BARE if self.direct else _LINES).fullmatch(text)
+        return match.group(1) if match else None
+
+    def reference(self, problem: Problem) -> str:
+        if self.direct:
+            return problem.answer
+        return scratchpad(*operands(problem))
+
+    def consistent(self, problem: Problem, text: str) -> bool | None:
+        return None if self.direct else text.rstrip("\n") == self.reference(problem)
+
+    def held_out(self, digits: int) -> dict[str, list[Pair]]:
+        """{"dev": pairs, "test": pairs} of a digit length: distinct, disjoint, each at most a tenth of all pairs."""
+        return _held_out(digits, self.held_out_per_length, self.seed)
+
+    def sample_pairs(self, digits: int, rng: random.Random) -> Iterator[Pair]:
+        """Endless draws, with replacement, from the pairs that are in neither dev nor test."""
+        kept_back = {pair for split in self.held_out(digits).values() for pair in split}
+        while True:
+            pair = random_pair(digits, rng)
+            if pair not in kept_back:
+                yield pair
+
+    def _train(self, digits: int) -> list[Pair]:
+        draws = self.sample_pairs(digits, random.Random(f"train {self.seed} {digits}"))
+        return [next(draws) for _ in range(self.train_per_length)]
+
+
+def make_problem(name: str, first: int, second: int, digits: int) -> Problem:
+    """The problem `first + second`; its category is the number of digits of the operands."""
+    return Problem(
+        id=name,
+        question=f"{spaced(first)} + {spaced(second)}",
+        answer=spaced(first + second),
+        category=f"{digits} digit{'s' if digits > 1 else ''}",
+    )
+
+
+def operands(problem: Problem) -> Pair:
+    """The two numbers of a problem's question."""
+    first, second = problem.question.replace(" ", "").split("+")
+    return int(first), int(second)
+
+
+def scratchpad(first: int, second: int, sum_digits: list[int] | None = None) -> str:
+    """The worked sum with its answer line, in the format at the head of this file.
+
+    `sum_digits` (least significant first, the leading carry's digit last) replaces the digits of the true
+    sum while operands and carries stay true; the embedded base's form-only transcripts are made this way.
+    Both operands must have the same number of digits.
+    """
+    a, b = str(first), str(second)
+    lines, carry, shown = ["<scratch>"], 0, ""
+    for column in range(len(a) + 1):
+        left = len(a) - column
+        todo = f"{' '.join(a[:left])} + {' '.join(b[:left])} , " if left else ", "
+        lines.append(f"{todo}{shown}C: {carry}")
+        if not left:
+            break
+        total = int(a[left - 1]) + int(b[left - 1]) + carry
+        digit = total % 10 if sum_digits is None else sum_digits[column]
+        shown, carry = f"{digit} {shown}", total // 10
+    lead = carry if sum_digits is None else sum_digits[-1]
+    lines += [f"{lead} {shown}".strip(), "</scratch>"]
+    answer = f"{lead} {shown}".strip() if lead else shown.strip()
+    return "\n".join([*lines, answer])
+
+
+def spaced(number: int) -> str:
+    """Digits with spaces between them: 90 -> "9 0"."""
+    return " ".join(str(number))
+
+
+def random_pair(digits: int, rng: random.Random) -> Pair:
+    """Two numbers of exactly `digits` digits, uniform."""
+    low, high = (0 if digits == 1 else 10 ** (digits - 1)), 10**digits - 1
+    return rng.randint(low, high), rng.randint(low, high)
+
+
+@functools.cache
+def _held_out(digits: int, wanted: int, seed: int) -> dict[str, list[Pair]]:
+    rng = random.Random(f"held out {seed} {digits}")
+    all_pairs = (10 if digits == 1 else 9 * 10 ** (digits - 1)) ** 2
+    count = min(wanted, all_pairs // 10)
+    pairs: dict[Pair, None] = {}
+    while len(pairs) < 2 * count:
+        pairs[random_pair(digits, rng)] = None
+    ordered = list(pairs)
+    return {"dev": ordered[:count], "test": ordered[count:]}

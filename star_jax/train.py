@@ -1,0 +1,158 @@
+"""Fine-tuning: loss, one compiled train step, and the loop that goes over packed rows."""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from star_jax import checkpoint, data, optimizer, sharding
+from star_jax import model as gptj
+from star_jax.config import OptimizerConfig, TrainConfig
+from star_jax.errors import InputError
+
+
+class TrainState(NamedTuple):
+    """Everything a step changes."""
+
+    step: jax.Array
+    params: gptj.Params
+    opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a fine-tuning did; the content of finetune.json beside the iteration and the example counts."""
+
+    steps: int
+    tokens: int  # real tokens the steps went over, padding not counted
+    loss_tokens: int  # those that carried loss
+    loss_first: float  # of the first and the last step, nats a token
+    loss_last: float
+    seconds: float
+
+
+def loss_sums(model: gptj.GPTJ, params: gptj.Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """(summed cross-entropy in nats, summed weight) of packed rows; each token is predicted by the one before it."""
+    logits_RTV = model.apply({"params": params}, batch["tokens_RT"], batch["positions_RT"], batch["segment_ids_RT"])
+    losses_RT = optax.softmax_cross_entropy_with_integer_labels(logits_RTV[:, :-1], batch["tokens_RT"][:, 1:])
+    weights_RT = batch["weights_RT"][:, 1:]
+    return jnp.sum(losses_RT * weights_RT), jnp.sum(weights_RT)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def train_step(
+    model: gptj.GPTJ,
+    config: OptimizerConfig,
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    learning_rate: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step on the mean loss of the batch's weighted tokens. The old state's buffers are given up."""
+
+    def mean_loss(params):
+        total, weight = loss_sums(model, params, batch)
+        return total / jnp.maximum(weight, 1.0), weight
+
+    (loss, weight), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer.chain(config).update(gradients, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+    metrics = {
+        "loss": loss,
+        "loss_tokens": weight,
+        "tokens": jnp.sum(batch["segment_ids_RT"] > 0),
+        "gradient_norm": optax.global_norm(gradients),
+    }
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def initial_state(config: OptimizerConfig, params: gptj.Params) -> TrainState:
+    """Step 0 from these weights, which are copied: training gives its own buffers up, the base must stay."""
+    copied = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.asarray(0), copied, jax.jit(optimizer.chain(config).init)(copied))
+
+
+def fine_tune(
+    model: gptj.GPTJ,
+    params: gptj.Params,
+    rows: data.PackedRows,
+    *,
+    steps: int,
+    seed: int,
+    train: TrainConfig,
+    optimizer_config: OptimizerConfig,
+    mesh: Mesh,
+    peak: float | None = None,
+    state_dir: Path | None = None,
+    on_step: Callable[[int, dict[str, Any]], None] | None = None,
+) -> tuple[gptj.Params, Report]:
+    """Trains `steps` steps from `params` with a fresh optimizer state and returns the new weights.
+
+    Args:
+      rows: packed examples; gone over in an order fixed by `seed`, as often as the steps need.
+      peak: learning rate in place of the config's.
+      state_dir: where checkpoints inside this fine-tuning go (train.checkpoint_every), and where it resumes from.
+      on_step: called with (step, metrics) for every `log_every`-th step and the last.
+
+    Raises InputError when the loss is not finite, naming the step.
+    """
+    state, begin = initial_state(optimizer_config, params), 0
+    totals = {"tokens": 0, "loss_tokens": 0, "loss_first": math.nan, "loss_last": math.nan, "seconds": 0.0}
+    keeper = checkpoint.StateKeeper(state_dir) if state_dir and train.checkpoint_every else None
+    if keeper and (found := keeper.restore(state)):
+        state, totals = found
+        begin = int(state.step)
+    started, pending = time.monotonic() - totals["seconds"], None
+    for step, batch in zip(range(begin, steps), _on_mesh(rows, train, seed, begin, mesh), strict=False):
+        rate = optimizer.learning_rate(optimizer_config, step, steps, peak)
+        state, metrics = train_step(model, optimizer_config, state, batch, np.float32(rate))
+        if pending:  # the device works on this step while the last one's numbers are fetched
+            _account(totals, *pending, steps, train.log_every, on_step)
+        pending = (step, {**metrics, "learning_rate": rate})
+        if keeper and (step + 1) % train.checkpoint_every == 0 and step + 1 < steps:
+            _account(totals, *pending, steps, train.log_every, on_step)
+            pending = None
+            keeper.save(state, {**totals, "seconds": time.monotonic() - started})
+    if pending:
+        _account(totals, *pending, steps, train.log_every, on_step)
+    if keeper:
+        keeper.remove()
+    return state.params, Report(steps=steps, **{**totals, "seconds": round(time.monotonic() - started, 2)})
+
+
+def _on_mesh(
+    rows: data.PackedRows, train: TrainConfig, seed: int, begin: int, mesh: Mesh
+) -> Iterator[dict[str, jax.Array]]:
+    for batch in data.batches(rows, train.batch_rows, seed, begin):
+        yield {name: sharding.put_rows(mesh, array) for name, array in batch.items()}
+
+
+def _account(
+    totals: dict[str, Any],
+    step: int,
+    metrics: dict[str, Any],
+    steps: int,
+    log_every: int,
+    on_step: Callable[[int, dict[str, Any]], None] | None,
+) -> None:
+    """Adds a finished step to the totals, stops on a loss that is no number, and reports every few steps."""
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if not math.isfinite(values["loss"]):
+        raise InputError(
+            f"fine-tuning: the loss of step {step} is {values['loss']}; lower optimizer.learning_rate or look at the data"
+        )
+    totals["tokens"] += int(values["tokens"])
+    totals["loss_tokens"] += int(values["loss_tokens"])
+    totals["loss_last"] = values["loss"]
+    if step == 0:
+        totals["loss_first"] = values["loss"]
+    if on_step and ((step + 1) % log_every == 0 or step + 1 == steps):
+        on_step(step + 1, values)
