@@ -78,8 +78,8 @@ def exists(directory: Path) -> bool:
 def fingerprint(params: gptj.Params) -> str:
     """Twelve hex digits that name these weights in provenance: the same on any mesh, made where the weights are.
 
-    Each leaf's bits, as integers, are summed with weights that depend on the place (arithmetic modulo 2^32 is exact
-    in any order), and names, shapes and sums are hashed.
+    Each leaf's bits, as integers, are scrambled with their place and summed (arithmetic modulo 2^32 is exact in any
+    order), and names, shapes and sums are hashed.
     """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
@@ -95,8 +95,15 @@ def _checksum(leaf: jax.Array) -> jax.Array:
         range(leaf.ndim),
         jnp.zeros(leaf.shape, jnp.uint32),
     )
-    mixed = (place * jnp.uint32(2654435761)) ^ (place >> 15)
-    return jnp.stack([jnp.sum(bits * (mixed | 1)), jnp.sum((bits ^ mixed) * jnp.uint32(2246822519))])
+    mixed = _scramble(bits ^ _scramble(place))
+    return jnp.stack([jnp.sum(mixed), jnp.sum(_scramble(mixed + 1))])
+
+
+def _scramble(x: jax.Array) -> jax.Array:
+    """MurmurHash3's finalizer. A plain product would not do: weights that come from bfloat16 have 16 zero bits."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
 
 
 class StateKeeper:

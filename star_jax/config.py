@@ -52,6 +52,7 @@ class BaseStage:
 
     def check(self) -> None:
         _at_least(1, self, "steps")
+        _at_least(0, self, "learning_rate")
         if any(share < 0 for share in self.gold) or sum(self.gold) > 1 + 1e-9:
             raise InputError("base.stages: the shares in `gold` must not be negative or add up to more than 1")
 
@@ -63,6 +64,9 @@ class BaseConfig:
     path: str = ""  # a directory with a model (a run's base/ or params/, or a converted one); "": pretrain by `stages`
     stages: tuple[BaseStage, ...] = ()
     examples: int = 10_000  # transcripts per stage; a stage with more steps than they fill goes over them again
+
+    def check(self) -> None:
+        _at_least(1, self, "examples")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +146,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0  # global gradient norm; 0: no clipping
 
     def check(self) -> None:
-        _at_least(0, self, "warmup_steps", "weight_decay", "clip_norm", "learning_rate")
+        _at_least(0, self, "warmup_steps", "weight_decay", "clip_norm", "learning_rate", "eps")
         _one_of(self, "decay", ("constant", "linear", "cosine"))
         _share(self, "end_fraction", "b1", "b2")
 
@@ -207,6 +211,9 @@ class Config:
     mesh: MeshConfig = MeshConfig()
 
     def check(self) -> None:
+        _at_least(0, self, "seed")
+        if "direct" in self.task:
+            raise InputError("config.task has no option 'direct'; star.direct says that for the whole run")
         if not self.base.path and not self.base.stages:
             raise InputError("base: give base.path (a directory with a model) or base.stages to pretrain one")
         self.make_task()
@@ -292,4 +299,5 @@ def _one_of(group: Any, name: str, known: tuple[str, ...]) -> None:
 
 
 def _group(group: Any) -> str:
-    return type(group).__name__.removesuffix("Config").lower()
+    name = type(group).__name__.removesuffix("Config").lower()
+    return {"": "config", "basestage": "base.stages"}.get(name, name)

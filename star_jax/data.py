@@ -48,8 +48,9 @@ def tokenize(example: Example, tokenizer: Tokenizer) -> tuple[np.ndarray, np.nda
         new = tokenizer.encode(text)
         ids += new
         weights += [weight] * len(new)
-    weights[:1] = [0]  # nothing precedes a segment's first token, so nothing can predict it
-    return np.array([*ids, tokenizer.end_of_text], np.int32), np.array([*weights, 1], np.int32)
+    ids, weights = [*ids, tokenizer.end_of_text], [*weights, 1]
+    weights[0] = 0  # nothing precedes a segment's first token, so nothing can predict it
+    return np.array(ids, np.int32), np.array(weights, np.int32)
 
 
 def pack(

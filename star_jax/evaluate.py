@@ -184,7 +184,7 @@ def open_run(workdir: str, iteration: str) -> tuple[Ledger, Config, int, Path]:
         number = best_iteration(ledger, config.evaluation.split)
     elif iteration == "base":
         number = 0
-    elif iteration.isdigit():
+    elif iteration.isdecimal():
         number = int(iteration)
     else:
         raise InputError(f"--iteration={iteration}: give a number, 'base' or 'best'")

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, tensorboard: bool = False) -> None:
-        self._path, self._workdir, self._tensorboard, self._writer = workdir / "metrics.jsonl", workdir, tensorboard, None
+        self._path, self._workdir, self._tensorboard = workdir / "metrics.jsonl", workdir, tensorboard
+        self._writer: Any = None
 
     def log(self, stage: str, iteration: int, step: int, values: dict[str, Any]) -> None:
         """Writes one line of numbers. Raises InputError when the file cannot be written."""
@@ -35,24 +38,29 @@ class MetricsLog:
             self._to_tensorboard(f"{stage}/iteration_{iteration:03d}" if step else stage, step or iteration, values)
 
     def close(self) -> None:
-        """Flushes the events file."""
+        """Closes the events file; a later value begins another."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
     def _to_tensorboard(self, tag: str, step: int, values: dict[str, Any]) -> None:
+        # Not tensorboard's EventFileWriter: that one imports TensorFlow where it is installed, for ten seconds.
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         if self._writer is None:
-            self._writer = EventFileWriter(str(self._workdir))
+            name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+            self._writer = RecordWriter(open(self._workdir / name, "wb"))  # noqa: SIM115
+            self._writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
         scalars = [
             Summary.Value(tag=f"{tag}/{name}", simple_value=float(value))
             for name, value in values.items()
             if isinstance(value, int | float)
         ]
-        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
+        self._writer.write(event.SerializeToString())
+        self._writer.flush()
 
 
 def progress(total: int, what: str, unit: str) -> tqdm:

@@ -99,14 +99,19 @@ def from_json(kind: type[Record], line: str) -> Record:
 
 def read_jsonl(kind: type[Record], path: Path) -> Iterator[Record]:
     """Yields the records of a file; raises InputError naming file and line at the first one that is broken."""
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield from_json(kind, line)
-            except ValueError as error:
-                raise InputError(
-                    f"{path}:{number}: not a {kind.__name__} record ({error}); mend or delete the file"
-                ) from error
+    try:
+        with open(path, "rb") as file:  # lines are decoded one by one, so that a broken one can be named
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield from_json(kind, line.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    raise InputError(f"{path}:{number}: is not UTF-8 text; mend or delete the file") from error
+                except ValueError as error:
+                    raise InputError(
+                        f"{path}:{number}: not a {kind.__name__} record ({error}); mend or delete the file"
+                    ) from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def write_lines(records: Iterable[Any]) -> str:

@@ -200,17 +200,17 @@ class Sampler:
                 raise InputError("a prompt's body has no tokens; a completion needs at least one to follow")
             padded = -(-len(body) // self.length_bucket) * self.length_bucket
             groups.setdefault((prompt.prefix, padded), []).append((place, body))
-        for (text, padded), members in sorted(groups.items()):
-            prefix, used = self._prefix(text)
-            needed = used + max(len(body) for _, body in members) + self.shape.max_new_tokens
-            if needed > self.model.config.max_positions:
+        for (text, _), members in groups.items():  # all of them, before the first is drawn
+            size = len(self.tokenizer.encode(text)) + max(len(body) for _, body in members)
+            if size + self.shape.max_new_tokens > self.model.config.max_positions:
                 raise InputError(
-                    f"a prompt of {needed - self.shape.max_new_tokens} tokens and {self.shape.max_new_tokens} new ones "
+                    f"a prompt of {size} tokens and {self.shape.max_new_tokens} new ones "
                     f"do not fit the model's {self.model.config.max_positions} positions; give fewer shots"
                 )
+        for (text, padded), members in sorted(groups.items()):
             for start in range(0, len(members), self.queue):
                 chunk = members[start : start + self.queue]
-                yield [place for place, _ in chunk], [body for _, body in chunk], padded, prefix
+                yield [place for place, _ in chunk], [body for _, body in chunk], padded, self._prefix(text)
 
     def _queue(self, bodies: Sequence[Sequence[int]], padded: int, seeds: Sequence[str]) -> Queue:
         tokens_QT = np.zeros((self.queue, padded), np.int32)
@@ -220,14 +220,14 @@ class Sampler:
             lengths_Q[i], keys_Q2[i] = len(body), key_data(seed)
         return Queue(*map(jnp.asarray, (tokens_QT, lengths_Q, keys_Q2, np.int32(len(bodies)))))
 
-    def _prefix(self, text: str) -> tuple[gptj.Prefix, int]:
-        ids = self.tokenizer.encode(text)
+    def _prefix(self, text: str) -> gptj.Prefix:
         if text not in self._prefixes:
+            ids = self.tokenizer.encode(text)
             # Padded to a power of two, so that prompts of similar size share a compiled program.
             padded = 0 if not ids else max(16, 1 << (len(ids) - 1).bit_length())
             tokens_P = np.array(ids + [0] * (padded - len(ids)), np.int32)
             self._prefixes[text] = _encode_prefix(self.model, self.params, jnp.asarray(tokens_P), len(ids))
-        return self._prefixes[text], len(ids)
+        return self._prefixes[text]
 
     def _read(self, out: Outputs, rows: int) -> list[Draw]:
         out = jax.device_get(out)

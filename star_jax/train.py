@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from star_jax import checkpoint, data, optimizer, sharding
 from star_jax import model as gptj
@@ -75,9 +75,26 @@ def train_step(
 
 
 def initial_state(config: OptimizerConfig, params: gptj.Params) -> TrainState:
-    """Step 0 from these weights, which are copied: training gives its own buffers up, the base must stay."""
+    """Step 0 from these weights, which are copied: training gives its own buffers up, the base must stay.
+
+    Adam's moments lie where their parameters lie and the counts on every device, as a step returns them: without
+    that the moments would all begin on one device, and the second step would be compiled anew.
+    """
     copied = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.asarray(0), copied, jax.jit(optimizer.chain(config).init)(copied))
+    state = TrainState(jnp.zeros((), jnp.int32), copied, jax.eval_shape(optimizer.chain(config).init, copied))
+    places = state_shardings(config, state, jax.tree.map(lambda leaf: leaf.sharding, copied))
+    make = jax.jit(optimizer.chain(config).init, out_shardings=places.opt_state)
+    return TrainState(jax.device_put(state.step, places.step), copied, make(copied))
+
+
+def state_shardings(config: OptimizerConfig, state: TrainState, params: gptj.Params) -> TrainState:
+    """The shardings of a (possibly abstract) train state whose parameters have the shardings `params`."""
+    some = jax.tree.leaves(params)[0]
+    scalar = NamedSharding(some.mesh, PartitionSpec()) if isinstance(some, NamedSharding) else some
+    moments = optax.tree_map_params(
+        optimizer.chain(config), lambda _, place: place, state.opt_state, params, transform_non_params=lambda _: scalar
+    )
+    return TrainState(scalar, params, moments)
 
 
 def fine_tune(

@@ -90,6 +90,7 @@ class Plot:
 def accuracy(run: Run, prefix: str) -> Plot | None:
     """Accuracy of each class by iteration with 95 % intervals, and the mean of classes; None: no evaluation yet."""
     by_class, mean = series.accuracy_series(run), series.mean_series(run)
+    intervals = len(by_class) <= SERIES_COLOURS
     if not by_class and not mean:
         return None
     legend: list[Key] = []
@@ -97,8 +98,8 @@ def accuracy(run: Run, prefix: str) -> Plot | None:
     def draw(axes: Axes) -> None:
         for index, (label, points) in enumerate(by_class.items()):
             # A little to the side of each other, so that intervals of equal accuracies do not hide one another.
-            shift = 0.05 * (index - (len(by_class) - 1) / 2) if len(by_class) <= 8 else 0.0
-            legend.append(_accuracy_line(axes, index, label or "all problems", points, shift))
+            shift = 0.05 * (index - (len(by_class) - 1) / 2) if intervals else 0.0
+            legend.append(_accuracy_line(axes, index, label or "all problems", points, shift, intervals))
         if len(by_class) != 1 and mean:
             xs, ys = [p.iteration for p in mean], [100 * p.accuracy for p in mean]
             axes.plot(xs, ys, color=_INK, linestyle="--", linewidth=1.3, marker="o", markersize=2)
@@ -117,7 +118,7 @@ def overlay(names: Sequence[str], runs: Sequence[Run], prefix: str) -> Plot | No
 
     def draw(axes: Axes) -> None:
         for index, (name, points) in enumerate(drawn):
-            legend.append(_accuracy_line(axes, index, name, points, shift=0.0))
+            legend.append(_accuracy_line(axes, index, name, points, shift=0.0, intervals=False))
         _accuracy_axes(axes, [p.iteration for _, points in drawn for p in points])
 
     return Plot(_svg(draw, prefix, "Mean accuracy of each run against the iteration", height=3.2), tuple(legend))
@@ -178,13 +179,13 @@ def loss(lines: Sequence[Loss], prefix: str, title: str) -> Plot | None:
     return Plot(_svg(draw, prefix, title, height=2.7), tuple(legend))
 
 
-def _accuracy_line(axes: Axes, index: int, label: str, points: Sequence[Point], shift: float) -> Key:
-    """Draws one accuracy line with its intervals, where it has them; returns its legend entry."""
+def _accuracy_line(axes: Axes, index: int, label: str, points: Sequence[Point], shift: float, intervals: bool) -> Key:
+    """Draws one accuracy line, with its intervals where it has them; returns its legend entry."""
     colour, marker = _SERIES[index % SERIES_COLOURS], list(_MARKERS)[index % len(_MARKERS)]
     xs, ys = [p.iteration + shift for p in points], [100 * p.accuracy for p in points]
     axes.plot(xs, ys, color=colour, marker=marker)
     for x, point in zip(xs, points, strict=True):
-        if point.low is not None and point.high is not None:
+        if intervals and point.low is not None and point.high is not None:
             axes.vlines(x, 100 * point.low, 100 * point.high, color=colour, alpha=0.45, linewidth=2.2)
     note = _first_to_last(points)
     return Key(label, f"var(--series-{index % SERIES_COLOURS})", marker=_MARKERS[marker], note=note)
@@ -246,9 +247,9 @@ def _svg(draw: Callable[[Axes], None], prefix: str, title: str, height: float) -
     with matplotlib.style.context(["default", _STYLE]):
         figure = Figure(figsize=(6.0, height))
         # Fixed margins in inches: with room for labels that CSS enlarges on a narrow screen.
-        axes = figure.add_axes((0.82 / 6, 0.55 / height, 5.08 / 6, 1 - 0.7 / height))
+        axes = figure.add_axes((0.9 / 6, 0.55 / height, 5.0 / 6, 1 - 0.7 / height))
         draw(axes)
-        axes.yaxis.set_label_coords(-0.72 / 5.08, 0.5)
+        axes.yaxis.set_label_coords(-0.66 / 5.0, 0.5)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ElementTree.fromstring(buffer.getvalue())

@@ -96,12 +96,10 @@ def standing(run: Run) -> str:
     planned = setting(run.config, "star.iterations")
     of_planned = f" of {planned}" if isinstance(planned, int) else ""
     by_number = {iteration.number: iteration for iteration in run.iterations}
+    if max(by_number, default=0) == 0:
+        evaluated = 0 in by_number and by_number[0].evaluation is not None
+        return f"the base model is evaluated; iteration 1{of_planned} comes next" if evaluated else "no evaluation yet"
     finished = [number for number, iteration in by_number.items() if iteration.done and number > 0]
-    base = by_number.get(0)
-    if not finished and (base is None or not base.done) and max(by_number, default=0) == 0:
-        return (
-            "the base model is not evaluated yet" if base is None or base.evaluation is None else "base model evaluated"
-        )
     if isinstance(planned, int) and len(finished) >= planned:
         return f"done: {planned} of {planned} iterations"
     current = max(finished, default=0) + 1

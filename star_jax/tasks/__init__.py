@@ -17,7 +17,7 @@ TASKS = {
 
 def task_class(name: str) -> type[Task]:
     """The class of a task. Raises InputError for an unknown name."""
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise InputError(f"unknown task {name!r}; there are {', '.join(sorted(TASKS))}")
     module, attribute = TASKS[name].split(":")
     return typing.cast(type[Task], getattr(importlib.import_module(module), attribute))
@@ -37,7 +37,9 @@ def make(name: str, **values: Any) -> Task:
         if key not in fields:
             raise InputError(f"task {name!r} has no option {key!r}; it has {', '.join(sorted(fields))}")
         expected = fields[key].type
-        if isinstance(expected, type) and (not isinstance(value, expected) or isinstance(value, bool) != (expected is bool)):
+        if isinstance(expected, type) and (
+            not isinstance(value, expected) or isinstance(value, bool) != (expected is bool)
+        ):
             raise InputError(f"task.{key} must be {expected.__name__}, got {value!r}")
     if missing := [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]:
         raise InputError(f"task {name!r} needs the option {missing[0]!r}; set --config.task.{missing[0]}=...")

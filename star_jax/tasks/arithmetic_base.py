@@ -83,5 +83,3 @@ def _example(
         hint_kept=hint,
         unweighted=unweighted,
     )
-
-

@@ -1,0 +1,79 @@
+"""A run's model on your own problems.
+
+    python -m star_jax.sample --workdir=DIR [--iteration=N|base|best] [--draws=K] [--temperature=T] < problems.jsonl
+
+Each line of standard input is {"question": ..., and, where it is known, "answer": ...}; on a terminal the
+questions are asked for one by one. Each draw is one JSON line on standard output: question, text, answer,
+right (null where no answer was given), cut_off, log_probability.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+
+from star_jax import checkpoint, evaluate, sharding
+from star_jax.errors import InputError, exit_on_bad_input
+from star_jax.records import Problem
+from star_jax.sampler import Decoding
+
+
+def main() -> None:
+    """The command line at the head of this file."""
+    parser = argparse.ArgumentParser(prog="python -m star_jax.sample", description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--iteration", default="best", help="a number, base or best (default)")
+    parser.add_argument("--draws", type=int, default=1, help="completions a problem")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy")
+    args = parser.parse_args()
+    if args.draws < 1 or args.temperature < 0:
+        raise InputError("--draws must be at least 1 and --temperature must not be negative")
+    _, config, number, directory = evaluate.open_run(args.workdir, args.iteration)
+    task, words = config.make_task(), checkpoint.load_tokenizer(directory)
+    mesh = sharding.make_mesh(config.mesh)
+    with sharding.use(mesh):
+        model, params = checkpoint.load_model(directory, mesh)
+        sampler = evaluate.make_sampler(config, task, model, params, words, Decoding(args.temperature))
+        prompts = evaluate.prompts_of(config, number + 1)
+        # A person gets each answer before the next question; a file goes through the sampler at once.
+        batches = ([p] for p in _asked()) if sys.stdin.isatty() else iter([list(_read())])
+        for batch in batches:
+            wanted = [(problem, draw) for problem in batch for draw in range(args.draws)]
+            draws = sampler(
+                [prompts.prompt(task, p) for p, _ in wanted], [f"{config.seed}/{p.question}/{d}" for p, d in wanted]
+            )
+            for (problem, _), drawn in zip(wanted, draws, strict=True):
+                answer = None if drawn.cut_off else task.parse(drawn.text)
+                known = bool(problem.answer) and answer is not None
+                line = {
+                    "question": problem.question,
+                    "text": drawn.text,
+                    "answer": answer,
+                    "right": task.grade(problem, answer) if known and answer else (False if problem.answer else None),
+                    "cut_off": drawn.cut_off,
+                    "log_probability": round(drawn.log_probability, 4),
+                }
+                print(json.dumps(line, ensure_ascii=False), flush=True)
+
+
+def _read() -> Iterator[Problem]:
+    for number, line in enumerate(sys.stdin, start=1):
+        try:
+            values = json.loads(line)
+            yield Problem(id=str(number), question=str(values["question"]), answer=str(values.get("answer", "")))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f'standard input:{number}: give {{"question": ...}} on each line ({error!r})') from error
+
+
+def _asked() -> Iterator[Problem]:
+    for number in range(1, sys.maxsize):
+        try:
+            question = input("question: ").strip()
+        except EOFError:
+            return
+        if question:
+            yield Problem(id=str(number), question=question, answer="")
+
+
+if __name__ == "__main__":
+    exit_on_bad_input(main)

@@ -1,0 +1,149 @@
+"""Any registered seqio Task or Mixture whose "inputs" and "targets" are texts. Inputs "How much is 3 + 4?" and
+targets "3 and 4 more is 7.\\n#### 7" become this problem, whose completion begins behind "A:":
+
+    Q: How much is 3 + 4?                         <- with a hint: Q: How much is 3 + 4? (7)
+    A: 3 and 4 more is 7.
+    #### 7
+
+Targets without the marker are an answer as a whole: there is no reference rationale then, and the rationales come
+from shots (<prompt.directory>/seqio_task.txt and seqio_task_hint.txt), as in every STaR run.
+"""
+
+import dataclasses
+import importlib
+import itertools
+import os
+import string
+from typing import Any, ClassVar
+
+from star_jax.errors import InputError
+from star_jax.records import Problem
+from star_jax.tasks.base import Task, check_split
+
+
+@dataclasses.dataclass(frozen=True)
+class SeqioTask(Task):
+    """A seqio Task; of a Mixture, every Task's problems in turn, each once: the mixing rates are not used."""
+
+    task: str = ""  # its name in seqio's registry; required
+    module: str = ""  # Python module that registers it, imported first; "": it is registered already
+    train_split: str = "train"  # the source's names of the splits; TFDS sources take slices, "train[:90%]"
+    dev_split: str = "validation"
+    test_split: str = "test"
+    answer_marker: str = "####"  # what follows the last one, to the end of its line, is the answer
+    hint_template: str = "Q: {inputs} ({answer})\nA:"
+    max_tokens: int = 256  # token budget of one completion
+
+    stop: ClassVar[tuple[str, ...]] = ("\n\n", "\nQ:")
+
+    def __post_init__(self) -> None:
+        if not self.task:
+            raise InputError("task 'seqio_task' needs the name of a seqio Task; set --config.task.task=...")
+        if self.max_tokens < 1 or not self.answer_marker.strip():
+            raise InputError("task: needs max_tokens of at least 1 and an answer_marker that is not blank")
+        try:
+            fields = {name for _, name, _, _ in string.Formatter().parse(self.hint_template) if name is not None}
+        except ValueError:
+            fields = set()
+        if fields != {"inputs", "answer"}:
+            raise InputError(f"task.hint_template must hold {{inputs}} and {{answer}}, got {self.hint_template!r}")
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.max_tokens
+
+    def problems(self, split: str) -> list[Problem]:
+        check_split(split, ("train", "dev", "test"))
+        option = f"{split}_split"
+        known = self._seqio_tasks()
+        having = [t for t in known if getattr(self, option).split("[")[0] in t.splits]
+        if not having:
+            there = ", ".join(sorted({name for t in known for name in t.splits}))
+            raise InputError(
+                f"seqio task {self.task!r} has no split {getattr(self, option)!r}, only {there}; "
+                f"set --config.task.{option}=..."
+            )
+        texts = [[(t.name, *pair) for pair in _read(t, getattr(self, option))] for t in having]
+        in_turn = [item for turn in itertools.zip_longest(*texts) for item in turn if item is not None]
+        return [
+            self._problem(f"{split}-{i}", inputs, targets, category=name if len(having) > 1 else "")
+            for i, (name, inputs, targets) in enumerate(in_turn)
+        ]
+
+    def render(self, problem: Problem, hint: bool = False) -> str:
+        if hint:
+            return self.hint_template.format(inputs=problem.question, answer=problem.answer)
+        return f"Q: {problem.question}\nA:"
+
+    def parse(self, text: str) -> str | None:
+        if not self.direct:
+            _, marker, behind = text.rpartition(self.answer_marker)
+            text = behind.split("\n")[0] if marker else ""
+        return " ".join(text.split()) or None
+
+    def grade(self, problem: Problem, answer: str) -> bool:
+        """Equal but for case, the width of spaces, and one full stop at the end."""
+        return _normal(answer) == _normal(problem.answer)
+
+    def reference(self, problem: Problem) -> str | None:
+        text = problem.answer if self.direct else problem.rationale
+        return None if text is None else f" {text}"
+
+    def _problem(self, name: str, inputs: str, targets: str, category: str) -> Problem:
+        _, marker, behind = targets.rpartition(self.answer_marker)
+        answer = " ".join((behind.split("\n")[0] if marker else targets).split())
+        if not answer:
+            raise InputError(f"seqio task {self.task!r}: {name} has targets without an answer: {targets!r}")
+        # An empty line would end the completion, so the reference has none.
+        rationale = "\n".join(line.rstrip() for line in targets.strip().split("\n") if line.strip())
+        return Problem(name, inputs.strip(), answer, category, rationale=rationale if marker else None)
+
+    def _seqio_tasks(self) -> list[Any]:
+        """The Task by that name, or the Tasks of the Mixture."""
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        import seqio
+
+        if self.module:
+            try:
+                importlib.import_module(self.module)
+            except ImportError as error:
+                raise InputError(
+                    f"module {self.module!r} cannot be imported ({error}); mend --config.task.module"
+                ) from error
+        try:
+            found = seqio.get_mixture_or_task(self.task)
+        except ValueError as error:
+            raise InputError(
+                f"no seqio Task or Mixture {self.task!r} is registered; set --config.task.module to what registers it"
+            ) from error
+        return list(found.tasks) if isinstance(found, seqio.Mixture) else [found]
+
+
+def _read(task: Any, split: str) -> list[tuple[str, str]]:
+    """(inputs, targets) of a seqio Task's split, in its order, as they were before any tokenizer."""
+    try:
+        dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"seqio task {task.name!r}: split {split!r} cannot be read ({error})") from error
+    names = []
+    for feature in ("inputs", "targets"):
+        kept = f"{feature}_pretokenized"
+        names.append(kept if kept in dataset.element_spec else feature)
+        if names[-1] not in dataset.element_spec:
+            there = ", ".join(dataset.element_spec)
+            raise InputError(f"seqio task {task.name!r} has no feature {feature!r}, only {there}")
+        spec = dataset.element_spec[names[-1]]
+        if spec.dtype.name != "string" or spec.shape.rank:
+            raise InputError(
+                f"seqio task {task.name!r}: {names[-1]!r} is not text but {spec.dtype.name} of shape {spec.shape}; "
+                "tokenize with seqio.preprocessors.tokenize, which keeps the text, or not at all"
+            )
+    try:
+        examples = [tuple(example[name].decode() for name in names) for example in dataset.as_numpy_iterator()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"seqio task {task.name!r}: split {split!r} holds text that is not UTF-8 ({error})") from error
+    return [(inputs, targets) for inputs, targets in examples]
+
+
+def _normal(answer: str) -> str:
+    return " ".join(answer.split()).casefold().removesuffix(".").rstrip()

@@ -1,0 +1,212 @@
+"""star_jax.config: every option is checked at the door, and every file of configs/ passes it."""
+
+import dataclasses
+import importlib.util
+import inspect
+import json
+import re
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from star_jax import config, tasks
+from star_jax.config import BaseStage, Config, from_dict
+from star_jax.errors import InputError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+STAGE = {"steps": 10, "learning_rate": 1e-3, "gold": [1.0]}
+
+
+def plain() -> dict:
+    """A config that is right, as it is read from a config.json."""
+    values = config.default("arithmetic").to_dict()
+    values["base"]["stages"] = [dict(STAGE)]
+    return json.loads(json.dumps(values))
+
+
+def leaves(cls=Config, place=()) -> list[tuple[tuple, type]]:
+    """(path, type) of every option; a stage of the base is one of the groups."""
+    found = []
+    for name, expected in config.typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(expected):
+            found += leaves(expected, (*place, name))
+        elif (*place, name) == ("base", "stages"):
+            found += leaves(BaseStage, (*place, name, 0))
+        elif name != "task":
+            found.append(((*place, name), expected))
+    return found
+
+
+def groups() -> list[tuple]:
+    return sorted({path[:-1] for path, _ in leaves()}, key=str)
+
+
+def dotted(path: tuple) -> str:
+    return ".".join(("config", *map(str, path))).replace(".0", "[0]")
+
+
+def replaced(path: tuple, value) -> dict:
+    values = plain()
+    group = values
+    for key in path[:-1]:
+        group = group[key]
+    group[path[-1]] = value
+    return values
+
+
+WRONG = {int: ["3", 1.5, True, None], float: ["0.5", True, None], str: [3, None, ["bytes"]], bool: ["true", 1, None]}
+
+
+@pytest.mark.parametrize(("path", "expected"), leaves(), ids=lambda v: dotted(v) if isinstance(v, tuple) else "")
+def test_a_value_of_the_wrong_type_is_refused_by_name(path, expected):
+    for value in WRONG.get(expected, [3, "1.0", ["x"], None]):
+        with pytest.raises(InputError, match=re.escape(dotted(path))):
+            from_dict(replaced(path, value))
+
+
+NUMBERS = [(path, expected) for path, expected in leaves() if expected in (int, float)]
+
+
+@pytest.mark.parametrize(("path", "expected"), NUMBERS, ids=lambda v: dotted(v) if isinstance(v, tuple) else "")
+def test_a_negative_number_is_refused_by_name(path, expected):
+    with pytest.raises(InputError, match=path[-1]):
+        from_dict(replaced(path, expected(-2)))
+
+
+@pytest.mark.parametrize("path", [p for p, expected in leaves() if expected is float], ids=dotted)
+def test_not_a_number_is_refused_and_an_integer_is_taken_for_a_float(path):
+    with pytest.raises(InputError, match=path[-1]):
+        from_dict(replaced(path, float("nan")))
+    typed = from_dict(replaced(path, 1 if path[-1] not in ("b1", "b2") else 0))
+    for key in path:
+        typed = typed[key] if isinstance(key, int) else getattr(typed, key)
+    assert isinstance(typed, float)
+
+
+@pytest.mark.parametrize("path", groups(), ids=dotted)
+def test_an_unknown_option_is_refused_by_name(path):
+    with pytest.raises(InputError, match=re.escape(f"{dotted(path)} has no option 'nonsense'")):
+        from_dict(replaced((*path, "nonsense"), 1))
+
+
+@pytest.mark.parametrize("path", [p for p in groups() if p], ids=dotted)
+def test_a_group_that_is_no_group_is_refused_by_name(path):
+    with pytest.raises(InputError, match=re.escape(f"{dotted(path)} must be a group of options, got 3")):
+        from_dict(replaced(path, 3))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        (("star", "iteration"), 1, "config.star has no option 'iteration'; did you mean 'iterations'"),
+        (("star", "restart_from"), "bas", "star.restart_from must be one of base, previous, got 'bas'"),
+        (("star", "schedule"), "", "star.schedule must be one of exponential, linear, epochs"),
+        (("star", "rationalize_probability"), 1.5, "star.rationalize_probability must be between 0 and 1, got 1.5"),
+        (("star", "hint_keep_probability"), 2, "star.hint_keep_probability must be between 0 and 1"),
+        (("star", "step_growth"), 0.0, "star.step_growth"),
+        (("sampling", "top_p"), 0.0, "0 < top_p <= 1"),
+        (("sampling", "refill"), 1000, "refill <= slots"),
+        (("optimizer", "decay"), "step", "optimizer.decay must be one of constant, linear, cosine"),
+        (("model", "compute_dtype"), "float16", "model.compute_dtype must be one of float32, bfloat16"),
+        (("model", "n_heads"), 7, "d_model must divide by n_heads"),
+        (("model", "rotary_dim"), 63, "rotary_dim must be even"),
+        (("model", "rotary_dim"), 512, "rotary_dim must be even and at most a head's size"),
+        (("mesh", "data"), 0, "mesh.data must be at least 1, or -1"),
+        (("train", "row_tokens"), 1, "train.row_tokens must be at least 2, got 1"),
+        (("base", "examples"), 0, "base.examples must be at least 1"),
+        (("base", "stages"), [], "give base.path"),
+        (("base", "stages"), 3, "config.base.stages must be a list, got 3"),
+        (("base", "stages", 0, "gold"), [0.6, 0.6], "base.stages: the shares in `gold`"),
+        (("base", "stages", 0, "gold"), [-0.1], "base.stages: the shares in `gold`"),
+        (("base", "stages", 0, "steps"), 0, "base.stages.steps must be at least 1, got 0"),
+        (("base", "stages", 0, "gold"), ["x"], "config.base.stages[0].gold[0] must be float, got 'x'"),
+        (("task",), "arithmetic", "config.task must hold the task's name and options"),
+        (("task",), {"max_digits": 3}, "config.task must hold the task's name and options"),
+        (("task", "name"), "arithmetics", "unknown task 'arithmetics'; there are arithmetic"),
+        (("task", "name"), ["arithmetic"], "unknown task ['arithmetic']"),
+        (("task", "max_digit"), 3, "task 'arithmetic' has no option 'max_digit'"),
+        (("task", "max_digits"), "3", "task.max_digits must be int, got '3'"),
+        (("task", "max_digits"), True, "task.max_digits must be int, got True"),
+        (("task", "max_digits"), 0, "min_digits <= max_digits"),
+        (("task", "train_per_length"), 0, "train_per_length"),
+        (("task", "direct"), True, "config.task has no option 'direct'"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_what_it_may_be(path, value, reason):
+    with pytest.raises(InputError, match=re.escape(reason)):
+        from_dict(replaced(path, value))
+
+
+def test_the_right_config_is_right_and_survives_json():
+    typed = from_dict(plain())
+    assert typed.base.stages == (BaseStage(10, 1e-3, (1.0,)),)
+    assert from_dict(json.loads(json.dumps(typed.to_dict()))) == typed
+
+
+def test_default_holds_every_option_of_config_and_task():
+    values = config.default("arithmetic")
+    for path, _ in leaves():
+        if "stages" not in path:
+            group = values
+            for key in path:
+                group = group[key]
+    assert values.task.name == "arithmetic" and set(values.task) - {"name"} == set(tasks.options("arithmetic")) - {
+        "direct"
+    }
+    assert Config().to_dict()["star"] == values.star.to_dict()
+
+
+@pytest.mark.parametrize("task", sorted(tasks.TASKS))
+def test_every_task_has_a_default_config(task):
+    assert config.default(task).task.name == task
+
+
+def test_a_default_needs_a_base():
+    with pytest.raises(InputError, match=re.escape("give base.path")):
+        from_dict(config.default("arithmetic"))
+
+
+def test_star_direct_makes_the_task_direct():
+    assert from_dict(replaced(("star", "direct"), True)).make_task().direct
+    assert not from_dict(plain()).make_task().direct
+
+
+def test_a_typed_config_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        from_dict(plain()).seed = 1
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location(f"configs_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def documented_variants() -> list[tuple[Path, str]]:
+    """(file, variant) of every `--config=configs/x.py[:a|:b]` at the head of a config; "" is in each."""
+    found = []
+    for path in CONFIGS:
+        command = re.search(rf"--config=configs/{path.name}(?:\[([^\]]*)\])?", load(path).__doc__)
+        assert command, f"{path.name}: its docstring does not show --config=configs/{path.name}"
+        names = (command.group(1) or "").replace(" ", "").split("|")
+        found += [(path, name) for name in ["", *(name.lstrip(":") for name in names if name)]]
+    return found
+
+
+@pytest.mark.parametrize(("path", "variant"), documented_variants(), ids=lambda v: getattr(v, "stem", v))
+def test_every_file_of_configs_loads_in_every_variant_it_documents(path, variant):
+    get_config = load(path).get_config
+    values = get_config(variant) if inspect.signature(get_config).parameters else get_config()
+    assert isinstance(values, ConfigDict)
+    typed = from_dict(values)
+    assert from_dict(json.loads(json.dumps(typed.to_dict()))) == typed
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_an_unknown_variant_is_refused(path):
+    get_config = load(path).get_config
+    if inspect.signature(get_config).parameters:
+        with pytest.raises((ValueError, InputError), match="nonsense"):
+            get_config("nonsense")

@@ -1,0 +1,41 @@
+"""star_jax.errors: bad input ends a command in one line, a bug in a traceback."""
+
+import pytest
+
+from star_jax.errors import InputError, exit_on_bad_input
+
+
+def raising(error: BaseException):
+    def main() -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("give --config=FILE", "star_jax: give --config=FILE\n"),
+        ("first\n   second\tthird\n", "star_jax: first second third\n"),
+        ("", "star_jax: \n"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(text, line, capsys):
+    with pytest.raises(SystemExit) as caught:
+        exit_on_bad_input(raising(InputError(text)))
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out, err) == (2, "", line)
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt(), SystemExit(3)])
+def test_anything_else_passes_through(error, capsys):
+    with pytest.raises(type(error)) as caught:
+        exit_on_bad_input(raising(error))
+    assert caught.value is error
+    assert capsys.readouterr().err == ""
+
+
+def test_a_main_that_succeeds_returns():
+    called = []
+    exit_on_bad_input(lambda: called.append(1))
+    assert called == [1]

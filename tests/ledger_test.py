@@ -1,0 +1,210 @@
+"""star_jax.ledger: the files of a run are its state, so they are whole, in order, and of one config."""
+
+import json
+import re
+
+import pytest
+
+from star_jax.errors import InputError
+from star_jax.ledger import Ledger
+from star_jax.records import Completion, read_jsonl, to_json, write_lines
+
+CONFIG = {"seed": 0, "star": {"iterations": 3, "steps": 40}, "base": {"stages": ({"gold": (1.0,)},)}}
+WANTED = [(f"t-{i}", draw) for i in range(4) for draw in range(2)]
+
+
+def completion(place: int) -> Completion:
+    name, draw = WANTED[place]
+    return Completion(name, 1, draw, False, f"text {place}\n!é", None, "wrong", None, -0.5, 3, f"seed {place}")
+
+
+class Draw:
+    """Draws in chunks, back to front; stops with an exception after `chunks` of them."""
+
+    def __init__(self, chunks: int | None = None, size: int = 3) -> None:
+        self.chunks, self.size = chunks, size
+        self.asked: list[int] = []
+
+    def __call__(self, missing, store) -> None:
+        self.asked = list(missing)
+        places = self.asked[::-1]
+        for number, start in enumerate(range(0, len(places), self.size)):
+            if number == self.chunks:
+                raise KeyboardInterrupt
+            store([completion(place) for place in places[start : start + self.size]])
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path / "run")
+
+
+def names(ledger):
+    return sorted(str(path.relative_to(ledger.workdir)) for path in ledger.workdir.rglob("*") if path.is_file())
+
+
+def test_a_run_is_opened_again_with_the_same_config(ledger):
+    ledger.open(CONFIG)
+    ledger.open(CONFIG)
+    assert names(ledger) == ["config.json"]
+    assert ledger.read_json(ledger.workdir / "config.json") == json.loads(json.dumps(CONFIG))
+
+
+@pytest.mark.parametrize(
+    ("change", "reasons"),
+    [
+        ({"seed": 1}, ["seed was 0, now 1"]),
+        ({"star": {"iterations": 3, "steps": 50}}, ["star.steps was 40, now 50"]),
+        ({"seed": 1, "star": {"iterations": 9, "steps": 50}}, ["seed was 0, now 1; star.steps was 40, now 50"]),
+        ({"star": {"iterations": 3}}, ["star.steps was 40, now null"]),
+        ({"star": {"iterations": 3, "steps": 40, "new": "x"}}, ['star.new was null, now "x"']),
+        ({"base": {"stages": ({"gold": (0.5,)},)}}, ['base.stages was [{"gold": [1.0]}], now [{"gold": [0.5]}]']),
+        ({"star": 3}, ["star was", "now 3"]),
+    ],
+)
+def test_another_config_is_refused_and_the_keys_are_named(ledger, change, reasons):
+    ledger.open(CONFIG)
+    before = (ledger.workdir / "config.json").read_bytes()
+    with pytest.raises(InputError, match="another --workdir") as caught:
+        ledger.open(CONFIG | change, may_change=("star.iterations",))
+    assert all(reason in str(caught.value) for reason in reasons) and "star.iterations" not in str(caught.value)
+    assert (ledger.workdir / "config.json").read_bytes() == before
+
+
+def test_what_may_change_is_stored_anew(ledger):
+    ledger.open(CONFIG)
+    longer = CONFIG | {"star": {"iterations": 9, "steps": 40}}
+    with pytest.raises(InputError, match=re.escape("star.iterations was 3, now 9")):
+        ledger.open(longer)
+    ledger.open(longer, may_change=("star.iterations",))
+    assert ledger.read_json(ledger.workdir / "config.json")["star"]["iterations"] == 9
+    assert names(ledger) == ["config.json"]
+
+
+def test_iterations_without_a_config_are_refused(ledger):
+    ledger.path(0).mkdir(parents=True)
+    with pytest.raises(InputError, match=r"holds iterations and no config\.json"):
+        ledger.open(CONFIG)
+
+
+def test_a_workdir_that_cannot_be_made_is_bad_input(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match=re.escape(f"workdir {place}: cannot be made")):
+            Ledger(place).open(CONFIG)
+
+
+def test_a_file_that_cannot_be_written_is_bad_input(ledger):
+    path = ledger.workdir / "x.json"
+    (ledger.workdir / "x.json.tmp").mkdir(parents=True)
+    with pytest.raises(InputError, match=re.escape(f"{path}: cannot be written")):
+        ledger.write_json(path, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read"),
+        (b"{", "not JSON"),
+        (b"", "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b"\xff", "not JSON"),
+    ],
+)
+def test_a_broken_json_file_is_named(tmp_path, content, reason):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(f"{path}: {reason}")):
+        Ledger(tmp_path).read_json(path)
+
+
+def test_a_written_file_replaces_the_old_one_whole(ledger):
+    path = ledger.path(1, "filter.json")
+    assert not ledger.done(1, "filter.json")
+    for value in ({"kept": 1, "note": "é\n!"}, {"kept": 2}):
+        ledger.write_json(path, value)
+        assert ledger.read_json(path) == value
+    assert ledger.done(1, "filter.json") and not ledger.done(1) and not ledger.done(2, "filter.json")
+    assert names(ledger) == ["iter_001/filter.json"]
+
+
+def test_a_crash_before_the_renaming_leaves_the_old_file(ledger, monkeypatch):
+    path = ledger.path(1, "DONE")
+    ledger.write_text(path, "old")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        ledger.write_text(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_a_stage_is_drawn_once_and_then_read(ledger):
+    path, draw = ledger.path(1, "samples.jsonl"), Draw()
+    expected = [completion(place) for place in range(len(WANTED))]
+    assert ledger.completions(path, WANTED, draw) == expected
+    assert draw.asked == list(range(len(WANTED)))
+    assert list(read_jsonl(Completion, path)) == expected  # in the wanted order, though drawn back to front
+    again = Draw()
+    assert ledger.completions(path, WANTED, again) == expected and again.asked == []
+    assert names(ledger) == ["iter_001/samples.jsonl"]
+
+
+@pytest.mark.parametrize("chunks", [0, 1, 2])
+def test_a_stage_that_was_killed_draws_only_what_is_missing(ledger, chunks):
+    path, first, second = ledger.path(1, "samples.jsonl"), Draw(chunks), Draw()
+    with pytest.raises(KeyboardInterrupt):
+        ledger.completions(path, WANTED, first)
+    assert not path.exists()
+    drawn = ledger.completions(path, WANTED, second)
+    assert second.asked == list(range(len(WANTED) - 3 * chunks))
+    assert drawn == [completion(place) for place in range(len(WANTED))]
+    assert names(ledger) == ["iter_001/samples.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("content", "whole"),
+    [
+        (to_json(completion(5)) + "\n" + to_json(completion(1))[:-7], [5]),  # killed within a line
+        (to_json(completion(5)) + "\n" + to_json(completion(1)), [5]),  # killed before its newline
+        (to_json(completion(5)) + "\n\0\0\0\0\n" + to_json(completion(1)) + "\n", [5]),  # blocks never written
+        (to_json(completion(5))[:9], []),
+        ("", []),
+        ("\n", []),
+        (write_lines([completion(5), completion(5), completion(0)]), [0, 5]),
+    ],
+)
+def test_a_torn_part_is_cut_behind_its_last_whole_line(ledger, content, whole):
+    path, draw = ledger.path(1, "samples.jsonl"), Draw(chunks=1)
+    path.parent.mkdir(parents=True)
+    part = path.with_name("samples.jsonl.part")
+    part.write_text(content, encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        ledger.completions(path, WANTED, draw)
+    assert draw.asked == [place for place in range(len(WANTED)) if place not in whole]
+    list(read_jsonl(Completion, part))  # what was appended begins a line of its own
+    assert ledger.completions(path, WANTED, Draw()) == [completion(place) for place in range(len(WANTED))]
+    assert names(ledger) == ["iter_001/samples.jsonl"]
+
+
+def test_a_part_torn_within_a_letter_is_cut_too(ledger):
+    path, draw = ledger.path(1, "samples.jsonl"), Draw()
+    path.parent.mkdir(parents=True)
+    line = to_json(completion(1)).encode()
+    place = line.index("é".encode()) + 1
+    path.with_name("samples.jsonl.part").write_bytes(to_json(completion(5)).encode() + b"\n" + line[:place] + b"\n")
+    ledger.completions(path, WANTED, draw)
+    assert draw.asked == [0, 1, 2, 3, 4, 6, 7]
+
+
+def test_a_part_that_holds_everything_draws_nothing(ledger):
+    path, draw = ledger.path(1, "samples.jsonl"), Draw()
+    path.parent.mkdir(parents=True)
+    everything = [completion(place) for place in range(len(WANTED))]
+    path.with_name("samples.jsonl.part").write_text(write_lines(everything[::-1]), encoding="utf-8")
+    assert ledger.completions(path, WANTED, draw) == everything and draw.asked == []
+
+
+def test_a_stage_without_problems_is_an_empty_file(ledger):
+    draw = Draw()
+    assert ledger.completions(ledger.path(1, "rationalizations.jsonl"), [], draw) == [] and draw.asked == []
+    assert ledger.path(1, "rationalizations.jsonl").read_text() == ""

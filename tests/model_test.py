@@ -1,0 +1,330 @@
+"""star_jax.model: it computes GPT-J, and every pass of it computes the same."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import mesh_transformer
+import numpy as np
+import optax
+import pytest
+from conftest import TINY, numpy_params
+
+from star_jax import model as gptj
+from star_jax.config import ModelConfig
+
+forward = jax.jit(gptj.apply, static_argnums=0)
+encode_prefix = jax.jit(gptj.encode_prefix, static_argnums=0)
+prefill = jax.jit(gptj.prefill, static_argnums=0)
+decode_step = jax.jit(gptj.decode_step, static_argnums=0)
+insert_rows = jax.jit(gptj.insert_rows)
+
+TORCH_SHAPES = {
+    "two heads": ModelConfig(n_layers=2, d_model=32, n_heads=2, d_mlp=64, rotary_dim=8, vocab_size=50),
+    "whole head rotates": ModelConfig(n_layers=1, d_model=24, n_heads=3, d_mlp=40, rotary_dim=8, vocab_size=31),
+    "one pair rotates": ModelConfig(n_layers=3, d_model=16, n_heads=4, d_mlp=64, rotary_dim=2, vocab_size=97),
+}
+_DRAW = np.random.default_rng(7)
+BODIES = [_DRAW.integers(0, 20, n).tolist() for n in (6, 1, 4)]
+LATE_BODY = _DRAW.integers(0, 20, 3).tolist()  # takes over row 1 while the others are decoding
+PREFIX = _DRAW.integers(0, 20, 5).tolist()
+
+
+def worst(found, expected) -> float:
+    """Largest absolute difference of two trees."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    return max(float(np.max(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)))) for a, b in pairs)
+
+
+def worst_relative(found, expected) -> float:
+    """Largest difference of two trees, relative to each leaf's largest value."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    ratios = jax.tree.map(lambda a, b: worst(a, b) / float(np.max(np.abs(b))), found, expected)
+    return max(jax.tree.leaves(ratios))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits_and_gradients(model, params, tokens_BT):
+    """Logits, and the gradients of the mean next-token cross-entropy."""
+
+    def loss(params):
+        logits_BTV = gptj.apply(model, params, tokens_BT)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits_BTV[:, :-1], tokens_BT[:, 1:])
+        return losses.mean(), logits_BTV
+
+    gradients, logits_BTV = jax.grad(loss, has_aux=True)(params)
+    return logits_BTV, gradients
+
+
+def torch_model(config: ModelConfig, seed: int):
+    """A GPTJForCausalLM with random weights that make logits of order 10."""
+    torch = pytest.importorskip("torch", reason="the parity oracle needs torch (test-only)")
+    transformers = pytest.importorskip("transformers", reason="the parity oracle needs transformers (test-only)")
+    theirs = transformers.GPTJForCausalLM(
+        transformers.GPTJConfig(
+            vocab_size=config.vocab_size,
+            n_positions=64,
+            n_embd=config.d_model,
+            n_layer=config.n_layers,
+            n_head=config.n_heads,
+            n_inner=config.d_mlp,
+            rotary_dim=config.rotary_dim,
+            activation_function="gelu_new",
+            layer_norm_epsilon=1e-5,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            tie_word_embeddings=False,
+            attn_implementation="eager",
+        )
+    ).eval()
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            scale = 0.6 if name == "lm_head.weight" else 0.2
+            values = scale * rng.standard_normal(tuple(parameter.shape))
+            centre = 1.0 if name.endswith(("ln_1.weight", "ln_f.weight")) else 0.0
+            parameter.copy_(torch.from_numpy(values.astype(np.float32) + np.float32(centre)))
+    return theirs
+
+
+def from_torch(values, config: ModelConfig) -> gptj.Params:
+    """Torch's weights, or their gradients, by name -> our tree."""
+    into = (config.d_model, config.n_heads, config.head_dim)
+
+    def linear(name):
+        return {"kernel": values[f"{name}.weight"].T, "bias": values[f"{name}.bias"]}
+
+    def norm(name):
+        return {"scale": values[f"{name}.weight"], "bias": values[f"{name}.bias"]}
+
+    def block(at):
+        attention = {
+            ours: values[f"{at}.attn.{theirs}_proj.weight"].T.reshape(into)
+            for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v"))
+        }
+        out = values[f"{at}.attn.out_proj.weight"].T.reshape(config.n_heads, config.head_dim, config.d_model)
+        return {
+            "attention": {**attention, "out": out},
+            "mlp": {"in": linear(f"{at}.mlp.fc_in"), "out": linear(f"{at}.mlp.fc_out")},
+            "norm": norm(f"{at}.ln_1"),
+        }
+
+    blocks = [block(f"transformer.h.{n}") for n in range(config.n_layers)]
+    return {
+        "embedding": {"embedding": values["transformer.wte.weight"]},
+        "blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks),
+        "final_norm": norm("transformer.ln_f"),
+        "head": linear("lm_head"),
+    }
+
+
+@pytest.mark.parametrize("shape", TORCH_SHAPES)
+def test_logits_and_gradients_are_those_of_torch(shape, record_property):
+    config = TORCH_SHAPES[shape]
+    theirs = torch_model(config, seed=len(shape))
+    import torch
+
+    tokens_BT = np.random.default_rng(3).integers(0, config.vocab_size, (2, 12)).astype(np.int32)
+    output = theirs(torch.from_numpy(tokens_BT).long())
+    expected = output.logits.detach().numpy()
+    labels = torch.from_numpy(tokens_BT[:, 1:]).long().flatten()
+    torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), labels).backward()
+    weights = from_torch({name: p.detach().numpy() for name, p in theirs.named_parameters()}, config)
+    expected_gradients = from_torch({name: p.grad.numpy() for name, p in theirs.named_parameters()}, config)
+
+    logits_BTV, gradients = logits_and_gradients(gptj.GPTJ(config), weights, tokens_BT)
+
+    record_property("logits", worst(logits_BTV, expected))
+    record_property("gradients", worst_relative(gradients, expected_gradients))
+    assert 5 < np.max(np.abs(expected)) < 50
+    assert worst(logits_BTV, expected) < 1e-4
+    assert worst_relative(gradients, expected_gradients) < 1e-4
+
+
+def original(shared_dir):
+    """(folder of the original's fixtures, its model)."""
+    folder = shared_dir / "fixtures" / "mesh_transformer"
+    sizes = json.loads((folder / "meta.json").read_text())["config"]
+    config = ModelConfig(
+        n_layers=sizes["layers"],
+        d_model=sizes["d_model"],
+        n_heads=sizes["n_heads"],
+        d_mlp=4 * sizes["d_model"],
+        rotary_dim=sizes["pe_rotary_dims"],
+        vocab_size=sizes["n_vocab"],
+        max_positions=sizes["seq"],
+    )
+    return folder, gptj.GPTJ(config)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "logits"),
+    [("ckpt_init_f32/step_0", "init_f32"), ("ckpt_slim_bf16/step_3", "step3_slim_bf16params")],
+)
+def test_logits_are_those_of_the_original(shared_dir, checkpoint, logits, record_property):
+    """The original's own output for its own checkpoints; in bfloat16 only its weights are rounded."""
+    folder, model = original(shared_dir)
+    params = mesh_transformer.read_params(folder / checkpoint, model.config.n_layers, model.config.n_heads)
+    with np.load(folder / "logits.npz", allow_pickle=False) as file:
+        tokens_BT, expected = file["tokens"].astype(np.int32), file[logits]
+    found = forward(model, params, tokens_BT)
+    record_property("logits", worst(found, expected))
+    assert worst(found, expected) < 2e-5
+
+
+def test_prefill_is_that_of_the_original(shared_dir, record_property):
+    """The logits behind left-padded prompts of six lengths, from which the original draws its first token."""
+    folder, model = original(shared_dir)
+    params = mesh_transformer.read_params(folder / "ckpt_init_f32/step_0", model.config.n_layers, model.config.n_heads)
+    with np.load(folder / "generate.npz", allow_pickle=False) as file:
+        tokens_RT, lengths_R = file["padded"].astype(np.int32), file["lengths"].astype(np.int32)
+        expected = file["greedy_f32_logits_first8"][:, 0]
+    fits = lengths_R < model.config.max_positions  # a full row slides the original's window before its first draw
+    empty = gptj.encode_prefix(model, params, jnp.zeros((0,), jnp.int32), 0)
+    found, _ = prefill(model, params, tokens_RT[fits], lengths_R[fits], empty)
+    record_property("logits", worst(found, expected[fits]))
+    assert np.sum(fits) == 6
+    assert worst(found, expected[fits]) < 2e-5
+
+
+def left_padded(bodies, size):
+    """([R, size] ids, lengths); padding is a token that must not matter."""
+    tokens_RT = np.array([[13] * (size - len(body)) + body for body in bodies], np.int32)
+    return tokens_RT, np.array([len(body) for body in bodies], np.int32)
+
+
+def prefix_of(model, params, tokens, padding):
+    ids = np.array(tokens + [17] * padding, np.int32)
+    return encode_prefix(model, params, ids, len(tokens))
+
+
+def decode_rows(model, params, prefix, slots=12, steps=6, start=7):
+    """Three rows of different lengths in a ring that wraps around; row 1 is given to another body on the way.
+
+    Yields (row's body and drawn tokens, its logits) after the prefills and after every step.
+    """
+    tokens_RT, lengths_R = left_padded(BODIES, 6)
+    cache = gptj.empty_cache(model.config, rows=3, slots=slots)._replace(time=jnp.asarray(start))
+    logits_RV, new = prefill(model, params, tokens_RT, lengths_R, prefix)
+    cache = insert_rows(cache, np.arange(3), new, lengths_R)
+    texts = [list(body) for body in BODIES]
+    yield from ((list(texts[row]), logits_RV[row]) for row in range(3))
+    drawn_MB = np.random.default_rng(5).integers(0, 20, (steps, 3))
+    for step, drawn_B in enumerate(drawn_MB):
+        if step == 3:
+            tokens_RT, lengths_R = left_padded([LATE_BODY, BODIES[0]], 6)
+            logits_RV, new = prefill(model, params, tokens_RT, lengths_R, prefix)
+            cache = insert_rows(cache, np.array([1, 99]), new, lengths_R)  # the second one has no row: dropped
+            texts[1] = list(LATE_BODY)
+            yield list(texts[1]), logits_RV[0]
+        texts = [text + [int(token)] for text, token in zip(texts, drawn_B, strict=True)]
+        logits_BV, cache = decode_step(model, params, drawn_B.astype(np.int32), cache, prefix)
+        yield from ((list(texts[row]), logits_BV[row]) for row in range(3))
+
+
+@pytest.mark.parametrize("shots", [[], PREFIX], ids=["no prefix", "shared prefix"])
+def test_cached_decoding_equals_the_full_forward_pass(tiny, shots):
+    """Prefill and decode steps through the ring, its end crossed, with a row refilled on the way."""
+    model, params = tiny
+    prefix = prefix_of(model, params, shots, padding=3 if shots else 0)
+    found = list(decode_rows(model, params, prefix))
+    padded_BT = np.array([(shots + text + [0] * 20)[:20] for text, _ in found], np.int32)
+    full_BTV = forward(model, params, padded_BT)
+    last = [len(shots) + len(text) - 1 for text, _ in found]
+    assert len(found) == 3 + 6 * 3 + 1
+    assert worst([logits for _, logits in found], [full_BTV[i, t] for i, t in enumerate(last)]) < 1e-5
+
+
+def test_a_shared_prefix_equals_the_same_tokens_in_every_row(tiny):
+    model, params = tiny
+    shared, _ = prefill(model, params, *left_padded(BODIES, 6), prefix_of(model, params, PREFIX, padding=3))
+    whole = left_padded([PREFIX + body for body in BODIES], 11)
+    none, _ = prefill(model, params, *whole, prefix_of(model, params, [], padding=0))
+    assert worst(shared, none) < 1e-5
+
+
+def test_packed_texts_do_not_see_each_other(tiny):
+    """A row of three segments and padding gives each text the logits it has alone."""
+    model, params = tiny
+    texts = [*BODIES, LATE_BODY]
+    sizes = [len(text) for text in texts]
+    tokens = np.array([sum(texts, []) + [0, 0]], np.int32)
+    positions = np.array([[t for n in sizes for t in range(n)] + [0, 0]], np.int32)
+    segments = np.array([[i + 1 for i, n in enumerate(sizes) for _ in range(n)] + [0, 0]], np.int32)
+    packed_TV = jax.jit(model.apply)({"params": params}, tokens, positions, segments)[0]
+    alone = np.asarray(forward(model, params, np.array([(text + [0] * 6)[:6] for text in texts], np.int32)))
+    expected = np.concatenate([alone[i, :n] for i, n in enumerate(sizes)])
+    assert worst(packed_TV[: sum(sizes)], expected) < 1e-5
+
+
+def test_no_logit_depends_on_a_later_token(tiny):
+    """Each token of the text is used once, so its embedding row's gradient tells which logits it reaches."""
+    model, params = tiny
+    tokens = np.random.default_rng(0).permutation(20)[:6].astype(np.int32)
+    weights_V = np.random.default_rng(1).standard_normal(20)
+
+    @jax.jit
+    @jax.jacrev
+    def influence(embedding):
+        changed = {**params, "embedding": {"embedding": embedding}}
+        return gptj.apply(model, changed, tokens[None])[0] @ weights_V
+
+    size_TS = np.linalg.norm(influence(params["embedding"]["embedding"]), axis=-1)[:, tokens]
+    assert np.all(size_TS[np.triu_indices(6, k=1)] == 0)
+    assert np.all(size_TS[np.tril_indices(6)] > 0)
+
+
+@pytest.mark.parametrize("change", [{"scan_unroll": 1}, {"remat": True}], ids=str)
+def test_scan_unroll_and_remat_change_no_number(tiny, change):
+    model, params = tiny
+    tokens_BT = np.random.default_rng(2).integers(0, 20, (2, 10)).astype(np.int32)
+    expected = logits_and_gradients(model, params, tokens_BT)
+    other = gptj.GPTJ(dataclasses.replace(TINY, **change))
+    assert worst_relative(logits_and_gradients(other, params, tokens_BT), expected) < 1e-5
+
+
+def test_remat_saves_fewer_activations(tiny):
+    """The gradient's program computes the blocks' forward pass a second time."""
+    _, params = tiny
+    tokens_BT = np.zeros((1, 4), np.int32)
+    text = {
+        remat: logits_and_gradients.lower(
+            gptj.GPTJ(dataclasses.replace(TINY, remat=remat, scan_unroll=1)), params, tokens_BT
+        ).as_text()
+        for remat in (False, True)
+    }
+    assert text[True].count("dot_general") > text[False].count("dot_general")
+
+
+def test_bfloat16_runs_near_float32_with_logits_in_float32(tiny):
+    """Activations and caches are bfloat16; the full pass and the cached one stay within its precision."""
+    model, params = tiny
+    half = gptj.GPTJ(dataclasses.replace(TINY, compute_dtype="bfloat16"))
+    tokens_BT = np.array([PREFIX + BODIES[0]], np.int32)
+    expected = np.asarray(forward(model, params, tokens_BT))
+    found = forward(half, params, tokens_BT)
+    prefix = prefix_of(half, params, PREFIX, padding=3)
+    last, new = prefill(half, params, *left_padded(BODIES[:1], 6), prefix)
+    assert found.dtype == last.dtype == jnp.float32
+    assert new[0].k.dtype == prefix.layers[0].v.dtype == jnp.bfloat16
+    assert 0 < np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected)
+    assert np.linalg.norm(last - expected[:, -1]) < 0.03 * np.linalg.norm(expected[:, -1])
+
+
+def test_padding_the_vocabulary_changes_no_other_logit(tiny):
+    model, params = tiny
+    wide = dataclasses.replace(TINY, vocab_size=TINY.vocab_size + 4)
+    more = numpy_params(wide, seed=9)
+
+    def put(rows, old):
+        rows = np.array(rows)
+        rows[tuple(slice(0, size) for size in old.shape)] = old
+        return rows
+
+    padded = {**params, **{name: jax.tree.map(put, more[name], params[name]) for name in ("embedding", "head")}}
+    tokens_BT = np.array([PREFIX + BODIES[0]], np.int32)
+    found = forward(gptj.GPTJ(wide), padded, tokens_BT)
+    assert worst(found[..., : TINY.vocab_size], forward(model, params, tokens_BT)) < 1e-5

@@ -1,0 +1,89 @@
+"""star_jax.records: what is written is what is read, and a broken line is named."""
+
+import json
+import re
+
+import pytest
+
+from star_jax.errors import InputError
+from star_jax.records import Completion, Example, Problem, Prompt, from_json, read_jsonl, to_json, write_lines
+
+PROBLEM = Problem("t-1", "How many?", "72", "word problem", choices=("a bed", "a Ä"), rationale="x\ny")
+COMPLETION = Completion("t-1", 2, 0, True, "so\n#### 72", "72", "right", None, -1.25, 9, "0/sample/2/t-1/0/1")
+EXAMPLE = Example("t-1", "Q: ?\nA:", " 72", 1, "sampled", unweighted=((0, 1), (2, 3)), log_probability=-0.5)
+AWKWARD = ["", "\n\n", '"\\', "!!!", "\x00\x1b\x7f", "\u2028\u2029\x85", "é字𝔸\ufffd", "<|endoftext|>", "\r\n"]
+
+
+@pytest.mark.parametrize("record", [PROBLEM, COMPLETION, EXAMPLE, Problem("i", "q", "a")])
+def test_a_record_survives_json(record):
+    assert from_json(type(record), to_json(record)) == record
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_any_text_takes_one_line(text, tmp_path):
+    records = [Problem(text, text, text, rationale=text), PROBLEM]
+    path = tmp_path / "problems.jsonl"
+    path.write_text(write_lines(records), encoding="utf-8")
+    assert to_json(records[0]).count("\n") == 0
+    assert list(read_jsonl(Problem, path)) == records
+
+
+def test_lists_come_back_as_tuples_so_that_records_hash():
+    assert from_json(Example, to_json(EXAMPLE)).unweighted == ((0, 1), (2, 3))
+    assert len({from_json(Problem, to_json(PROBLEM)), PROBLEM}) == 1
+
+
+def test_keys_keep_the_order_of_the_fields():
+    assert list(json.loads(to_json(COMPLETION)))[:4] == ["problem_id", "iteration", "draw", "hinted"]
+
+
+def test_defaults_may_be_absent_from_a_line():
+    assert from_json(Problem, '{"id": "i", "question": "q", "answer": "a"}') == Problem("i", "q", "a")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("", "Expecting value"),
+        ("\n", "Expecting value"),
+        ('{"id": "i", "question"', "Expecting"),
+        ("[1, 2]", "it is not a JSON object"),
+        ("3", "it is not a JSON object"),
+        ('{"id": "i", "question": "q"}', "key 'answer' is missing"),
+        ('{"id": "i", "question": "q", "answer": "a", "anwser": "b"}', "unknown key 'anwser'"),
+    ],
+)
+def test_a_broken_line_is_named_with_its_reason(line, reason, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        from_json(Problem, line)
+    path = tmp_path / "p.jsonl"
+    path.write_text(to_json(PROBLEM) + "\n" + line.rstrip("\n") + "\n" + to_json(PROBLEM) + "\n", encoding="utf-8")
+    records = read_jsonl(Problem, path)
+    assert next(records) == PROBLEM
+    with pytest.raises(InputError, match=re.escape(f"{path}:2: not a Problem record ({reason}")):
+        next(records)
+
+
+def test_a_line_that_is_not_utf_8_is_named(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes((to_json(PROBLEM) + "\n").encode() + b'{"id": "\xff"}\n')
+    with pytest.raises(InputError, match=re.escape(f"{path}:2: is not UTF-8 text")):
+        list(read_jsonl(Problem, path))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"absent\.jsonl: cannot be read"):
+        list(read_jsonl(Problem, tmp_path / "absent.jsonl"))
+
+
+def test_no_records_are_an_empty_file():
+    assert write_lines([]) == ""
+
+
+def test_a_prompts_text_is_prefix_and_body():
+    assert Prompt("shot\n\n", "Q:").text == "shot\n\nQ:"
+
+
+def test_records_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        PROBLEM.answer = "73"

@@ -1,0 +1,301 @@
+"""The whole loop on one- and two-digit sums with a base that is pretrained in a few seconds."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from star_jax import checkpoint, config, sampler, star, train
+from star_jax.errors import InputError
+from star_jax.ledger import Ledger
+from star_jax.records import Completion, Example, read_jsonl
+from star_jax.tasks.arithmetic import Arithmetic
+
+
+def small_config(**changes) -> config.Config:
+    """A run of a few seconds; `changes` are dotted keys with __ for the dot."""
+    values = config.default("arithmetic")
+    values.tokenizer, values.tensorboard, values.mesh.data = "symbols", False, 1
+    values.task.update(dict(max_digits=2, train_per_length=60, held_out_per_length=12))
+    values.model.update(
+        dict(n_layers=1, d_model=32, n_heads=2, d_mlp=64, rotary_dim=8, vocab_size=20, max_positions=512)
+    )
+    values.base.update(dict(stages=(dict(steps=150, learning_rate=1e-2, gold=(0.7, 0.1)),), examples=400))
+    values.train.update(dict(batch_rows=8, row_tokens=64))
+    values.optimizer.update(dict(learning_rate=3e-3, warmup_steps=5))
+    values.sampling.update(dict(slots=16, queue=32))
+    values.star.update(dict(iterations=2, steps=6, step_growth=1.5, problems_per_iteration=80))
+    for key, value in changes.items():
+        *groups, last = key.split("__")
+        group = values
+        for name in groups:
+            group = group[name]
+        group[last] = value
+    return config.from_dict(values)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A base model all tests here start from."""
+    workdir = tmp_path_factory.mktemp("base_run")
+    star.run(small_config(star__iterations=1, star__steps=1), workdir)
+    return workdir / "base"
+
+
+@pytest.fixture(scope="session")
+def finished(base, tmp_path_factory) -> Path:
+    """An undisturbed run of two iterations."""
+    workdir = tmp_path_factory.mktemp("finished")
+    star.run(small_config(base__path=str(base)), workdir)
+    return workdir
+
+
+def run_with(base: Path, workdir: Path, **changes) -> Ledger:
+    star.run(small_config(base__path=str(base), **changes), workdir)
+    return Ledger(workdir)
+
+
+def kept(ledger: Ledger, n: int) -> list[Example]:
+    return list(read_jsonl(Example, ledger.path(n, "kept.jsonl")))
+
+
+def assert_same_result(a: Path, b: Path) -> None:
+    for n in (1, 2):
+        for name in ("samples.jsonl", "rationalizations.jsonl", "kept.jsonl", "filter.json", "eval_dev.json"):
+            left, right = (p / f"iter_{n:03d}" / name for p in (a, b))
+            assert left.read_bytes() == right.read_bytes(), (n, name)
+        leaves = [jax.tree.leaves(checkpoint.load_model(p / f"iter_{n:03d}" / "params")[1]) for p in (a, b)]
+        for x, y in zip(*leaves, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_a_run_leaves_every_file_of_the_contract(finished):
+    for name in ("config.json", "base/model.json", "metrics.jsonl", "report.html", "iter_000/eval_dev.json"):
+        assert (finished / name).exists(), name
+    for n in (1, 2):
+        for name in ("samples.jsonl", "rationalizations.jsonl", "kept.jsonl", "filter.json", "params/model.json",
+                     "finetune.json", "eval_dev.json", "DONE"):  # fmt: skip
+            assert (finished / f"iter_{n:03d}" / name).exists(), (n, name)
+    assert not list(finished.rglob("*.tmp")) and not list(finished.rglob("*.part"))
+
+
+def test_kept_is_what_algorithm_1_says(finished):
+    """Right first tries, and right rationalizations of problems whose first try failed; hint-free, one a problem."""
+    ledger, task = Ledger(finished), small_config().make_task()
+    problems = {p.id: p for p in task.problems("train")}
+    for n in (1, 2):
+        samples = list(read_jsonl(Completion, ledger.path(n, "samples.jsonl")))
+        hinted = list(read_jsonl(Completion, ledger.path(n, "rationalizations.jsonl")))
+        assert len(samples) == 80 and len({s.problem_id for s in samples}) == 80
+        assert {h.problem_id for h in hinted} == {s.problem_id for s in samples if s.verdict != "right"}
+        wanted = {(c.problem_id, c.hinted, c.text) for c in [*samples, *hinted] if c.verdict == "right"}
+        examples = kept(ledger, n)
+        assert {(e.problem_id, e.source == "rationalized", e.completion) for e in examples} == wanted
+        assert {e.source for e in examples} == {"sampled", "rationalized"}, "the base is too weak for this test"
+        for example in examples:
+            problem = problems[example.problem_id]
+            assert example.prompt == task.render(problem) and not example.hint_kept
+            assert task.parse(example.completion) == problem.answer
+            assert example.weights and example.seed and example.log_probability is not None
+
+
+def test_provenance_names_the_weights_of_the_iteration_before(finished):
+    ledger = Ledger(finished)
+    first = ledger.read_json(ledger.path(1, "finetune.json"))["weights"]
+    assert {e.weights for e in kept(ledger, 2)} == {first}
+    base_weights = json.loads((finished / "base" / "model.json").read_text())["fingerprint"]
+    assert {e.weights for e in kept(ledger, 1)} == {base_weights}
+
+
+@pytest.mark.parametrize("stop_at", ["samples.jsonl", "rationalizations.jsonl", "kept.jsonl", "filter.json",
+                                     "finetune.json", "eval_dev.jsonl", "eval_dev.json", "DONE"])  # fmt: skip
+def test_stopped_before_any_file_and_started_again_gives_the_same(stop_at, base, finished, tmp_path, monkeypatch):
+    """The run dies just before each file of iteration 1 is written, and in iteration 2 once more."""
+    real, dead = Ledger.write_text, set()
+
+    def write_or_die(self, path, text):
+        if path.name == stop_at and path.parent.name in ("iter_001", "iter_002") and path.parent.name not in dead:
+            dead.add(path.parent.name)
+            raise KeyboardInterrupt
+        real(self, path, text)
+
+    monkeypatch.setattr(Ledger, "write_text", write_or_die)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_with(base, tmp_path)
+    run_with(base, tmp_path)
+    assert dead == {"iter_001", "iter_002"}
+    assert_same_result(finished, tmp_path)
+
+
+def test_stopped_inside_sampling_draws_only_what_is_missing(base, finished, tmp_path, monkeypatch):
+    real, calls = sampler.Sampler._read, []
+
+    def die_at_third(self, out, rows):
+        calls.append(rows)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(self, out, rows)
+
+    monkeypatch.setattr(sampler.Sampler, "_read", die_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        run_with(base, tmp_path)
+    assert (tmp_path / "iter_001" / "samples.jsonl.part").exists()
+    run_with(base, tmp_path)
+    assert_same_result(finished, tmp_path)
+
+
+def test_nothing_recompiles_between_iterations(base, tmp_path, monkeypatch):
+    sizes, real = [], star._finish
+
+    def count(run, n):
+        sizes.append((sampler._sample_queue._cache_size(), train.train_step._cache_size()))
+        real(run, n)
+
+    monkeypatch.setattr(star, "_finish", count)
+    run_with(base, tmp_path, star__iterations=3)
+    assert sizes[1] == sizes[2] == sizes[3]
+
+
+def test_another_config_in_the_same_directory_is_refused(base, finished):
+    with pytest.raises(InputError, match=r"star\.steps was 6, now 7"):
+        run_with(base, finished, star__steps=7)
+
+
+def test_more_iterations_go_on_where_the_run_ended(base, finished, tmp_path):
+    workdir = tmp_path / "longer"
+    shutil.copytree(finished, workdir)
+    ledger = run_with(base, workdir, star__iterations=3)
+    assert ledger.done(3)
+    assert_same_result(finished, workdir)
+
+
+def test_restart_from_base_and_from_previous_differ_and_do_what_they_say(base, tmp_path, monkeypatch):
+    starts, real = [], train.fine_tune
+
+    def spy(model, params, rows, **kwargs):
+        starts.append(checkpoint.fingerprint(params))
+        return real(model, params, rows, **kwargs)
+
+    monkeypatch.setattr(train, "fine_tune", spy)
+    for restart in ("base", "previous"):
+        run_with(base, tmp_path / restart, star__restart_from=restart)
+    of_base = json.loads((base / "model.json").read_text())["fingerprint"]
+    first = Ledger(tmp_path / "previous").read_json(tmp_path / "previous/iter_001/finetune.json")["weights"]
+    assert starts == [of_base, of_base, of_base, first]
+
+
+def test_without_rationalization_only_first_tries_are_kept(base, tmp_path):
+    ledger = run_with(base, tmp_path, star__rationalize=False)
+    assert not ledger.done(1, "rationalizations.jsonl")
+    assert {e.source for e in kept(ledger, 1)} == {"sampled"}
+
+
+def test_rationalize_probability_rationalizes_about_that_share(base, tmp_path):
+    ledger = run_with(base, tmp_path, star__rationalize_probability=0.5, star__iterations=1)
+    counts = ledger.read_json(ledger.path(1, "filter.json"))
+    failed = counts["problems"] - counts["right"]
+    assert 0.25 * failed < counts["rationalization_tried"] < 0.75 * failed
+
+
+def test_hints_are_kept_only_when_asked(base, tmp_path):
+    ledger = run_with(base, tmp_path, star__hint_keep_probability=1.0, star__iterations=1)
+    hinted = [e for e in kept(ledger, 1) if e.source == "rationalized"]
+    assert hinted and all(e.hint_kept and f"Target: {e.completion.splitlines()[-1]}\n" in e.prompt for e in hinted)
+    assert not any(e.hint_kept for e in kept(ledger, 1) if e.source == "sampled")
+
+
+def test_direct_trains_on_every_reference_answer_and_samples_nothing(base, tmp_path):
+    ledger = run_with(base, tmp_path, star__direct=True, star__iterations=1)
+    assert not ledger.done(1, "samples.jsonl")
+    examples = kept(ledger, 1)
+    assert len(examples) == 80 and {e.source for e in examples} == {"reference"}
+    answers = {p.id: p.answer for p in small_config().make_task().problems("train")}
+    assert all(e.completion == answers[e.problem_id] for e in examples)
+
+
+def test_keep_previous_trains_on_earlier_iterations_too(base, finished, tmp_path):
+    ledger = run_with(base, tmp_path, star__keep_previous=1)
+    first, second = kept(ledger, 1), kept(ledger, 2)
+    assert first == kept(Ledger(finished), 1)
+    assert [e for e in second if e.iteration == 1] == first and any(e.iteration == 2 for e in second)
+    assert ledger.read_json(ledger.path(2, "filter.json"))["kept_from_earlier"] == len(first)
+
+
+def test_several_draws_are_made_and_distinct_ones_kept(base, tmp_path):
+    ledger = run_with(
+        base, tmp_path, star__draws=4, star__keep_per_problem=0, sampling__temperature=1.0, star__iterations=1
+    )
+    samples = list(read_jsonl(Completion, ledger.path(1, "samples.jsonl")))
+    assert len(samples) == 320 and {s.draw for s in samples} == {0, 1, 2, 3}
+    pairs = [(e.problem_id, e.completion) for e in kept(ledger, 1)]
+    assert len(pairs) == len(set(pairs)) > len({p for p, _ in pairs})
+
+
+def test_shots_stand_before_every_prompt_until_they_are_dropped(base, tmp_path, monkeypatch):
+    seen, real = [], sampler.Sampler.__call__
+
+    def spy(self, prompts, seeds=None, progress=None):
+        seen.append({p.prefix for p in prompts})
+        return real(self, prompts, seeds, progress)
+
+    monkeypatch.setattr(sampler.Sampler, "__call__", spy)
+    ledger = run_with(
+        base, tmp_path, prompt__shots=2, star__few_shot_train=True, star__prompt_after_first_iteration=False,
+        train__row_tokens=256,
+    )  # fmt: skip
+    # base's evaluation, samples, rationalizations; then no shots: evaluation of 1, samples, ...
+    assert all(len(s) == 1 and "</scratch>" in next(iter(s)) for s in seen[:3])
+    assert all(s == {""} for s in seen[3:]) and len(seen) >= 6
+    assert all(e.prompt.count("</scratch>") == 2 for e in kept(ledger, 1))
+    assert all(e.prompt.count("</scratch>") == 0 for e in kept(ledger, 2))
+
+
+def test_a_base_that_solves_nothing_ends_in_one_clear_line(tmp_path):
+    stages = (dict(steps=1, learning_rate=0.0, gold=(1.0,)),)
+    with pytest.raises(InputError, match="kept nothing"):
+        star.run(small_config(base__stages=stages), tmp_path)
+
+
+def test_a_base_of_other_sizes_is_refused(base, tmp_path):
+    with pytest.raises(InputError, match="d_mlp 128"):
+        run_with(base, tmp_path, model__d_mlp=128)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("exponential", [40, 48, 58, 69]), ("linear", [40, 60, 80, 100]), ("epochs", [25] * 4)]
+)
+def test_fine_tuning_steps(schedule, expected):
+    options = config.StarConfig(schedule=schedule, epochs=2.0)
+    assert [star.fine_tuning_steps(options, n, rows=99, batch_rows=8) for n in (1, 2, 3, 4)] == expected
+
+
+def test_the_paper_s_schedule_reaches_its_published_length():
+    """40 x 1.2^29 = 7912 steps in loop 30 (paper, appendix)."""
+    assert star.fine_tuning_steps(config.StarConfig(), 30, 1, 1) == 7912
+
+
+@pytest.mark.parametrize(("size", "wanted"), [(10, 4), (10, 10), (10, 0), (7, 5), (100, 33)])
+def test_problems_come_once_before_any_comes_twice(size, wanted):
+    problems = Arithmetic(max_digits=2, train_per_length=size).problems("train")[:size]
+    drawn: list[str] = []
+    for n in range(1, 9):
+        new = star.iteration_problems(problems, wanted, n, seed=3)
+        assert len(new) == len({p.id for p in new}) == (wanted or size)
+        drawn += [p.id for p in new]
+    if wanted:
+        counts = [drawn.count(p.id) for p in problems]
+        assert max(counts) - min(counts) <= 1 + (wanted == size)
+    assert star.iteration_problems(problems, wanted, 3, seed=3) == new or wanted  # a pure function of its arguments
+
+
+def test_reports_hold_every_field_of_the_contract(finished):
+    result = json.loads((finished / "iter_001" / "eval_dev.json").read_text())
+    for key in ("iteration", "split", "n", "accuracy", "ci95", "by_class", "unparsable", "cut_off"):
+        assert key in result
+    done = json.loads((finished / "iter_001" / "finetune.json").read_text())
+    assert done["steps"] == 6 and {f.name for f in dataclasses.fields(train.Report)} <= done.keys()
