@@ -15,15 +15,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config = default("arithmetic")
     config.tokenizer = "symbols"
     config.model.update(
-        dict(n_layers=3, d_model=64, n_heads=2, d_mlp=256, rotary_dim=16, vocab_size=20, max_positions=256, scan_unroll=3)
+        dict(n_layers=3, d_model=64, n_heads=4, d_mlp=256, rotary_dim=8, vocab_size=20, max_positions=256, scan_unroll=3)
     )
     config.train.update(dict(batch_rows=16, row_tokens=128, log_every=25))
-    config.optimizer.update(dict(learning_rate=4e-3, warmup_steps=50, decay="linear", b2=0.98, weight_decay=0.01))
+    config.optimizer.update(dict(learning_rate=3e-3, warmup_steps=50, decay="linear", b2=0.98, weight_decay=0.01))
     config.base.stages = (
-        dict(steps=1400, learning_rate=5e-3, gold=(0.60,)),
-        dict(steps=400, learning_rate=3e-3, gold=(0.45, 0.11)),
-        dict(steps=700, learning_rate=5e-3, gold=(0.25, 0.45)),
-        dict(steps=700, learning_rate=5e-3, gold=(0.15, 0.51)),
+        dict(steps=1400, learning_rate=3e-3, gold=(0.25, 0.65)),
+        dict(steps=900, learning_rate=3e-3, gold=(0.15, 0.35)),
     )
     config.star.update(
         dict(iterations=3, problems_per_iteration=10_000, hint_keep_probability=0.1, steps=1000, step_growth=1.2)

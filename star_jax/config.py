@@ -108,7 +108,7 @@ class StarConfig:
         _share(self, "rationalize_probability", "hint_keep_probability")
         _one_of(self, "restart_from", ("base", "previous"))
         _one_of(self, "schedule", ("exponential", "linear", "epochs"))
-        if self.step_growth <= 0 or self.epochs <= 0:
+        if not (self.step_growth > 0 and self.epochs > 0):
             raise InputError("star.step_growth and star.epochs must be greater than 0")
 
 

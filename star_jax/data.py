@@ -4,9 +4,12 @@ Token id 0 is "!" in GPT-2's vocabulary and padding to seqio, whose packer drops
 word. So ids (and loss weights) go in plus one, and one is taken off again where a segment is.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -95,10 +98,31 @@ def batches(rows: PackedRows, batch_rows: int, seed: int, start: int = 0) -> Ite
 
 def warm_up() -> None:
     """Imports seqio (TensorFlow comes with it, about ten seconds): called in a thread while the device works."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # TensorFlow's own start-up lines say nothing about this program.
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    import seqio  # noqa: F401
+    with _IMPORTING:
+        if "seqio" not in sys.modules:
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+            logging.getLogger("tensorflow").setLevel(logging.ERROR)
+            with _quiet_native_stderr():
+                import seqio  # noqa: F401
+
+
+_IMPORTING = threading.Lock()
+
+
+@contextlib.contextmanager
+def _quiet_native_stderr() -> Iterator[None]:
+    """Sends what native code writes to standard error nowhere: TensorFlow greets with six lines on CPUs and CUDA.
+
+    `main` moves Python's own standard error to another descriptor first, so only native lines are lost.
+    """
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _spans(example: Example) -> Iterator[tuple[str, int]]:
@@ -112,7 +136,10 @@ def _spans(example: Example) -> Iterator[tuple[str, int]]:
 
 
 def _bins(lengths: Sequence[int], size: int, rng: np.random.Generator) -> list[int]:
-    """An order in which next-fit packing, which is what seqio does, fills rows as best-fit decreasing would."""
+    """An order in which next-fit packing fills rows as best-fit decreasing would.
+
+    seqio packs by next-fit in batches of `size` examples; each batch but the last may cost one row more.
+    """
     shuffled = rng.permutation(len(lengths))
     with_room: dict[int, list[list[int]]] = {}  # room left -> bins
     bins = []

@@ -20,6 +20,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: r
 def main() -> None:
     """Parses the flags, starts or goes on with the run, and says where its report is."""
     _parse(sys.argv)
+    # Our own messages keep a descriptor of their own while native code is silenced (data.warm_up).
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("star_jax").setLevel(logging.INFO)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -89,6 +89,7 @@ class Outputs(NamedTuple):
     drawn_Q: jax.Array
     log_probability_Q: jax.Array
     reason_Q: jax.Array
+    steps: jax.Array  # decode steps taken for all of them
 
 
 class Slots(NamedTuple):
@@ -101,7 +102,6 @@ class Slots(NamedTuple):
     matched_B: jax.Array  # state of the stop automaton
     active_B: jax.Array
     next: jax.Array  # the first problem of the queue that has no slot yet
-    steps: jax.Array  # decode steps taken
     out: Outputs
 
 
@@ -290,7 +290,7 @@ def _sample_queue(model, decoding, shape, params, prefix, queue, automaton_SV) -
 
     def decode(slots):
         logits_BV, cache = gptj.decode_step(model, params, slots.token_B, slots.cache, prefix)
-        slots = slots._replace(cache=cache, steps=slots.steps + 1)
+        slots = slots._replace(cache=cache, out=slots.out._replace(steps=slots.out.steps + 1))
         rows_B = jnp.arange(shape.slots)
         return emit(slots, rows_B, logits_BV, slots.active_B)
 
@@ -345,7 +345,7 @@ def _emit(decoding, shape, queue, automaton_SV, slots: Slots, rows_R, logits_RV,
     def put(old, new, index=rows_R):
         return old.at[index].set(new, mode="drop")
 
-    out = Outputs(
+    out = slots.out._replace(
         tokens_QM=slots.out.tokens_QM.at[problem_R, drawn_R].set(token_R, mode="drop"),
         drawn_Q=put(slots.out.drawn_Q, drawn_R + 1, problem_R),
         log_probability_Q=slots.out.log_probability_Q.at[problem_R].add(logp_R, mode="drop"),
@@ -371,11 +371,11 @@ def _empty_slots(config: ModelConfig, shape: Shape, queue: Queue) -> Slots:
         matched_B=zeros_B,
         active_B=jnp.zeros((shape.slots,), bool),
         next=jnp.asarray(0),
-        steps=jnp.asarray(0),
         out=Outputs(
             jnp.zeros((places, shape.max_new_tokens), jnp.int32),
             jnp.zeros((places,), jnp.int32),
             jnp.zeros((places,), jnp.float32),
             jnp.zeros((places,), jnp.int32),
+            jnp.asarray(0),
         ),
     )

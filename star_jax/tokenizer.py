@@ -118,17 +118,22 @@ class Gpt2Tokenizer:
     @classmethod
     def load(cls, directory: Path) -> "Gpt2Tokenizer":
         """From a directory with tokenizer.json, or with vocab.json and merges.txt. Raises InputError."""
-        if (directory / "tokenizer.json").is_file():
-            return cls((directory / "tokenizer.json").read_text(encoding="utf-8"))
-        vocab, merges = directory / "vocab.json", directory / "merges.txt"
-        for path in (vocab, merges):
+        whole, vocab, merges = (directory / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+        for path in () if whole.is_file() else (vocab, merges):
             if not path.is_file():
                 raise InputError(f"{directory}: neither tokenizer.json nor {path.name} is there")
         from tokenizers import ByteLevelBPETokenizer
 
-        tokenizer = ByteLevelBPETokenizer(str(vocab), str(merges))
-        tokenizer.add_special_tokens(["<|endoftext|>"])
-        return cls(tokenizer.to_str())
+        try:
+            if whole.is_file():
+                return cls(whole.read_text(encoding="utf-8"))
+            tokenizer = ByteLevelBPETokenizer(str(vocab), str(merges))
+            tokenizer.add_special_tokens(["<|endoftext|>"])
+            return cls(tokenizer.to_str())
+        except InputError:
+            raise
+        except Exception as error:  # the library raises nothing more particular for a file it cannot read
+            raise InputError(f"{whole if whole.is_file() else vocab}: no tokenizer can be made of it ({error})") from error
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)

@@ -253,7 +253,7 @@ def test_a_base_that_is_not_beaten_and_counts_of_another_run(tmp_path):
     put(make_run(tmp_path, iterations=1) / "iter_001" / "filter.json", {"draws": 9})
     add_evaluation(tmp_path / "iter_000", 0, "rrrr")
     words = shown(page_of(tmp_path))
-    assert "Accuracy base 100.0 %, the best so far" in words
+    assert "Accuracy base 100.0 % (the best so far)" in words
     assert "Iteration 1: filter.json counts 9 draws, samples.jsonl holds 8" in words
 
 
@@ -301,8 +301,7 @@ def test_rationales_are_capped_in_class_balanced_order(tmp_path, monkeypatch):
 
 def test_a_page_of_many_problems_stays_small(tmp_path):
     """800 problems x 4 evaluations x 600 characters is 2 MB, and all there; ten times that is cut to the budget."""
-    make_run(tmp_path)
-    put(tmp_path / "problems_dev.jsonl", [problem(index) for index in range(800)])
+    put(make_run(tmp_path) / "problems_dev.jsonl", [problem(index) for index in range(800)])
     for length in (600, 6_000):
         for number in range(4):
             drawn = [completion(index, number, "right", text="x" * length) for index in range(800)]

@@ -1,0 +1,209 @@
+"""Our sampler (slots, shared prefix) against the plain way, on the same work in the same run.
+
+    python tests/benchmarks/sampler.py [--problems=512] [--slots=128] [--shots=10]
+
+The plain way: the whole few-shot prompt in every row, a batch of rows, one compiled loop that waits for the
+batch's longest row. It uses the same model code, cache and draws, so both sides must draw identical tokens.
+
+The work: sums of 1 to 5 digits with the demo's model. Random weights never stop by themselves, so the head's
+bias for end-of-text is set such that the texts are as long in the mean as the task's reference completions
+(their lengths are then geometric, cut at the task's budget); the other weights stay random.
+
+The floor of a side is the time its least work would take at the speed of this machine's matrix products and
+copies, measured in the same run: every multiplication and every byte of weights, keys and values that a pass
+with no idle row and no padding needs, the prefix once or once a row.
+
+Measured: TODO
+"""
+
+import argparse
+import functools
+import random
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from star_jax import model as gptj
+from star_jax import prompting, sharding
+from star_jax import sampler as sampling
+from star_jax.config import ModelConfig
+from star_jax.records import Prompt
+from star_jax.sampler import Decoding, Sampler
+from star_jax.tasks.arithmetic import Arithmetic
+from star_jax.tokenizer import SymbolTokenizer
+
+TASK, HOW = Arithmetic(), Decoding(temperature=1.0)
+TOKENIZER = SymbolTokenizer(TASK.symbols)
+CONFIG = ModelConfig(3, 64, 2, 256, 16, vocab_size=20, max_positions=2048)
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", type=int, default=512)
+    parser.add_argument("--slots", type=int, default=128, help="rows that decode together, on both sides")
+    parser.add_argument("--refill", type=int, default=0, help="of our sampler; 0: its default")
+    parser.add_argument("--shots", type=int, default=10)
+    args = parser.parse_args()
+
+    problems = random.Random(0).sample(TASK.problems("train"), args.problems)
+    prompts = [prompting.load("arithmetic", args.shots, direct=False).prompt(TASK, p) for p in problems]
+    mean = statistics.mean(len(TOKENIZER.encode(TASK.reference(p))) + 1 for p in problems)
+    model, params = gptj.GPTJ(CONFIG), weights_that_stop_after(mean)
+    ours = Sampler(
+        model, params, TOKENIZER, stop=TASK.stop, max_new_tokens=TASK.max_new_tokens,
+        decoding=HOW, slots=args.slots, refill=args.refill, queue=args.problems,
+    )  # fmt: skip
+    sides = {"ours": lambda: draw_ours(ours, prompts), "plain": lambda: draw_plain(ours, prompts)}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    drawn, steps = {}, {}
+    for turn in range(4):  # the first one compiles
+        for name, draw in sides.items():
+            started = time.perf_counter()
+            drawn[name], steps[name] = draw()
+            seconds[name] += [time.perf_counter() - started] * (turn > 0)
+    assert drawn["ours"] == drawn["plain"], "the two sides drew different tokens"
+
+    prefix = len(TOKENIZER.encode(prompts[0].prefix))
+    bodies = [len(TOKENIZER.encode(p.body)) for p in prompts]
+    news = [len(ids) for ids in drawn["ours"]]
+    print(f"{args.problems} problems, a prefix of {prefix} tokens, bodies of {min(bodies)} to {max(bodies)}, "
+          f"{args.slots} slots; new tokens a row: mean {np.mean(news):.1f} (references: {mean:.1f}), most {max(news)}")  # fmt: skip
+    flops_a_second, bytes_a_second = machine_speed()
+    print(f"this machine: {flops_a_second / 1e9:.0f} GFLOP/s in matrix products, {bytes_a_second / 1e9:.1f} GB/s in copies")
+    print(f"{'side':6}{'seconds':>9}{'tokens/s':>11}{'useful':>8}{'GFLOP':>8}{'GB':>7}{'floor, s':>10}{'away':>7}")
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    for name in sides:
+        flops, moved = least_work(prefix, bodies, news, args.slots, shared=name == "ours")
+        floor = max(flops / flops_a_second, moved / bytes_a_second)
+        useful = sum(n - 1 for n in news) / (steps[name] * args.slots)
+        print(f"{name:6}{median[name]:9.3f}{sum(news) / median[name]:11,.0f}{useful:8.0%}{flops / 1e9:8.1f}"
+              f"{moved / 1e9:7.1f}{floor:10.3f}{median[name] / floor:6.1f}x")  # fmt: skip
+    print(f"plain / ours: {median['plain'] / median['ours']:.2f}")
+
+
+def draw_ours(sampler: Sampler, prompts: list[Prompt]) -> tuple[list[tuple[int, ...]], int]:
+    """(token ids of each prompt, decode steps). What `sampler(prompts)` does, and the count of its steps."""
+    sampler._prefixes.clear()
+    drawn, steps = {}, 0
+    for places, bodies, padded, prefix in sampler._queues(prompts):
+        queue = sampler._queue(bodies, padded, [str(i) for i in places])
+        out = sampling._sample_queue(
+            sampler.model, sampler.decoding, sampler.shape, sampler.params, prefix, queue, sampler._automaton_SV
+        )
+        drawn.update(zip(places, (d.token_ids for d in sampler._read(out, len(places))), strict=True))
+        steps += int(out.steps)
+    return [drawn[i] for i in range(len(prompts))], steps
+
+
+def draw_plain(sampler: Sampler, prompts: list[Prompt]) -> tuple[list[tuple[int, ...]], int]:
+    """The same by batches of whole prompts."""
+    slots, drawn, steps = sampler.shape.slots, [], 0
+    rows = [TOKENIZER.encode(p.text) for p in prompts]
+    longest = max(map(len, rows))
+    for start in range(0, len(rows), slots):
+        batch = rows[start : start + slots]
+        tokens_BT, lengths_B = np.zeros((slots, longest), np.int32), np.ones((slots,), np.int32)
+        keys_B2 = np.zeros((slots, 2), np.uint32)
+        for i, row in enumerate(batch):
+            tokens_BT[i, longest - len(row) :], lengths_B[i] = row, len(row)
+            keys_B2[i] = sampling.key_data(str(start + i))
+        tokens_BM, drawn_B, log_p_B, taken = jax.device_get(
+            plain_batch(sampler.model, sampler.shape, sampler.params, tokens_BT, lengths_B, keys_B2, len(batch),
+                        sampler._automaton_SV)
+        )  # fmt: skip
+        assert np.isfinite(log_p_B).all()
+        drawn += [tuple(tokens_BM[i, : drawn_B[i]].tolist()) for i in range(len(batch))]
+        steps += int(taken)
+    return drawn, steps
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def plain_batch(model, shape, params, tokens_BT, lengths_B, keys_B2, count, automaton_SV):
+    """(tokens [B, M], drawn [B], log p [B], decode steps) for the first `count` rows of a batch."""
+    rows, length = tokens_BT.shape
+    no_prefix = gptj.encode_prefix(model, params, jnp.zeros((0,), jnp.int32), 0)
+    keys_B = jax.random.wrap_key_data(keys_B2, impl="threefry2x32")
+
+    def emit(state, logits_BV):
+        step, _, matched_B, active_B, tokens_BM, drawn_B, log_p_B = state
+        logits_BV = jnp.where(jnp.arange(logits_BV.shape[1]) < shape.vocab_used, logits_BV, -jnp.inf)
+        token_B = HOW.draw(logits_BV, jax.vmap(jax.random.fold_in, (0, None))(keys_B, step))
+        logp_B = jnp.take_along_axis(jax.nn.log_softmax(logits_BV), token_B[:, None], axis=1)[:, 0]
+        tokens_BM = jax.lax.dynamic_update_slice(tokens_BM, token_B[:, None], (0, step))
+        matched_B = automaton_SV[matched_B, token_B]
+        still_B = active_B & (matched_B < automaton_SV.shape[0] - 1)
+        log_p_B = log_p_B + jnp.where(active_B, logp_B, 0)
+        return step + 1, token_B, matched_B, still_B, tokens_BM, drawn_B + active_B, log_p_B
+
+    def decode(carry):
+        cache, state = carry
+        logits_BV, cache = gptj.decode_step(model, params, state[1], cache, no_prefix)
+        return cache, emit(state, logits_BV)
+
+    def unfinished(carry):
+        return jnp.any(carry[1][3]) & (carry[1][0] < shape.max_new_tokens)
+
+    logits_BV, new = gptj.prefill(model, params, tokens_BT, lengths_B, no_prefix)
+    cache = gptj.empty_cache(model.config, rows, length + shape.max_new_tokens)
+    cache = gptj.insert_rows(cache, jnp.arange(rows), new, lengths_B)
+    zeros_B, active_B = jnp.zeros((rows,), jnp.int32), jnp.arange(rows) < count
+    tokens_BM = jnp.zeros((rows, shape.max_new_tokens), jnp.int32)
+    state = emit((jnp.asarray(0), zeros_B, zeros_B, active_B, tokens_BM, zeros_B, jnp.zeros((rows,))), logits_BV)
+    _, (steps, _, _, _, tokens_BM, drawn_B, log_p_B) = jax.lax.while_loop(unfinished, decode, (cache, state))
+    return tokens_BM, drawn_B, log_p_B, steps - 1
+
+
+def weights_that_stop_after(mean: float) -> gptj.Params:
+    """Random weights that draw nearly flat over the symbols and end-of-text after `mean` tokens in the mean."""
+    params = sharding.unbox(jax.jit(functools.partial(gptj.init, gptj.GPTJ(CONFIG)))(jax.random.key(0)))
+    budget, low, high = TASK.max_new_tokens, 1e-6, 1.0
+    for _ in range(60):  # the mean of a geometric length, cut at the budget, falls with p
+        p = (low + high) / 2
+        low, high = (p, high) if (1 - (1 - p) ** budget) / p > mean else (low, p)
+    end, line = TOKENIZER.end_of_text, TOKENIZER.encode("\n")[0]
+    head = params["head"]
+    head["kernel"] = head["kernel"].at[:, end].set(0)
+    head["bias"] = head["bias"].at[end].set(np.log(p / (1 - p) * (end - 1))).at[line].set(-30.0)  # no "\n\n"
+    return params
+
+
+def least_work(prefix: int, bodies: list[int], news: list[int], slots: int, shared: bool) -> tuple[float, float]:
+    """(FLOPs, bytes) with no idle row and no padding; the prefix is encoded and read once, or once a row."""
+    cfg, key_bytes = CONFIG, 2 * CONFIG.n_layers * CONFIG.d_model * 4
+    weights = cfg.n_layers * (4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_mlp)
+
+    def encode(first: int, last: int) -> float:  # tokens at places [first, last), each sees those before it
+        seen = (first + 1 + last) * (last - first) / 2
+        return 2 * weights * (last - first) + 4 * cfg.n_layers * cfg.d_model * seen
+
+    flops = encode(0, prefix) * (1 if shared else len(bodies))
+    flops += sum(encode(prefix, prefix + b + n - 1) for b, n in zip(bodies, news, strict=True))
+    flops += 2 * cfg.d_model * cfg.vocab_size * sum(news)
+    steps = sum(n - 1 for n in news) / slots
+    own = sum((n - 1) * (b + n / 2) for b, n in zip(bodies, news, strict=True))
+    prefix_reads = steps if shared else steps * slots
+    return flops, steps * 4 * (weights + cfg.d_model * cfg.vocab_size) + key_bytes * (own + prefix * prefix_reads)
+
+
+def machine_speed() -> tuple[float, float]:
+    """(FLOP/s of a 1024 x 1024 float32 product, bytes/s of a copy), the best of seven."""
+
+    def best(function, *operands):
+        jax.block_until_ready(function(*operands))
+        times = []
+        for _ in range(7):
+            started = time.perf_counter()
+            jax.block_until_ready(function(*operands))
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    square, long = jnp.ones((1024, 1024)), jnp.ones((1 << 25,))
+    return 2 * 1024**3 / best(jax.jit(jnp.matmul), square, square), 2 * 4 * (1 << 25) / best(jax.jit(lambda x: x + 1), long)
+
+
+if __name__ == "__main__":
+    main()
