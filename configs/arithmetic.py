@@ -18,9 +18,9 @@ def get_config(variant: str = "") -> ConfigDict:
         dict(n_layers=3, d_model=64, n_heads=4, d_mlp=256, rotary_dim=8, vocab_size=20, max_positions=256, scan_unroll=3)
     )
     config.train.update(dict(batch_rows=16, row_tokens=128, log_every=25))
-    config.optimizer.update(dict(learning_rate=3e-3, warmup_steps=50, decay="linear", b2=0.98, weight_decay=0.01))
+    config.optimizer.update(dict(learning_rate=3e-3, warmup_steps=50, decay="linear", decay_share=0.4, b2=0.98, weight_decay=0.01))
     config.base.stages = (
-        dict(steps=1400, learning_rate=3e-3, gold=(0.25, 0.65)),
+        dict(steps=1100, learning_rate=3e-3, gold=(0.3, 0.7)),
         dict(steps=900, learning_rate=3e-3, gold=(0.15, 0.35)),
     )
     config.star.update(

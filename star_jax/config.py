@@ -138,6 +138,7 @@ class OptimizerConfig:
     learning_rate: float = 1e-6  # peak
     warmup_steps: int = 100
     decay: str = "constant"  # after the warm-up: "constant", "linear" or "cosine"
+    decay_share: float = 1.0  # share of the steps behind the warm-up that decay, at their end; constant before
     end_fraction: float = 0.0  # of the peak at the last step, for linear and cosine
     b1: float = 0.9
     b2: float = 0.999
@@ -148,7 +149,7 @@ class OptimizerConfig:
     def check(self) -> None:
         _at_least(0, self, "warmup_steps", "weight_decay", "clip_norm", "learning_rate", "eps")
         _one_of(self, "decay", ("constant", "linear", "cosine"))
-        _share(self, "end_fraction", "b1", "b2")
+        _share(self, "decay_share", "end_fraction", "b1", "b2")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,5 +13,7 @@ def exit_on_bad_input(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
-        print(f"star_jax: {' '.join(str(error).split())}", file=sys.stderr)
+        # The text may quote a file's content: without control characters it cannot drive the terminal.
+        line = "".join(c if c.isprintable() else " " for c in str(error))
+        print(f"star_jax: {' '.join(line.split())}", file=sys.stderr)
         sys.exit(2)

@@ -19,17 +19,18 @@ def chain(config: OptimizerConfig) -> optax.GradientTransformation:
 def learning_rate(config: OptimizerConfig, step: int, steps: int, peak: float | None = None) -> float:
     """The learning rate of step `step` = 0, 1, ..., of `steps` in all.
 
-    Linear from 0 at step 0 to the peak at `warmup_steps` (paper, appendix: 100 steps), then by `decay`:
-    "constant", or "linear" / "cosine" down to `end_fraction` of the peak at the last step.
+    Linear from 0 at step 0 to the peak at `warmup_steps` (paper, appendix: 100 steps), then constant, and over
+    the last `decay_share` of what follows by `decay`: "linear" or "cosine", to `end_fraction` of the peak at the end.
     """
     peak = config.learning_rate if peak is None else peak
     if step < config.warmup_steps:
         return peak * step / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    length = (steps - config.warmup_steps) * config.decay_share
+    done = min(1.0, max(0.0, 1.0 - (steps - step) / length)) if length > 0 else 0.0
     if config.decay == "constant":
         share = 1.0
     elif config.decay == "linear":
         share = 1.0 - done
     else:
-        share = 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+        share = 0.5 * (1.0 + math.cos(math.pi * done))
     return peak * (config.end_fraction + (1.0 - config.end_fraction) * share)

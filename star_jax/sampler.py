@@ -223,8 +223,9 @@ class Sampler:
     def _prefix(self, text: str) -> gptj.Prefix:
         if text not in self._prefixes:
             ids = self.tokenizer.encode(text)
-            # Padded to a power of two, so that prompts of similar size share a compiled program.
-            padded = 0 if not ids else max(16, 1 << (len(ids) - 1).bit_length())
+            # Padded by an eighth at most, so that prompts of similar size share a compiled program.
+            unit = max(16, (1 << len(ids).bit_length()) // 16)
+            padded = -(-len(ids) // unit) * unit
             tokens_P = np.array(ids + [0] * (padded - len(ids)), np.int32)
             self._prefixes[text] = _encode_prefix(self.model, self.params, jnp.asarray(tokens_P), len(ids))
         return self._prefixes[text]

@@ -148,9 +148,11 @@ def _open(config: Config, workdir: Path) -> _Star:
     if config.model.vocab_size < words.vocab_size:
         raise InputError(f"model.vocab_size must be at least {words.vocab_size}, the tokenizer's; got {config.model.vocab_size}")
     ledger.open(config.to_dict(), may_change=("star.iterations", "tensorboard"))
-    problems_path = workdir / f"problems_{config.evaluation.split}.jsonl"
-    if not problems_path.exists():
-        ledger.write_text(problems_path, write_lines(eval_problems))
+    for split, problems in (("train", train_problems), (config.evaluation.split, eval_problems)):
+        # Completions name their problem by id: with these files the directory can be read by itself.
+        path = workdir / f"problems_{split}.jsonl"
+        if not path.exists():
+            ledger.write_text(path, write_lines(problems))
     log = metrics.MetricsLog(workdir, config.tensorboard)
     model = gptj.GPTJ(config.model)
     return _Star(

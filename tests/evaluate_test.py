@@ -99,7 +99,9 @@ class StubSampler:
                 raise KeyboardInterrupt
             self.chunks -= 1
             places = list(range(start, min(start + 3, len(seeds))))
-            progress(places, [Draw(f"<scratch>\n</scratch>\n{len(seeds[i]) % 10}", (1, 2), -0.5, i == 1) for i in places])
+            progress(
+                places, [Draw(f"<scratch>\n</scratch>\n{len(seeds[i]) % 10}", (1, 2), -0.5, i == 1) for i in places]
+            )
 
 
 def complete(workdir, sampler, log=None):
@@ -137,7 +139,9 @@ def test_complete_makes_prompts_seeds_and_verdicts(tmp_path):
     problems = [p for p in TASK.problems("train") for _ in range(2)]
     assert sampler.texts == ["shots\n\n" + TASK.render(p) for p in problems]
     assert sampler.seeds == [f"7/sample/2/{p.id}/{i % 2}/0" for i, p in enumerate(problems)]
-    assert [(c.problem_id, c.draw, c.iteration) for c in completions] == [(p.id, i % 2, 2) for i, p in enumerate(problems)]
+    assert [(c.problem_id, c.draw, c.iteration) for c in completions] == [
+        (p.id, i % 2, 2) for i, p in enumerate(problems)
+    ]
     assert [c.verdict == "cut_off" for c in completions] == [i == 1 for i in range(8)]
     for c, p in zip(completions, problems, strict=True):
         assert c.verdict in ("cut_off", "right" if c.answer == p.answer else "wrong")

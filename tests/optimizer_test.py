@@ -97,7 +97,8 @@ def test_the_chain_is_adam_with_clipping_and_decoupled_decay(config):
     for raw, expected in zip(GRADIENTS, adam(config, GRADIENTS), strict=True):
         update, state = chain.update(raw, state, PARAMS)
         for name in PARAMS:
-            np.testing.assert_allclose(update[name], expected[name], rtol=2e-5, atol=1e-6)
+            # Float32 holds 1 - 0.999^t to 6e-5 of its value and the root halves that; Adam's part is of order 1.
+            np.testing.assert_allclose(update[name], expected[name], rtol=0, atol=3e-5)
 
 
 def test_the_chain_holds_no_learning_rate():

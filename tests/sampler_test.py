@@ -89,7 +89,9 @@ def test_greedy_draws_what_a_plain_loop_draws(lively, bodies, expected):
     assert_same(sampler([Prompt("", body) for body in bodies]), expected[GREEDY])
 
 
-@pytest.mark.parametrize("slots, refill, queue, bucket", [(1, 1, 3, 32), (3, 2, 7, 32), (8, 8, 20, 16), (32, 5, 64, 32)])
+@pytest.mark.parametrize(
+    "slots, refill, queue, bucket", [(1, 1, 3, 32), (3, 2, 7, 32), (8, 8, 20, 16), (32, 5, 64, 32)]
+)
 def test_no_text_depends_on_slots_refill_queue_bucket_or_order(lively, bodies, expected, slots, refill, queue, bucket):
     """Sampling at a temperature. Queues of 3 and 7 leave a tail; 32 slots are more than there are problems."""
     options = COMMON | dict(slots=slots, refill=refill, queue=queue, length_bucket=bucket)
@@ -149,7 +151,9 @@ def test_draws_follow_the_distribution():
         assert np.sum((counts - 4000 * p) ** 2 / (4000 * p)) < bound
 
 
-@pytest.mark.parametrize("temperature, top_k, top_p", [(1, 3, 1), (0.7, 0, 0.8), (1.5, 6, 0.5), (1, 1, 1), (2, 0, 1e-6)])
+@pytest.mark.parametrize(
+    "temperature, top_k, top_p", [(1, 3, 1), (0.7, 0, 0.8), (1.5, 6, 0.5), (1, 1, 1), (2, 0, 1e-6)]
+)
 def test_truncation_keeps_what_numpy_keeps_and_draws_in_proportion(temperature, top_k, top_p):
     """The tokens that may be drawn, and how often, against float64 NumPy."""
     logits_V = 1.5 * np.random.default_rng(2).standard_normal(9)

@@ -1,0 +1,194 @@
+"""star_jax.checkpoint: what was saved comes back bit for bit, on any mesh, or is refused in one line."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import numpy_params
+
+from star_jax import checkpoint, sharding
+from star_jax import model as gptj
+from star_jax.config import MeshConfig, ModelConfig
+from star_jax.errors import InputError
+from star_jax.tokenizer import ByteTokenizer, SymbolTokenizer
+
+CONFIG = ModelConfig(n_layers=2, d_model=8, n_heads=2, d_mlp=16, rotary_dim=2, vocab_size=12, compute_dtype="bfloat16")
+MODEL = gptj.GPTJ(CONFIG)
+MESHES = [MeshConfig(data=1), MeshConfig(fsdp=4, tensor=2), MeshConfig(data=2, fsdp=2, tensor=2)]
+TOKENIZER = SymbolTokenizer(("a", "b", "\n"))
+
+
+def on_mesh(config: MeshConfig, seed: int = 0):
+    mesh = sharding.make_mesh(config)
+    return jax.device_put(numpy_params(CONFIG, seed), sharding.param_shardings(MODEL, mesh))
+
+
+def same_bits(a, b) -> bool:
+    return jax.tree.all(jax.tree.map(lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model saved from one device; tests leave it as it is."""
+    directory = tmp_path_factory.mktemp("models") / "model"
+    checkpoint.save_model(directory, MODEL, on_mesh(MESHES[0]), TOKENIZER)
+    return directory
+
+
+def copy_of(saved, tmp_path):
+    import shutil
+
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("config", MESHES, ids=["one device", "fsdp x tensor", "all three"])
+def test_a_saved_model_loads_bit_for_bit_on_any_mesh(saved, config):
+    mesh = sharding.make_mesh(config)
+    model, params = checkpoint.load_model(saved, mesh)
+    assert model == MODEL
+    assert same_bits(params, numpy_params(CONFIG))
+    places = sharding.param_shardings(MODEL, mesh)
+    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), params, places))
+
+
+def test_a_model_saved_from_a_mesh_loads_on_one_device(tmp_path):
+    """By a string path too, and with no mesh given."""
+    checkpoint.save_model(tmp_path / "deep" / "model", MODEL, on_mesh(MESHES[2], seed=4), ByteTokenizer())
+    model, params = checkpoint.load_model(str(tmp_path / "deep" / "model"))
+    assert model == MODEL
+    assert same_bits(params, numpy_params(CONFIG, seed=4))
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(params)} == {1}
+
+
+def test_the_tokenizer_and_the_fingerprint_come_with_the_model(saved):
+    assert checkpoint.exists(saved)
+    assert checkpoint.load_tokenizer(saved).spec() == TOKENIZER.spec()
+    described = json.loads((saved / "model.json").read_text())
+    assert described["fingerprint"] == checkpoint.fingerprint(on_mesh(MESHES[1]))
+
+
+def test_a_model_is_not_written_over_another(saved):
+    with pytest.raises(InputError, match="holds a model already"):
+        checkpoint.save_model(saved, MODEL, on_mesh(MESHES[0]), TOKENIZER)
+
+
+def test_an_unfinished_save_is_refused_and_then_replaced(saved, tmp_path):
+    """A save that was killed has no model.json; what it left must not be in the way."""
+    directory = copy_of(saved, tmp_path)
+    (directory / "model.json").unlink()
+    (directory / "weights.orbax-checkpoint-tmp").mkdir()
+    assert not checkpoint.exists(directory)
+    for load in (checkpoint.load_model, checkpoint.load_tokenizer):
+        with pytest.raises(InputError, match=r"no complete model is there \(model.json is missing\)"):
+            load(directory)
+    checkpoint.save_model(directory, MODEL, on_mesh(MESHES[0], seed=1), TOKENIZER)
+    assert same_bits(checkpoint.load_model(directory)[1], numpy_params(CONFIG, seed=1))
+    assert not (directory / "weights.orbax-checkpoint-tmp").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{ broken",
+        "[]",
+        "{}",
+        '{"format": "star_jax model 1"}',
+        '{"format": "other", "config": {}, "tokenizer": {}}',
+    ],
+)
+def test_a_broken_description_is_refused_by_name(saved, tmp_path, text):
+    directory = copy_of(saved, tmp_path)
+    (directory / "model.json").write_text(text)
+    for load in (checkpoint.load_model, checkpoint.load_tokenizer):
+        with pytest.raises(InputError, match=r"model\.json: not a model description"):
+            load(directory)
+
+
+def described_as(directory, **changes):
+    path = directory / "model.json"
+    described = json.loads(path.read_text())
+    described["config"].update(changes)
+    path.write_text(json.dumps(described))
+
+
+def test_sizes_that_are_not_those_of_the_weights_are_refused(saved, tmp_path):
+    """Neither cut nor padded to fit."""
+    directory = copy_of(saved, tmp_path)
+    for changes in ({"vocab_size": 16}, {"vocab_size": 12, "n_layers": 1}, {"n_layers": 2, "d_mlp": 8}):
+        described_as(directory, **changes)
+        with pytest.raises(InputError, match="weights: cannot be restored"):
+            checkpoint.load_model(directory)
+    described_as(directory, d_mlp=16, n_heads=3)
+    with pytest.raises(InputError, match="d_model must divide by n_heads"):
+        checkpoint.load_model(directory)
+
+
+def test_missing_weights_are_refused_in_one_line(saved, tmp_path):
+    import shutil
+
+    directory = copy_of(saved, tmp_path)
+    shutil.rmtree(directory / "weights")
+    with pytest.raises(InputError, match="weights: cannot be restored") as caught:
+        checkpoint.load_model(directory)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fingerprint_names_the_weights_and_not_their_mesh():
+    prints = {checkpoint.fingerprint(on_mesh(config)) for config in MESHES}
+    assert len(prints) == 1
+    assert len(prints.pop()) == 12
+    assert checkpoint.fingerprint(on_mesh(MESHES[0], seed=1)) != checkpoint.fingerprint(on_mesh(MESHES[0]))
+
+
+def test_a_fingerprint_changes_with_one_bit():
+    """Any bit of a float32, the sign of a zero too; and the name and shape of a leaf count."""
+    values = np.arange(6, dtype=np.float32)
+
+    def flip(place, bit):
+        bits = values.view(np.uint32).copy()
+        bits[place] ^= np.uint32(1 << bit)
+        return checkpoint.fingerprint({"w": jnp.asarray(bits.view(np.float32))})
+
+    prints = [flip(place, bit) for place in (0, 5) for bit in range(32)]
+    prints += [checkpoint.fingerprint({name: jnp.asarray(values)}) for name in ("w", "v")]
+    prints += [checkpoint.fingerprint({"w": jnp.asarray(values.reshape(2, 3))})]
+    assert len(set(prints)) == len(prints)
+
+
+@pytest.mark.parametrize("distance", [1, 3, 65536, 2**17])
+def test_a_fingerprint_changes_when_two_values_swap_places(distance):
+    """Weights that come from bfloat16 have sixteen zero bits: a product with the place would miss some far swaps."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(2**18).astype(jnp.bfloat16).astype(np.float32)
+    sums = [tuple(np.asarray(checkpoint._checksum(values)).tolist())]
+    for place in rng.choice(2**18 - distance, 16, replace=False).tolist() + [759]:
+        swapped = values.copy()
+        swapped[[place, place + distance]] = values[[place + distance, place]]
+        if swapped[place] != values[place]:
+            sums.append(tuple(np.asarray(checkpoint._checksum(swapped)).tolist()))
+    assert len(sums) > 10
+    assert len(set(sums)) == len(sums)
+
+
+def test_a_train_state_comes_back_where_it_lay(tmp_path):
+    """StateKeeper keeps the latest step alone, and its totals."""
+    from star_jax import train
+    from star_jax.config import OptimizerConfig
+
+    state = train.initial_state(OptimizerConfig(), on_mesh(MESHES[2]))
+    keeper = checkpoint.StateKeeper(tmp_path / "state")
+    assert keeper.restore(state) is None
+    for step in (2, 4):
+        keeper.save(state._replace(step=jnp.asarray(step)), {"tokens": 10 * step})
+    with pytest.raises(RuntimeError, match="did not save step 4"):  # Orbax itself says nothing
+        keeper.save(state._replace(step=jnp.asarray(4)), {})
+    found, totals = checkpoint.StateKeeper(tmp_path / "state").restore(state)
+    assert (int(found.step), totals) == (4, {"tokens": 40})
+    assert same_bits(found._replace(step=0), state._replace(step=0))
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, found.params, state.params))
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["4"]
+    keeper.remove()
+    assert not (tmp_path / "state").exists()
