@@ -91,7 +91,7 @@ def fingerprint(params: gptj.Params) -> str:
 def _checksum(leaf: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
     place = functools.reduce(
-        lambda total, axis: total * jnp.uint32(leaf.shape[axis]) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis),
+        lambda total, axis: total * leaf.shape[axis] + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis),
         range(leaf.ndim),
         jnp.zeros(leaf.shape, jnp.uint32),
     )

@@ -119,13 +119,14 @@ class SamplingConfig:
     temperature: float = 0.0  # 0: greedy (paper)
     top_k: int = 0  # 0: all tokens
     top_p: float = 1.0  # 1: all tokens
+    max_new_tokens: int = 0  # token budget of one completion; 0: the task's own
     slots: int = 128  # rows that decode together
     refill: int = 0  # free slots gathered before a prefill; 0: a quarter of the slots
     queue: int = 2048  # problems handed to the device at a time; also what a crash loses at most
     length_bucket: int = 16  # prompt bodies are padded to a multiple of this; one program is compiled a multiple
 
     def check(self) -> None:
-        _at_least(0, self, "temperature", "top_k", "refill")
+        _at_least(0, self, "temperature", "top_k", "refill", "max_new_tokens")
         _at_least(1, self, "slots", "queue", "length_bucket")
         if not 0 < self.top_p <= 1 or self.refill > self.slots:
             raise InputError("sampling: needs 0 < top_p <= 1 and refill <= slots")

@@ -35,7 +35,7 @@ def make_sampler(
         params,
         tokenizer,
         stop=task.stop,
-        max_new_tokens=task.max_new_tokens,
+        max_new_tokens=options.max_new_tokens or task.max_new_tokens,
         decoding=decoding,
         slots=options.slots,
         refill=options.refill,

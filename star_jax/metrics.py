@@ -30,8 +30,10 @@ class MetricsLog:
         """Writes one line of numbers. Raises InputError when the file cannot be written."""
         line = {"time": round(time.time(), 3), "stage": stage, "iteration": iteration, "step": step, **values}
         try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            with open(self._path, "a+b") as file:
+                # A run killed in mid-line leaves half a line; the next one must not be glued to it.
+                torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+                file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
         except OSError as error:
             raise InputError(f"{self._path}: cannot be written ({error.strerror}); mend that and run again") from error
         if self._tensorboard:

@@ -147,6 +147,7 @@ def _open(config: Config, workdir: Path) -> _Star:
         raise InputError("the train split holds no problems")
     if config.model.vocab_size < words.vocab_size:
         raise InputError(f"model.vocab_size must be at least {words.vocab_size}, the tokenizer's; got {config.model.vocab_size}")
+    _warn_of_cut_references(config, task, words, eval_problems)
     ledger.open(config.to_dict(), may_change=("star.iterations", "tensorboard"))
     for split, problems in (("train", train_problems), (config.evaluation.split, eval_problems)):
         # Completions name their problem by id: with these files the directory can be read by itself.
@@ -158,6 +159,21 @@ def _open(config: Config, workdir: Path) -> _Star:
     return _Star(
         config, ledger, task, words, mesh, model, train_problems, eval_problems, log, time.monotonic()
     )
+
+
+def _warn_of_cut_references(
+    config: Config, task: Task, words: tokenizer.Tokenizer, problems: Sequence[Problem]
+) -> None:
+    """A budget that even the reference exceeds makes a problem unsolvable; say so before hours are spent."""
+    budget = config.sampling.max_new_tokens or task.max_new_tokens
+    lengths = {p.id: len(words.encode(text)) + 1 for p in problems if (text := task.reference(p)) is not None}
+    longest = max(lengths, key=lambda name: lengths[name], default=None)
+    if longest is not None and lengths[longest] > budget:
+        over = sum(n > budget for n in lengths.values())
+        LOG.warning(
+            "%d of %d references exceed the budget of %d new tokens (%s has %d): raise sampling.max_new_tokens",
+            over, len(lengths), budget, longest, lengths[longest],
+        )  # fmt: skip
 
 
 def _make_base(star: _Star, directory: Path) -> None:

@@ -133,7 +133,8 @@ class Gpt2Tokenizer:
         except InputError:
             raise
         except Exception as error:  # the library raises nothing more particular for a file it cannot read
-            raise InputError(f"{whole if whole.is_file() else vocab}: no tokenizer can be made of it ({error})") from error
+            path = whole if whole.is_file() else vocab
+            raise InputError(f"{path}: no tokenizer can be made of it ({error})") from error
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -178,7 +179,7 @@ def make(name: str, symbols: Sequence[str] = ()) -> Tokenizer:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins: bytes that show as themselves keep their code point, the others take 256, 257, ..."""
+    """GPT-2's printable stand-ins: bytes that show as themselves keep their code point, others take 256, 257, ..."""
     shown = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or 174 <= b <= 255]
     hidden = [b for b in range(256) if b not in shown]
     return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}

@@ -164,7 +164,8 @@ def _account(
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if not math.isfinite(values["loss"]):
         raise InputError(
-            f"fine-tuning: the loss of step {step} is {values['loss']}; lower optimizer.learning_rate or look at the data"
+            f"fine-tuning: the loss of step {step} is {values['loss']}; "
+            "lower optimizer.learning_rate or look at the data"
         )
     totals["tokens"] += int(values["tokens"])
     totals["loss_tokens"] += int(values["loss_tokens"])

@@ -251,7 +251,7 @@ def test_packed_texts_do_not_see_each_other(tiny):
     model, params = tiny
     texts = [*BODIES, LATE_BODY]
     sizes = [len(text) for text in texts]
-    tokens = np.array([sum(texts, []) + [0, 0]], np.int32)
+    tokens = np.array([[token for text in texts for token in text] + [0, 0]], np.int32)
     positions = np.array([[t for n in sizes for t in range(n)] + [0, 0]], np.int32)
     segments = np.array([[i + 1 for i, n in enumerate(sizes) for _ in range(n)] + [0, 0]], np.int32)
     packed_TV = jax.jit(model.apply)({"params": params}, tokens, positions, segments)[0]

@@ -156,5 +156,5 @@ def test_put_rows_splits_rows_over_data_and_fsdp_and_refuses_what_does_not_divid
     placed = sharding.put_rows(mesh, TOKENS)
     assert placed.sharding.shard_shape(placed.shape) == (2, 6)
     np.testing.assert_array_equal(placed, TOKENS)
-    with pytest.raises(InputError, match="train.batch_rows: 6 rows do not divide over 4 devices"):
+    with pytest.raises(InputError, match=r"train\.batch_rows: 6 rows do not divide over 4 devices"):
         sharding.put_rows(mesh, TOKENS[:6])

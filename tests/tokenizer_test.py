@@ -162,9 +162,9 @@ def test_spec_gives_the_same_gpt2_tokenizer_again(gpt2, gpt2_dir, tmp_path):
 def test_what_cannot_be_made_is_refused_in_one_line(tmp_path):
     with pytest.raises(InputError, match="no closed set of words"):
         tokenizer.make("symbols")
-    with pytest.raises(InputError, match="not 'bytes', 'symbols' or a directory"):
+    with pytest.raises(InputError, match="'bytes', 'symbols' or a directory"):
         tokenizer.make("gpt3")
-    with pytest.raises(InputError, match="neither tokenizer.json nor vocab.json"):
+    with pytest.raises(InputError, match=r"neither tokenizer\.json nor vocab\.json"):
         tokenizer.make(str(tmp_path))
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(InputError, match=r"nor merges\.txt"):
@@ -178,7 +178,7 @@ def test_files_that_are_no_gpt2_tokenizer_are_refused(tmp_path):
     library = pytest.importorskip("tokenizers")
     path = tmp_path / "tokenizer.json"
     path.write_text(library.Tokenizer(library.models.BPE({"a": 0}, [])).to_str())
-    with pytest.raises(InputError, match="no <|endoftext|> token"):
+    with pytest.raises(InputError, match=r"no <\|endoftext\|> token"):
         tokenizer.make(str(tmp_path))
     path.write_text("{ broken")
     with pytest.raises(InputError, match=r"tokenizer\.json"):

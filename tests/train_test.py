@@ -170,9 +170,9 @@ def test_metrics_are_reported_every_few_steps_and_at_the_last(base, mesh):
 
 def test_a_loss_that_is_no_number_stops_with_the_step_named(base, mesh):
     broken = jax.tree.map(lambda leaf: leaf * np.nan, base)
-    with pytest.raises(InputError, match="the loss of step 0 is nan; lower optimizer.learning_rate"):
+    with pytest.raises(InputError, match=r"the loss of step 0 is nan; lower optimizer\.learning_rate"):
         tune(broken, mesh)
-    with pytest.raises(InputError, match="the loss of step 2 is (nan|inf)"):  # step 0 has rate 0, step 1 does it
+    with pytest.raises(InputError, match=r"the loss of step 2 is (nan|inf)"):  # step 0 has rate 0, step 1 does it
         tune(base, mesh, peak=1e30)
 
 

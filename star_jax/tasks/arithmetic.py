@@ -58,13 +58,13 @@ class Arithmetic(Task):
 
     @property
     def max_new_tokens(self) -> int:
-        # Exactly the reference's length in symbols for the longest sum, end-of-text and one spare line included.
+        # The longest sum's reference in symbols, with end-of-text and room for what else is a token to GPT-2.
         digits = self.max_digits
         if self.direct:
             return 2 * digits + 4
-        widest = 10 ** (digits) - 1
+        widest = 10**digits - 1
         words = scratchpad(widest, widest).replace("\n", " \n ").split(" ")
-        return len([word for word in words if word]) + digits + 3
+        return len([word for word in words if word]) + 4 * digits + 6
 
     def problems(self, split: str) -> list[Problem]:
         check_split(split, ("train", "dev", "test"))

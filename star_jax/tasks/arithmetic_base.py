@@ -40,7 +40,7 @@ def transcripts(task: Arithmetic, gold: Sequence[float], count: int, seed: int) 
             problem = make_problem(f"base-{i:06d}", *next(pairs[kind + 1]), digits=kind + 1)
             examples.append(_example(task, problem, task.reference(problem), hint=rng.random() < HINTED_GOLD))
         else:
-            digits = rng.choice(form_lengths)
+            digits = rng.choices(form_lengths, form_lengths)[0]  # longer forms take more learning
             examples.append(_form_only(task, f"base-{i:06d}", next(pairs[digits]), digits, rng))
     return examples
 

@@ -13,7 +13,9 @@ The floor of a side is the time its least work would take at the speed of this m
 copies, measured in the same run: every multiplication and every byte of weights, keys and values that a pass
 with no idle row and no padding needs, the prefix once or once a row.
 
-Measured: TODO
+Measured on two CPU cores (AMD EPYC) that other work kept busy, so seconds are rough and ratios less so; jax 0.10.2:
+ten shots, a prefix of 665 tokens: ours 1.9 s (14,100 new tokens/s), plain 20.1 s (1,350), plain / ours = 10.4;
+no shots: ours 1.1 s (24,100), plain 1.5 s (18,400), plain / ours = 1.3. Useful decode steps: 69 % and 45 %.
 """
 
 import argparse
@@ -190,20 +192,20 @@ def least_work(prefix: int, bodies: list[int], news: list[int], slots: int, shar
 
 
 def machine_speed() -> tuple[float, float]:
-    """(FLOP/s of a 1024 x 1024 float32 product, bytes/s of a copy), the best of seven."""
+    """(FLOP/s of a 1024 x 1024 float32 product, bytes/s, read and written, of a copy of 128 MB), the best of seven."""
 
-    def best(function, *operands):
-        jax.block_until_ready(function(*operands))
+    def best(function):
         times = []
-        for _ in range(7):
+        for _ in range(8):  # the first one compiles
             started = time.perf_counter()
-            jax.block_until_ready(function(*operands))
+            function()
             times.append(time.perf_counter() - started)
         return min(times)
 
-    square, long = jnp.ones((1024, 1024)), jnp.ones((1 << 25,))
-    product, copy = best(jax.jit(jnp.matmul), square, square), best(jax.jit(lambda x: x + 1), long)
-    return 2 * 1024**3 / product, 2 * 4 * (1 << 25) / copy
+    square, product = jnp.ones((1024, 1024)), jax.jit(jnp.matmul)
+    source, target = np.ones((2, 1 << 25), np.float32)
+    multiplying = best(lambda: product(square, square).block_until_ready())
+    return 2 * 1024**3 / multiplying, 2 * source.nbytes / best(lambda: np.copyto(target, source))
 
 
 if __name__ == "__main__":
