@@ -15,11 +15,23 @@ def get_config(variant: str = "") -> ConfigDict:
     config = default("arithmetic")
     config.tokenizer = "symbols"
     config.model.update(
-        dict(n_layers=3, d_model=64, n_heads=4, d_mlp=256, rotary_dim=8, vocab_size=20, max_positions=256, scan_unroll=3)
+        dict(
+            n_layers=3, d_model=64, n_heads=4, d_mlp=256, rotary_dim=8, vocab_size=20, max_positions=256, scan_unroll=3
+        )
     )
     config.sampling.max_new_tokens = 96  # the longest reference has 92 symbols, its end included
     config.train.update(dict(batch_rows=16, row_tokens=128, log_every=25))
-    config.optimizer.update(dict(learning_rate=3e-3, warmup_steps=50, decay="linear", decay_share=0.4, end_fraction=0.1, b2=0.98, weight_decay=0.01))
+    config.optimizer.update(
+        dict(
+            learning_rate=3e-3,
+            warmup_steps=50,
+            decay="linear",
+            decay_share=0.4,
+            end_fraction=0.1,
+            b2=0.98,
+            weight_decay=0.01,
+        )
+    )
     config.base.stages = (
         dict(steps=1100, learning_rate=3e-3, gold=(0.3, 0.7)),
         dict(steps=1000, learning_rate=3e-3, gold=(0.08, 0.27)),

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -197,9 +197,9 @@ def _completion_converter(seqio: Any, tf: Any) -> Any:
     extra = [f"{key}_{what}" for key in ("ids", "weights") for what in ("segment_ids", "positions")]
 
     class CompletionConverter(seqio.FeatureConverter):  # type: ignore[misc,name-defined]
-        TASK_FEATURES = {"ids": spec(dtype=tf.int32), "weights": spec(dtype=tf.int32)}
-        MODEL_FEATURES = TASK_FEATURES
-        PACKING_FEATURE_DTYPES = {name: tf.int32 for name in extra}
+        TASK_FEATURES: ClassVar = {"ids": spec(dtype=tf.int32), "weights": spec(dtype=tf.int32)}
+        MODEL_FEATURES: ClassVar = TASK_FEATURES
+        PACKING_FEATURE_DTYPES: ClassVar = {name: tf.int32 for name in extra}
 
         def _convert_features(self, ds: Any, task_feature_lengths: Any) -> Any:
             return self._pack_or_pad(ds, task_feature_lengths)

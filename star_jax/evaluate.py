@@ -1,6 +1,6 @@
 """Drawing and judging completions for a list of problems, and the accuracy that comes out.
 
-    python -m star_jax.evaluate --workdir=DIR [--iteration=N|base|best] [--split=dev|test] [--samples=K]
+python -m star_jax.evaluate --workdir=DIR [--iteration=N|base|best] [--split=dev|test] [--samples=K]
 """
 
 import argparse
@@ -149,10 +149,8 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 
 def prompts_of(config: Config, drawing_iteration: int) -> PromptSet:
-    """The few-shot prompts by which iteration `drawing_iteration` = 1, 2, ... draws; see star.prompt_after_first_iteration."""
-    prompts = prompting.load(
-        config.task["name"], config.prompt.shots, config.star.direct, config.prompt.directory
-    )
+    """The few-shot prompts by which iteration 1, 2, ... draws; see star.prompt_after_first_iteration."""
+    prompts = prompting.load(config.task["name"], config.prompt.shots, config.star.direct, config.prompt.directory)
     later = drawing_iteration > 1 and not config.star.prompt_after_first_iteration
     return prompts.without_shots() if later else prompts
 
@@ -177,7 +175,7 @@ def best_iteration(ledger: Ledger, split: str) -> int:
 
 
 def open_run(workdir: str, iteration: str) -> tuple[Ledger, Config, int, Path]:
-    """(ledger, config, iteration, model directory) of a run's `base`, `best` or numbered iteration. Raises InputError."""
+    """(ledger, config, iteration, model directory) of `base`, `best` or a numbered iteration. Raises InputError."""
     ledger = Ledger(workdir)
     config = from_dict(ledger.read_json(ledger.workdir / "config.json"))
     if iteration == "best":
@@ -205,7 +203,9 @@ def main() -> None:
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--iteration", default="best", help="a number, base or best (default)")
     parser.add_argument("--split", default="dev")
-    parser.add_argument("--samples", type=int, default=0, help="K draws a problem by the run's sampling, with majority vote")
+    parser.add_argument(
+        "--samples", type=int, default=0, help="K draws a problem by the run's sampling, with majority vote"
+    )
     args = parser.parse_args()
     if args.samples < 0:
         raise InputError(f"--samples={args.samples}: give 0 (greedy) or a number of draws")

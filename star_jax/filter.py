@@ -51,9 +51,7 @@ def to_rationalize(
 ) -> list[Problem]:
     """The problems no draw solved, each with the given probability; the choice is fixed by seed, iteration and id."""
     solved = {s.problem_id for s in samples if s.verdict == "right"}
-    return [
-        p for p in problems if p.id not in solved and chance(seed, iteration, p.id, "rationalize") < probability
-    ]
+    return [p for p in problems if p.id not in solved and chance(seed, iteration, p.id, "rationalize") < probability]
 
 
 def keep(

@@ -1,6 +1,6 @@
 """The command line: flags -> config -> one call.
 
-    python -m star_jax.main --config=configs/arithmetic.py [--workdir=DIR] [--config.star.iterations=3 ...]
+python -m star_jax.main --config=configs/arithmetic.py [--workdir=DIR] [--config.star.iterations=3 ...]
 """
 
 import logging
@@ -13,7 +13,9 @@ from ml_collections import config_flags
 
 from star_jax.errors import InputError, exit_on_bad_input
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, e.g. configs/arithmetic.py.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file of configs/, e.g. configs/arithmetic.py.", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/<name of the config file>.")
 
 

@@ -81,7 +81,9 @@ class Attention(nn.Module):
         x_BTD = x_BTD.astype(cfg.compute_dtype)
 
         def project(name):
-            kernel_DHK = self._kernel(name, _INIT_HEADS_IN, (cfg.d_model, cfg.n_heads, cfg.head_dim), ("embed", "heads", "kv"))
+            kernel_DHK = self._kernel(
+                name, _INIT_HEADS_IN, (cfg.d_model, cfg.n_heads, cfg.head_dim), ("embed", "heads", "kv")
+            )
             return jnp.einsum("BTD,DHK->BHTK", x_BTD, kernel_DHK)
 
         q_BHTK = _rotate(project("query"), positions_BT, cfg.rotary_dim)
@@ -91,7 +93,9 @@ class Attention(nn.Module):
             write = jax.lax.dynamic_update_slice_in_dim
             keys = Keys(write(cached.k, keys.k, slot, axis=2), write(cached.v, keys.v, slot, axis=2))
         y_BHTK = _attend(q_BHTK, keys, mask_BTS, prefix, prefix_length)
-        out_HKD = self._kernel("out", _INIT_HEADS_OUT, (cfg.n_heads, cfg.head_dim, cfg.d_model), ("heads", "kv", "embed"))
+        out_HKD = self._kernel(
+            "out", _INIT_HEADS_OUT, (cfg.n_heads, cfg.head_dim, cfg.d_model), ("heads", "kv", "embed")
+        )
         return jnp.einsum("BHTK,HKD->BTD", y_BHTK, out_HKD), keys
 
     def _kernel(self, name, init, shape, axes):
@@ -209,7 +213,7 @@ def init(model: GPTJ, key: jax.Array) -> Params:
 
 
 def encode_prefix(model: GPTJ, params: Params, tokens_P: jax.Array, length: jax.Array) -> Prefix:
-    """Keys and values of a prefix that all rows will share; `tokens_P` is right-padded, `length` counts the real ones."""
+    """Keys and values of a prefix that all rows share; `tokens_P` is right-padded, `length` of it are real."""
     size = tokens_P.shape[0]
     if size == 0:
         cfg = model.config
@@ -258,13 +262,14 @@ def decode_step(
 def empty_cache(config: ModelConfig, rows: int, slots: int) -> RingCache:
     """A cache of `rows` rows and `slots` slots that holds nothing."""
     shape = (rows, config.n_heads, slots, config.head_dim)
-    layers = tuple(Keys(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype)) for _ in range(config.n_layers))
+    layers = tuple(
+        Keys(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
+        for _ in range(config.n_layers)
+    )
     return RingCache(layers, jnp.asarray(0), jnp.zeros((rows,), jnp.int32))
 
 
-def insert_rows(
-    cache: RingCache, rows_R: jax.Array, new: tuple[Keys, ...], lengths_R: jax.Array
-) -> RingCache:
+def insert_rows(cache: RingCache, rows_R: jax.Array, new: tuple[Keys, ...], lengths_R: jax.Array) -> RingCache:
     """Puts prefilled keys [R, H, T, K] (left-padded bodies) into rows `rows_R`, so that they end at the cache's `time`.
 
     A row index out of range is dropped. T must not exceed the number of slots.

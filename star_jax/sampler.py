@@ -74,7 +74,7 @@ class Draw:
 
 
 class Queue(NamedTuple):
-    """The problems of one call: LEFT-padded bodies [Q, T], their lengths, their key data [Q, 2] and how many are real."""
+    """The problems of one call: LEFT-padded bodies, their lengths, their keys' data and how many are real."""
 
     tokens_QT: jax.Array
     lengths_Q: jax.Array
@@ -182,9 +182,7 @@ class Sampler:
         draws: dict[int, Draw] = {}
         for places, bodies, padded, prefix in self._queues(prompts):
             queue = self._queue(bodies, padded, [seeds[i] for i in places])
-            out = _sample_queue(
-                self.model, self.decoding, self.shape, self.params, prefix, queue, self._automaton_SV
-            )
+            out = _sample_queue(self.model, self.decoding, self.shape, self.params, prefix, queue, self._automaton_SV)
             new = self._read(out, len(places))
             draws.update(zip(places, new, strict=True))
             if progress:

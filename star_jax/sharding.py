@@ -37,7 +37,8 @@ def make_mesh(config: MeshConfig) -> Mesh:
     data = len(devices) // inner if config.data == -1 else config.data
     if data < 1 or data * inner > len(devices):
         raise InputError(
-            f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not fit {len(devices)} devices"
+            f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} "
+            f"does not fit {len(devices)} devices"
         )
     grid = np.array(devices[: data * inner]).reshape(data, config.fsdp, config.tensor)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))

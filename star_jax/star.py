@@ -146,7 +146,9 @@ def _open(config: Config, workdir: Path) -> _Star:
     if not train_problems:
         raise InputError("the train split holds no problems")
     if config.model.vocab_size < words.vocab_size:
-        raise InputError(f"model.vocab_size must be at least {words.vocab_size}, the tokenizer's; got {config.model.vocab_size}")
+        raise InputError(
+            f"model.vocab_size must be at least {words.vocab_size}, the tokenizer's; got {config.model.vocab_size}"
+        )
     _warn_of_cut_references(config, task, words, eval_problems)
     ledger.open(config.to_dict(), may_change=("star.iterations", "tensorboard"))
     for split, problems in (("train", train_problems), (config.evaluation.split, eval_problems)):
@@ -156,9 +158,7 @@ def _open(config: Config, workdir: Path) -> _Star:
             ledger.write_text(path, write_lines(problems))
     log = metrics.MetricsLog(workdir, config.tensorboard)
     model = gptj.GPTJ(config.model)
-    return _Star(
-        config, ledger, task, words, mesh, model, train_problems, eval_problems, log, time.monotonic()
-    )
+    return _Star(config, ledger, task, words, mesh, model, train_problems, eval_problems, log, time.monotonic())
 
 
 def _warn_of_cut_references(
@@ -247,9 +247,7 @@ def _filter(
         return list(read_jsonl(Example, kept_path))
     prompts = ev.prompts_of(star.config, n)
     if options.direct:
-        examples = filter.references(
-            star.task, problems, prompts, few_shot_train=options.few_shot_train, iteration=n
-        )
+        examples = filter.references(star.task, problems, prompts, few_shot_train=options.few_shot_train, iteration=n)
     else:
         examples = filter.keep(
             star.task,
@@ -315,7 +313,9 @@ def _fine_tune(star: _Star, n: int, examples: list[Example]) -> gptj.Params:
     about = {"iteration": n, "examples": len(examples), "too_long": rows.too_long, "rows": rows.rows}
     about |= {"learning_rate": config.optimizer.learning_rate, "weights": star.fingerprint(n)}
     ledger.write_json(ledger.path(n, "finetune.json"), {**about, **dataclasses.asdict(done)})
-    LOG.info("iteration %d: %d steps in %.0f s, loss %.3f -> %.3f", n, steps, done.seconds, done.loss_first, done.loss_last)
+    LOG.info(
+        "iteration %d: %d steps in %.0f s, loss %.3f -> %.3f", n, steps, done.seconds, done.loss_first, done.loss_last
+    )
     return params
 
 
@@ -335,15 +335,19 @@ def _evaluate(star: _Star, n: int, params: gptj.Params) -> None:
         seed=star.config.seed,
         iteration=n,
     )
-    result = {"iteration": n, "split": split, "weights": star.fingerprint(n), **ev.score(star.eval_problems, completions)}
+    result = {
+        "iteration": n,
+        "split": split,
+        "weights": star.fingerprint(n),
+        **ev.score(star.eval_problems, completions),
+    }
     star.ledger.write_json(star.ledger.path(n, f"eval_{split}.json"), result)
     by_class = {f"accuracy {name}": value["accuracy"] for name, value in result["by_class"].items()}
     flat = {k: v for k, v in result.items() if isinstance(v, int | float) and k != "iteration"}
     star.log.log("evaluate", n, 0, {**flat, **by_class})
-    LOG.info(
-        "iteration %d: %s accuracy %.3f, mean of classes %.3f (%s)", n, split, result["accuracy"], result["mean_of_classes"],
-        ", ".join(f"{name} {value['accuracy']:.2f}" for name, value in result["by_class"].items()),
-    )  # fmt: skip
+    classes = ", ".join(f"{name} {value['accuracy']:.2f}" for name, value in result["by_class"].items())
+    LOG.info("iteration %d: %s accuracy %.3f, mean of classes %.3f (%s)", n, split, result["accuracy"],
+             result["mean_of_classes"], classes)  # fmt: skip
 
 
 def _finish(star: _Star, n: int) -> None:
