@@ -142,7 +142,7 @@ def _bins(lengths: Sequence[int], size: int, rng: np.random.Generator) -> list[i
     """
     shuffled = rng.permutation(len(lengths))
     with_room: dict[int, list[list[int]]] = {}  # room left -> bins
-    bins = []
+    bins: list[list[int]] = []
     for i in sorted(shuffled, key=lambda i: -lengths[i]):
         room = next((r for r in range(lengths[i], size + 1) if with_room.get(r)), None)
         if room is None:
@@ -196,7 +196,7 @@ def _completion_converter(seqio: Any, tf: Any) -> Any:
     spec = seqio.FeatureConverter.FeatureSpec
     extra = [f"{key}_{what}" for key in ("ids", "weights") for what in ("segment_ids", "positions")]
 
-    class CompletionConverter(seqio.FeatureConverter):  # type: ignore[misc,name-defined]
+    class CompletionConverter(seqio.FeatureConverter):
         TASK_FEATURES: ClassVar = {"ids": spec(dtype=tf.int32), "weights": spec(dtype=tf.int32)}
         MODEL_FEATURES: ClassVar = TASK_FEATURES
         PACKING_FEATURE_DTYPES: ClassVar = {name: tf.int32 for name in extra}

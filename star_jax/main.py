@@ -16,7 +16,7 @@ from star_jax.errors import InputError, exit_on_bad_input
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, e.g. configs/arithmetic.py.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/<name of the config file>.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/<config file>[_<variant>].")
 
 
 def main() -> None:
@@ -30,7 +30,8 @@ def main() -> None:
     from star_jax import config, star
 
     typed = config.from_dict(_CONFIG.value)
-    name = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
+    file, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    name = "_".join(filter(None, [Path(file).stem, variant]))
     print(star.run(typed, _WORKDIR.value or Path("runs") / name))
 
 

@@ -12,7 +12,7 @@ Parameters are a plain tree; the blocks' leaves carry a leading layer axis N. Tr
 array of its own that the decode loop updates in place.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -100,7 +100,7 @@ class Attention(nn.Module):
 
     def _kernel(self, name, init, shape, axes):
         kernel = self.param(name, nn.with_logical_partitioning(init, axes), shape)
-        return kernel.astype(self.config.compute_dtype)
+        return jnp.asarray(kernel, self.config.compute_dtype)
 
 
 class Mlp(nn.Module):
@@ -202,9 +202,15 @@ class GPTJ(nn.Module):
         return self.head(self.final_norm(x_BTD)).astype(jnp.float32)
 
 
-def apply(model: GPTJ, params: Params, tokens_BT: jax.Array) -> jax.Array:
-    """One full forward pass: logits [B, T, V] in float32 for int32 tokens [B, T]."""
-    return model.apply({"params": params}, jnp.asarray(tokens_BT))
+def apply(
+    model: GPTJ,
+    params: Params,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array | None = None,
+    segment_ids_BT: jax.Array | None = None,
+) -> jax.Array:
+    """One full forward pass: logits [B, T, V] in float32 for int32 tokens [B, T]; see GPTJ.__call__."""
+    return _call(model, params, jnp.asarray(tokens_BT), positions_BT, segment_ids_BT)
 
 
 def init(model: GPTJ, key: jax.Array) -> Params:
@@ -242,7 +248,7 @@ def prefill(
     positions_RT = prefix.length + jnp.maximum(index_T - first_R[:, None], 0)
     mask_RTS = (index_T[:, None] >= index_T) & (index_T >= first_R[:, None, None])
     x_RTD, layers = _cached_pass(model, params, tokens_RT, positions_RT, mask_RTS, prefix=prefix)
-    return model.apply({"params": params}, x_RTD[:, -1], method="logits"), layers
+    return _call(model, params, x_RTD[:, -1], method="logits"), layers
 
 
 def decode_step(
@@ -255,7 +261,7 @@ def decode_step(
     mask_BTS = (age_S <= cache.filled_B[:, None])[:, None, :]
     positions_BT = (prefix.length + cache.filled_B)[:, None]
     x_BTD, layers = _cached_pass(model, params, tokens_B[:, None], positions_BT, mask_BTS, cache.layers, slot, prefix)
-    logits_BV = model.apply({"params": params}, x_BTD[:, 0], method="logits")
+    logits_BV = _call(model, params, x_BTD[:, 0], method="logits")
     return logits_BV, RingCache(layers, cache.time + 1, cache.filled_B + 1)
 
 
@@ -285,9 +291,14 @@ def insert_rows(cache: RingCache, rows_R: jax.Array, new: tuple[Keys, ...], leng
     return RingCache(layers, cache.time, cache.filled_B.at[rows_R].set(lengths_R, mode="drop"))
 
 
+def _call(model: GPTJ, params: Params, *args: Any, method: str | None = None) -> jax.Array:
+    """`apply` without mutable collections, so what comes back is the result alone."""
+    return cast(jax.Array, model.apply({"params": params}, *args, method=method))
+
+
 def _cached_pass(model, params, tokens_BT, positions_BT, mask_BTS, caches=None, slot=None, prefix=None):
     """The blocks, unrolled. Returns (activations [B, T, D], N x Keys)."""
-    x_BTD = model.apply({"params": params}, tokens_BT, method="embed")
+    x_BTD = _call(model, params, tokens_BT, method="embed")
     block, layers = Block(model.config), []
     for n in range(model.config.n_layers):
         of_layer = jax.tree.map(lambda leaf, n=n: leaf[n], params["blocks"])

@@ -310,7 +310,7 @@ def _fine_tune(star: _Star, n: int, examples: list[Example]) -> gptj.Params:
     if not checkpoint.exists(directory):
         checkpoint.save_model(directory, star.model, params, star.tokenizer)
     star.remember(n, params)
-    about = {"iteration": n, "examples": len(examples), "too_long": rows.too_long, "rows": rows.rows}
+    about: dict[str, Any] = {"iteration": n, "examples": len(examples), "too_long": rows.too_long, "rows": rows.rows}
     about |= {"learning_rate": config.optimizer.learning_rate, "weights": star.fingerprint(n)}
     ledger.write_json(ledger.path(n, "finetune.json"), {**about, **dataclasses.asdict(done)})
     LOG.info(

@@ -18,7 +18,7 @@ class Tokenizer(Protocol):
 
     vocab_size: int
     end_of_text: int
-    pieces: Sequence[bytes]
+    pieces: list[bytes]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text. Raises InputError for text this tokenizer has no symbols for."""

@@ -42,7 +42,7 @@ class Report:
 
 def loss_sums(model: gptj.GPTJ, params: gptj.Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """(summed cross-entropy in nats, summed weight) of packed rows; each token is predicted by the one before it."""
-    logits_RTV = model.apply({"params": params}, batch["tokens_RT"], batch["positions_RT"], batch["segment_ids_RT"])
+    logits_RTV = gptj.apply(model, params, batch["tokens_RT"], batch["positions_RT"], batch["segment_ids_RT"])
     losses_RT = optax.softmax_cross_entropy_with_integer_labels(logits_RTV[:, :-1], batch["tokens_RT"][:, 1:])
     weights_RT = batch["weights_RT"][:, 1:]
     return jnp.sum(losses_RT * weights_RT), jnp.sum(weights_RT)
@@ -90,7 +90,7 @@ def initial_state(config: OptimizerConfig, params: gptj.Params) -> TrainState:
 def state_shardings(config: OptimizerConfig, state: TrainState, params: gptj.Params) -> TrainState:
     """The shardings of a (possibly abstract) train state whose parameters have the shardings `params`."""
     some = jax.tree.leaves(params)[0]
-    scalar = NamedSharding(some.mesh, PartitionSpec()) if isinstance(some, NamedSharding) else some
+    scalar: Any = NamedSharding(some.mesh, PartitionSpec()) if isinstance(some, NamedSharding) else some
     moments = optax.tree_map_params(
         optimizer.chain(config), lambda _, place: place, state.opt_state, params, transform_non_params=lambda _: scalar
     )
@@ -122,7 +122,7 @@ def fine_tune(
     Raises InputError when the loss is not finite, naming the step.
     """
     state, begin = initial_state(optimizer_config, params), 0
-    totals = {"tokens": 0, "loss_tokens": 0, "loss_first": math.nan, "loss_last": math.nan, "seconds": 0.0}
+    totals: dict[str, Any] = {"tokens": 0, "loss_tokens": 0, "loss_first": math.nan, "loss_last": math.nan, "seconds": 0.0}
     keeper = checkpoint.StateKeeper(state_dir) if state_dir and train.checkpoint_every else None
     if keeper and (found := keeper.restore(state)):
         state, totals = found
