@@ -33,8 +33,8 @@ def get_config(variant: str = "") -> ConfigDict:
         )
     )
     config.base.stages = (
-        dict(steps=1100, learning_rate=3e-3, gold=(0.3, 0.7)),
-        dict(steps=1000, learning_rate=3e-3, gold=(0.08, 0.27)),
+        dict(steps=900, learning_rate=3e-3, gold=(0.3, 0.7)),
+        dict(steps=1500, learning_rate=3e-3, gold=(0.1, 0.25)),
     )
     config.star.update(
         dict(iterations=3, problems_per_iteration=10_000, hint_keep_probability=0.1, steps=1000, step_growth=1.2)

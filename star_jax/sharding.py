@@ -63,8 +63,15 @@ def param_shardings(model: gptj.GPTJ, mesh: Mesh) -> gptj.Params:
 
 
 def unbox(tree: Any) -> Any:
-    """The tree without the boxes that carry logical axes."""
-    return nn.meta.unbox(tree)
+    """The tree without the boxes that carry logical axes.
+
+    No constraint is applied on the way: `out_shardings` says where parameters go, and shapes take none.
+    """
+
+    def value(leaf: Any) -> Any:
+        return leaf.unbox(apply_constraint=False) if isinstance(leaf, nn.LogicallyPartitioned) else leaf
+
+    return jax.tree.map(value, tree, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
 
 
 def init_params(model: gptj.GPTJ, mesh: Mesh, seed: int) -> gptj.Params:
