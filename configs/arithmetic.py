@@ -16,14 +16,14 @@ def get_config(variant: str = "") -> ConfigDict:
     config.tokenizer = "symbols"
     config.model.update(
         dict(
-            n_layers=3, d_model=64, n_heads=4, d_mlp=256, rotary_dim=8, vocab_size=20, max_positions=256, scan_unroll=3
+            n_layers=3, d_model=64, n_heads=4, d_mlp=256, rotary_dim=16, vocab_size=20, max_positions=256, scan_unroll=3
         )
     )
     config.sampling.max_new_tokens = 96  # the longest reference has 92 symbols, its end included
     config.train.update(dict(batch_rows=16, row_tokens=128, log_every=25))
     config.optimizer.update(
         dict(
-            learning_rate=3e-3,
+            learning_rate=5e-3,
             warmup_steps=50,
             decay="linear",
             decay_share=0.4,
@@ -34,18 +34,18 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.base.stages = (
         dict(steps=900, learning_rate=3e-3, gold=(0.3, 0.7)),
-        dict(steps=1500, learning_rate=3e-3, gold=(0.1, 0.25)),
+        dict(steps=1300, learning_rate=3e-3, gold=(0.1, 0.3)),
     )
     config.star.update(
-        dict(iterations=3, problems_per_iteration=10_000, hint_keep_probability=0.1, steps=1000, step_growth=1.2)
+        dict(iterations=3, problems_per_iteration=10_000, hint_keep_probability=0.1, steps=800, step_growth=1.2)
     )
     if variant == "no_rationalization":
         config.star.rationalize = False
     elif variant == "direct":
         # As many training tokens as the three iterations have together, on as many fresh problems.
-        config.star.update(dict(direct=True, iterations=1, problems_per_iteration=30_000, steps=3640))
+        config.star.update(dict(direct=True, iterations=1, problems_per_iteration=30_000, steps=2912))
     elif variant == "weak":
-        config.base.stages = (dict(steps=1000, learning_rate=3e-3, gold=(0.35,)),)
+        config.base.stages = (dict(steps=1300, learning_rate=3e-3, gold=(0.35,)),)
     elif variant:
         raise ValueError(f"configs/arithmetic.py has no variant {variant!r}: no_rationalization, direct, weak")
     return config

@@ -79,7 +79,7 @@ class Queue(NamedTuple):
     tokens_QT: jax.Array
     lengths_Q: jax.Array
     keys_Q2: jax.Array
-    count: jax.Array
+    real: jax.Array
 
 
 class Outputs(NamedTuple):
@@ -281,11 +281,11 @@ def _encode_prefix(model, params, tokens_P, length):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _sample_queue(model, decoding, shape, params, prefix, queue, automaton_SV) -> Outputs:
-    """Draws a completion for each of the first `queue.count` problems."""
+    """Draws a completion for each of the first `queue.real` problems."""
     emit = functools.partial(_emit, decoding, shape, queue, automaton_SV)
 
     def is_idle(slots):
-        return slots.next < queue.count, jnp.sum(~slots.active_B) >= shape.refill
+        return slots.next < queue.real, jnp.sum(~slots.active_B) >= shape.refill
 
     def decode(slots):
         logits_BV, cache = gptj.decode_step(model, params, slots.token_B, slots.cache, prefix)
@@ -302,7 +302,7 @@ def _sample_queue(model, decoding, shape, params, prefix, queue, automaton_SV) -
         return jax.lax.while_loop(keep_decoding, decode, _refill(model, shape, params, prefix, queue, emit, slots))
 
     def unfinished(slots):
-        return (slots.next < queue.count) | jnp.any(slots.active_B)
+        return (slots.next < queue.real) | jnp.any(slots.active_B)
 
     return jax.lax.while_loop(unfinished, refill_and_decode, _empty_slots(model.config, shape, queue)).out
 
@@ -311,7 +311,7 @@ def _refill(model, shape, params, prefix, queue, emit, slots: Slots) -> Slots:
     """Gives the next R problems of the queue to free slots and draws their first tokens."""
     free_R = jnp.argsort(slots.active_B, stable=True)[: shape.refill]  # free slots come first
     problem_R = slots.next + jnp.arange(shape.refill)
-    valid_R = ~slots.active_B[free_R] & (problem_R < queue.count)
+    valid_R = ~slots.active_B[free_R] & (problem_R < queue.real)
     safe_R = jnp.where(valid_R, problem_R, 0)
     rows_R = jnp.where(valid_R, free_R, shape.slots)  # out of range: dropped by every scatter
     lengths_R = queue.lengths_Q[safe_R]
