@@ -14,7 +14,7 @@ star_setup "${STAR_EXTRAS:-}"
 
 has_config=false
 for flag in "$@"; do
-  case "$flag" in --config=* | --config | -config=* | --help | --helpfull) has_config=true ;; esac
+  case "$flag" in --config=* | -config=* | --help | --helpfull) has_config=true ;; esac
 done
 "$has_config" || set -- --config=configs/arithmetic.py "$@"
 exec .venv/bin/python -m star_jax.main "$@"

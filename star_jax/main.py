@@ -37,14 +37,27 @@ def main() -> None:
 
 def _parse(argv: list[str]) -> None:
     """Raises InputError for flags that absl or ml_collections would answer with a traceback."""
+    if {"--help", "-h", "-help"} & set(argv[1:]):
+        print(f"{__doc__}\n  --workdir: {flags.FLAGS['workdir'].help}\n  --config: {flags.FLAGS['config'].help}")
+        print("  --config.GROUP.OPTION=VALUE: any option of star_jax/config.py or of the task")
+        sys.exit(0)
+    given = [arg.partition("=")[2] for arg in argv if arg.startswith(("--config=", "-config="))]
+    if not given:
+        raise InputError("give --config=FILE, e.g. --config=configs/arithmetic.py")
+    if not Path(given[-1].partition(":")[0]).is_file():
+        raise InputError(f"--config={given[-1]}: there is no such file")
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
-        raise InputError(str(error)) from error
+    except (KeyError, AttributeError) as error:
+        key = str(error.args[0]).strip("'\"")
+        wrong = next((arg for arg in argv if arg.startswith("--config.") and key in arg), key)
+        raise InputError(f"{wrong}: the config has no such option ({key}); see star_jax/config.py") from error
+    except (flags.Error, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
+        # A config file that raises comes with its whole traceback in the message: its last line is the reason.
+        before, _, traceback = str(error).partition("Traceback (most recent call last):")
+        raise InputError(" ".join([before, *traceback.strip().splitlines()[-1:]])) from error
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; options are given as --name=value")
-    if _CONFIG.value is None:
-        raise InputError("give --config=FILE, e.g. --config=configs/arithmetic.py")
 
 
 if __name__ == "__main__":

@@ -245,8 +245,8 @@ def prefill(
     _, size = tokens_RT.shape
     index_T = jnp.arange(size)
     first_R = size - lengths_R
-    positions_RT = prefix.length + jnp.maximum(index_T - first_R[:, None], 0)
-    mask_RTS = (index_T[:, None] >= index_T) & (index_T >= first_R[:, None, None])
+    positions_RT = prefix.length + jnp.maximum(index_T[None] - first_R[:, None], 0)
+    mask_RTS = (index_T[:, None] >= index_T[None])[None] & (index_T[None, None] >= first_R[:, None, None])
     x_RTD, layers = _cached_pass(model, params, tokens_RT, positions_RT, mask_RTS, prefix=prefix)
     return _call(model, params, x_RTD[:, -1], method="logits"), layers
 
@@ -258,7 +258,7 @@ def decode_step(
     slots = cache.layers[0].k.shape[2]
     slot = cache.time % slots
     age_S = (slot - jnp.arange(slots)) % slots  # 0 for the slot that is written now
-    mask_BTS = (age_S <= cache.filled_B[:, None])[:, None, :]
+    mask_BTS = (age_S[None] <= cache.filled_B[:, None])[:, None, :]
     positions_BT = (prefix.length + cache.filled_B)[:, None]
     x_BTD, layers = _cached_pass(model, params, tokens_B[:, None], positions_BT, mask_BTS, cache.layers, slot, prefix)
     logits_BV = _call(model, params, x_BTD[:, 0], method="logits")
@@ -319,7 +319,7 @@ def _attend(q_BHTK, keys, mask_BTS, prefix, prefix_length):
     size = prefix.k.shape[1] if prefix is not None else 0
     if size:
         shared = jnp.einsum("BHTK,HPK->BHTP", q_BHTK, prefix.k, preferred_element_type=jnp.float32) * scale
-        shared = jnp.where(jnp.arange(size) < prefix_length, shared, low)
+        shared = jnp.where((jnp.arange(size) < prefix_length)[None, None, None], shared, low)
         scores = jnp.concatenate([shared, scores], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1).astype(q_BHTK.dtype)
     y_BHTK = jnp.einsum("BHTS,BHSK->BHTK", weights[..., size:], keys.v)
@@ -331,7 +331,7 @@ def _attend(q_BHTK, keys, mask_BTS, prefix, prefix_length):
 def _rotate(x_BHTK, positions_BT, rotary_dim):
     """Rotary position embedding on interleaved pairs (2i, 2i+1) of the first `rotary_dim` features, base 10000."""
     frequency = 10000.0 ** (-jnp.arange(0, rotary_dim, 2) / rotary_dim)
-    angle_BT = positions_BT[..., None].astype(jnp.float32) * frequency
+    angle_BT = positions_BT[..., None].astype(jnp.float32) * frequency[None, None]
     sin, cos = jnp.sin(angle_BT)[:, None], jnp.cos(angle_BT)[:, None]
     turning = x_BHTK[..., :rotary_dim].astype(jnp.float32)
     even, odd = turning[..., 0::2], turning[..., 1::2]

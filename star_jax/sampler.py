@@ -329,7 +329,7 @@ def _refill(model, shape, params, prefix, queue, emit, slots: Slots) -> Slots:
 def _emit(decoding, shape, queue, automaton_SV, slots: Slots, rows_R, logits_RV, valid_R) -> Slots:
     """Draws one token for the rows `rows_R` where `valid_R`, records it, and decides who stops."""
     used = jnp.arange(logits_RV.shape[-1]) < shape.vocab_used
-    logits_RV = jnp.where(used, logits_RV, -jnp.inf)
+    logits_RV = jnp.where(used[None], logits_RV, -jnp.inf)
     problem_R = jnp.where(valid_R, slots.problem_B.at[rows_R].get(mode="clip"), queue.lengths_Q.shape[0])
     drawn_R = slots.drawn_B.at[rows_R].get(mode="clip")
     data_R2 = queue.keys_Q2.at[problem_R].get(mode="clip")

@@ -61,7 +61,7 @@ def run(config: Config, workdir: Path | str) -> Path:
 def fine_tuning_steps(config: StarConfig, iteration: int, rows: int, batch_rows: int) -> int:
     """Steps of iteration 1, 2, ...: 40 x 1.2^(n-1) in the paper; start + k (n-1) for its arithmetic; or by epochs."""
     if config.schedule == "exponential":
-        return round(config.steps * config.step_growth ** (iteration - 1))
+        return int(config.steps * config.step_growth ** (iteration - 1))
     if config.schedule == "linear":
         return config.steps + config.step_increment * (iteration - 1)
     return max(1, math.ceil(config.epochs * rows / batch_rows))

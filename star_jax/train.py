@@ -69,7 +69,7 @@ def train_step(
         "loss": loss,
         "loss_tokens": weight,
         "tokens": jnp.sum(batch["segment_ids_RT"] > 0),
-        "gradient_norm": optax.global_norm(gradients),
+        "gradient_norm": optax.tree.norm(gradients),
     }
     return TrainState(state.step + 1, params, opt_state), metrics
 

@@ -18,7 +18,7 @@ import pytest  # noqa: E402
 from star_jax import model as gptj  # noqa: E402
 from star_jax.config import ModelConfig  # noqa: E402
 
-jax.config.update("jax_numpy_rank_promotion", "warn")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 TINY = ModelConfig(
     n_layers=2, d_model=32, n_heads=2, d_mlp=64, rotary_dim=8, vocab_size=20, max_positions=512, scan_unroll=2
