@@ -1,6 +1,7 @@
 """The mesh, and the one table that says which logical axis lies along which mesh axis."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +52,7 @@ def use(mesh: Mesh) -> Iterator[None]:
         yield
 
 
+@functools.cache
 def abstract_params(model: gptj.GPTJ) -> gptj.Params:
     """The parameters' shapes and dtypes, boxed with their logical axes."""
     return jax.eval_shape(lambda: gptj.init(model, jax.random.key(0)))

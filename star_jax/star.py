@@ -272,10 +272,11 @@ def _filter(
     counts = filter.summary(n, problems, samples, rationalizations, examples)
     star.ledger.write_json(star.ledger.path(n, "filter.json"), counts)
     star.log.log("filter", n, 0, {k: v for k, v in counts.items() if isinstance(v, int) and k != "iteration"})
-    LOG.info(
-        "iteration %d: %d of %d problems right, %d rationalized, %d kept",
-        n, counts["right"], len(problems), counts["kept_rationalized"], len(examples),
-    )  # fmt: skip
+    if options.direct:
+        LOG.info("iteration %d: %d reference answers kept", n, counts["kept_reference"])
+    else:
+        LOG.info("iteration %d: %d of %d problems right, %d rationalized, %d kept", n, counts["right"], len(problems),
+                 counts["kept_rationalized"], len(examples))  # fmt: skip
     return examples
 
 

@@ -122,7 +122,13 @@ def fine_tune(
     Raises InputError when the loss is not finite, naming the step.
     """
     state, begin = initial_state(optimizer_config, params), 0
-    totals: dict[str, Any] = {"tokens": 0, "loss_tokens": 0, "loss_first": math.nan, "loss_last": math.nan, "seconds": 0.0}
+    totals: dict[str, Any] = {
+        "tokens": 0,
+        "loss_tokens": 0,
+        "loss_first": math.nan,
+        "loss_last": math.nan,
+        "seconds": 0.0,
+    }
     keeper = checkpoint.StateKeeper(state_dir) if state_dir and train.checkpoint_every else None
     if keeper and (found := keeper.restore(state)):
         state, totals = found

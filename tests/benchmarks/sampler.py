@@ -39,7 +39,7 @@ from star_jax.tokenizer import SymbolTokenizer
 
 TASK, HOW = Arithmetic(), Decoding(temperature=1.0)
 TOKENIZER = SymbolTokenizer(TASK.symbols)
-CONFIG = ModelConfig(3, 64, 2, 256, 16, vocab_size=20, max_positions=2048)
+CONFIG = ModelConfig(3, 64, 4, 256, 16, vocab_size=20, max_positions=2048)
 
 
 def main() -> None:
