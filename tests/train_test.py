@@ -104,7 +104,7 @@ def test_packed_losses_are_the_sum_of_those_of_each_text_alone(base):
 class Logits:
     """A model whose parameters are its logits."""
 
-    def apply(self, variables, tokens_RT, positions_RT, segment_ids_RT):
+    def apply(self, variables, tokens_RT, positions_RT, segment_ids_RT, method=None):
         return variables["params"]
 
 
