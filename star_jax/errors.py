@@ -9,9 +9,15 @@ class InputError(Exception):
 
 
 def exit_on_bad_input(main: Callable[[], None]) -> None:
-    """Calls `main`; an InputError ends the process with status 2 and its one line on standard error."""
+    """Calls `main`; an InputError ends the process with status 2 and its one line on standard error.
+
+    So does Ctrl-C, with the shell's usual status 130: a run goes on with the same command.
+    """
     try:
         main()
+    except KeyboardInterrupt:
+        print("star_jax: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
     except InputError as error:
         # The text may quote a file's content: without control characters it cannot drive the terminal.
         line = "".join(c if c.isprintable() else " " for c in str(error))

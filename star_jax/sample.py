@@ -44,12 +44,11 @@ def main() -> None:
             )
             for (problem, _), drawn in zip(wanted, draws, strict=True):
                 answer = None if drawn.cut_off else task.parse(drawn.text)
-                known = bool(problem.answer) and answer is not None
                 line = {
                     "question": problem.question,
                     "text": drawn.text,
                     "answer": answer,
-                    "right": task.grade(problem, answer) if known and answer else (False if problem.answer else None),
+                    "right": answer is not None and task.grade(problem, answer) if problem.answer else None,
                     "cut_off": drawn.cut_off,
                     "log_probability": round(drawn.log_probability, 4),
                 }

@@ -105,6 +105,7 @@ class _Star:
     log: metrics.MetricsLog
     started: float
     _weights: dict[int, tuple[gptj.Params, str]] = dataclasses.field(default_factory=dict)
+    _samplers: dict[Decoding, Sampler] = dataclasses.field(default_factory=dict)
 
     def weights(self, n: int) -> gptj.Params:
         """The weights of iteration n, 0 for the base: from memory, from disk, or made."""
@@ -127,7 +128,11 @@ class _Star:
         self._weights[n] = (params, checkpoint.fingerprint(params))
 
     def sampler(self, params: gptj.Params, decoding: Decoding) -> Sampler:
-        return ev.make_sampler(self.config, self.task, self.model, params, self.tokenizer, decoding)
+        """A sampler of these weights; what does not depend on them (the stop automaton) is made once."""
+        if decoding not in self._samplers:
+            made = ev.make_sampler(self.config, self.task, self.model, params, self.tokenizer, decoding)
+            self._samplers[decoding] = made.with_params(None)  # weights of a past iteration must not stay alive
+        return self._samplers[decoding].with_params(params)
 
 
 def _open(config: Config, workdir: Path) -> _Star:

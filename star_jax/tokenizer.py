@@ -82,7 +82,7 @@ class SymbolTokenizer:
                 ids.append(self._ids["\n"])
             for word in line.split():
                 if word not in self._ids:
-                    raise InputError(f"the symbol tokenizer has no symbol for {word!r}; use tokenizer='bytes'")
+                    raise InputError(f"no symbol for {word!r}: only the task's words; tokenizer='bytes' takes any text")
                 ids.append(self._ids[word])
         return ids
 

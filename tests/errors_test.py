@@ -27,12 +27,19 @@ def test_bad_input_is_one_line_and_status_2(text, line, capsys):
     assert (caught.value.code, out, err) == (2, "", line)
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt(), SystemExit(3)])
+@pytest.mark.parametrize("error", [ValueError("a bug"), SystemExit(3)])
 def test_anything_else_passes_through(error, capsys):
     with pytest.raises(type(error)) as caught:
         exit_on_bad_input(raising(error))
     assert caught.value is error
     assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_is_one_line_and_the_shell_s_status(capsys):
+    with pytest.raises(SystemExit) as caught:
+        exit_on_bad_input(raising(KeyboardInterrupt()))
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "star_jax: stopped; the same command goes on from here\n"
 
 
 def test_a_main_that_succeeds_returns():
