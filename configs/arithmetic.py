@@ -33,8 +33,8 @@ def get_config(variant: str = "") -> ConfigDict:
         )
     )
     config.base.stages = (
-        dict(steps=1200, learning_rate=3e-3, gold=(0.3, 0.7)),
-        dict(steps=1300, learning_rate=3e-3, gold=(0.1, 0.4)),
+        dict(steps=900, learning_rate=3e-3, gold=(0.3, 0.7)),
+        dict(steps=1500, learning_rate=3e-3, gold=(0.1, 0.25)),
     )
     config.star.update(
         dict(iterations=3, problems_per_iteration=10_000, hint_keep_probability=0.1, steps=1000, step_growth=1.2)
@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
         # As many training tokens as the three iterations have together, on as many fresh problems.
         config.star.update(dict(direct=True, iterations=1, problems_per_iteration=30_000, steps=3640))
     elif variant == "weak":
-        config.base.stages = (dict(steps=1300, learning_rate=3e-3, gold=(0.35,)),)
+        config.base.stages = (dict(steps=2400, learning_rate=3e-3, gold=(0.35,)),)
     elif variant:
         raise ValueError(f"configs/arithmetic.py has no variant {variant!r}: no_rationalization, direct, weak")
     return config
