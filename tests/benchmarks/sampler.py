@@ -5,7 +5,7 @@
 The plain way: the whole few-shot prompt in every row, a batch of rows, one compiled loop that waits for the
 batch's longest row. It uses the same model code, cache and draws, so both sides must draw identical tokens.
 
-The work: sums of 1 to 5 digits with the demo's model. Random weights never stop by themselves, so the head's
+The work: sums of 1 to 5 digits with a model of the size of the demo's. Random weights never stop by themselves, so the head's
 bias for end-of-text is set such that the texts are as long in the mean as the task's reference completions
 (their lengths are then geometric, cut at the task's budget); the other weights stay random.
 
@@ -39,7 +39,7 @@ from star_jax.tokenizer import SymbolTokenizer
 
 TASK, HOW = Arithmetic(), Decoding(temperature=1.0)
 TOKENIZER = SymbolTokenizer(TASK.symbols)
-CONFIG = ModelConfig(3, 64, 4, 256, 16, vocab_size=20, max_positions=2048)
+CONFIG = ModelConfig(3, 64, 2, 256, 16, vocab_size=20, max_positions=2048)
 
 
 def main() -> None:
