@@ -5,9 +5,9 @@
 The plain way: the whole few-shot prompt in every row, a batch of rows, one compiled loop that waits for the
 batch's longest row. It uses the same model code, cache and draws, so both sides must draw identical tokens.
 
-The work: sums of 1 to 5 digits with a model of the size of the demo's. Random weights never stop by themselves, so the head's
-bias for end-of-text is set such that the texts are as long in the mean as the task's reference completions
-(their lengths are then geometric, cut at the task's budget); the other weights stay random.
+The work: sums of 1 to 5 digits with a model of the size of the demo's. Random weights never stop by themselves,
+so the head's bias for end-of-text is set such that the texts are as long in the mean as the task's reference
+completions (their lengths are then geometric, cut at the task's budget); the other weights stay random.
 
 The floor of a side is the time its least work would take at the speed of this machine's matrix products and
 copies, measured in the same run: every multiplication and every byte of weights, keys and values that a pass
