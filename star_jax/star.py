@@ -103,7 +103,6 @@ class _Star:
     train_problems: list[Problem]
     eval_problems: list[Problem]
     log: metrics.MetricsLog
-    started: float
     _weights: dict[int, tuple[gptj.Params, str]] = dataclasses.field(default_factory=dict)
     _samplers: dict[Decoding, Sampler] = dataclasses.field(default_factory=dict)
 
@@ -163,7 +162,7 @@ def _open(config: Config, workdir: Path) -> _Star:
             ledger.write_text(path, write_lines(problems))
     log = metrics.MetricsLog(workdir, config.tensorboard)
     model = gptj.GPTJ(config.model)
-    return _Star(config, ledger, task, words, mesh, model, train_problems, eval_problems, log, time.monotonic())
+    return _Star(config, ledger, task, words, mesh, model, train_problems, eval_problems, log)
 
 
 def _warn_of_cut_references(
