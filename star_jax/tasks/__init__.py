@@ -10,6 +10,9 @@ from star_jax.tasks.base import Task
 
 # name -> "module:class", imported on first use: `seqio_task` needs TensorFlow, the others must not.
 TASKS = {
+    "commonsense_qa": "star_jax.tasks.commonsense_qa:CommonsenseQa",
+    "gsm8k": "star_jax.tasks.gsm8k:Gsm8k",
+    "jsonl": "star_jax.tasks.jsonl:Jsonl",
     "arithmetic": "star_jax.tasks.arithmetic:Arithmetic",
     "seqio_task": "star_jax.tasks.seqio_task:SeqioTask",
 }
