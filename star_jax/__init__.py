@@ -10,8 +10,8 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 _SUBMODULES = (
-    "checkpoint", "config", "data", "evaluate", "filter", "ledger", "metrics", "model", "optimizer", "pretrain",
-    "prompting", "records", "report", "sampler", "sharding", "star", "tasks", "tokenizer", "train",
+    "checkpoint", "config", "convert", "data", "evaluate", "filter", "ledger", "metrics", "model", "optimizer",
+    "prepare", "pretrain", "prompting", "records", "report", "sampler", "sharding", "star", "tasks", "tokenizer", "train",
 )  # fmt: skip
 
 

@@ -18,15 +18,16 @@ from star_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a GPT-J. The defaults are GPT-J-6B's."""
+    """The model. What is left out (0 or "") is the base model's at base.path."""
 
-    n_layers: int = 28
-    d_model: int = 4096
-    n_heads: int = 16
-    d_mlp: int = 16384
-    rotary_dim: int = 64  # features of each head that rotate; even
-    vocab_size: int = 50400  # rows of the embedding; may exceed the tokenizer's (padding)
-    max_positions: int = 2048  # longest text, prompt included, in tokens
+    n_layers: int = 0
+    d_model: int = 0
+    n_heads: int = 0
+    d_mlp: int = 0
+    rotary_dim: int = 0  # gptj: features of each head that rotate; even
+    vocab_size: int = 0  # rows of the embedding; may exceed the tokenizer's (padding)
+    max_positions: int = 0  # longest text, prompt included, in tokens
+    architecture: str = ""  # "gptj" or "gpt2", see model.py; "" without a base: "gptj"
     compute_dtype: str = "float32"  # of activations and caches; parameters are float32
     remat: bool = False  # recompute block activations in the backward pass: less memory, a third more FLOPs
     scan_unroll: int = 1  # layers a turn of the training scan: more is faster to run and slower to compile
@@ -35,11 +36,28 @@ class ModelConfig:
     def head_dim(self) -> int:
         return self.d_model // self.n_heads
 
+    @property
+    def is_gpt2(self) -> bool:
+        return self.architecture == "gpt2"
+
     def check(self) -> None:
-        _at_least(1, self, "n_layers", "d_model", "n_heads", "d_mlp", "vocab_size", "max_positions", "scan_unroll")
+        _at_least(0, self, *SIZES)
+        _at_least(1, self, "scan_unroll")
+        _one_of(self, "architecture", ("", "gptj", "gpt2"))
         _one_of(self, "compute_dtype", ("float32", "bfloat16"))
-        if self.d_model % self.n_heads or self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
+        known = self.d_model and self.n_heads
+        if known and (self.d_model % self.n_heads or self.rotary_dim > self.head_dim) or self.rotary_dim % 2:
             raise InputError("model: d_model must divide by n_heads; rotary_dim must be even and at most a head's size")
+
+    def check_complete(self) -> None:
+        """Raises InputError unless a model can be made of these sizes."""
+        self.check()
+        _at_least(1, self, *(name for name in SIZES if name != "rotary_dim"))
+        if self.is_gpt2 != (self.rotary_dim == 0):
+            raise InputError(f"model.rotary_dim is {self.rotary_dim}: a gptj rotates, a gpt2 does not (0)")
+
+
+SIZES = ("n_layers", "d_model", "n_heads", "d_mlp", "rotary_dim", "vocab_size", "max_positions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +102,14 @@ class PromptConfig:
 class StarConfig:
     """Algorithm 1."""
 
-    iterations: int = 5
+    iterations: int = 5  # 0: only the base is evaluated (the few-shot rows)
     problems_per_iteration: int = 0  # drawn afresh each iteration, in a seeded order; 0: all train problems
     draws: int = 1  # completions a problem
     keep_per_problem: int = 1  # distinct right completions kept a problem; 0: all of them
     rationalize: bool = True  # a second try with the answer as a hint for what failed
+    rationalize_from: int = 1  # the first iteration that rationalizes (GSM8K: 36 loops without, then 10 with)
     rationalize_probability: float = 1.0  # share of the failed problems that get it
+    require_consistent: bool = False  # a right answer whose steps fail the task's check is not kept, and tried again
     hint_keep_probability: float = 0.0  # share of kept rationalizations stored with their hint (p_show_hint_save)
     restart_from: str = "base"  # "base" (paper) or "previous": the weights fine-tuning starts from
     few_shot_train: bool = False  # the few-shot prefix is part of the training text (without loss)
@@ -101,10 +121,14 @@ class StarConfig:
     step_growth: float = 1.2  # exponential: factor an iteration
     step_increment: int = 20  # linear: further steps an iteration
     epochs: float = 1.0  # epochs: passes over the kept examples
+    max_steps: int = 0  # no iteration has more (GSM8K: 7912); 0: no cap
 
     def check(self) -> None:
-        _at_least(0, self, "problems_per_iteration", "keep_per_problem", "keep_previous", "step_increment")
-        _at_least(1, self, "iterations", "draws", "steps")
+        _at_least(
+            0, self, "problems_per_iteration", "keep_per_problem", "keep_previous", "step_increment", "iterations"
+        )
+        _at_least(0, self, "max_steps")
+        _at_least(1, self, "draws", "steps", "rationalize_from")
         _share(self, "rationalize_probability", "hint_keep_probability")
         _one_of(self, "restart_from", ("base", "previous"))
         _one_of(self, "schedule", ("exponential", "linear", "epochs"))
@@ -159,13 +183,14 @@ class TrainConfig:
 
     batch_rows: int = 8  # packed rows a step
     row_tokens: int = 1024  # tokens a row; a longer example is left out and counted
+    z_loss: float = 0.0  # weight of log(sum(exp(logits - max)))^2 a token (the released code: 1e-4)
     log_every: int = 10  # steps
     checkpoint_every: int = 0  # steps between checkpoints inside a fine-tuning; 0: none, a crash repeats it
 
     def check(self) -> None:
         _at_least(1, self, "batch_rows", "log_every")
         _at_least(2, self, "row_tokens")
-        _at_least(0, self, "checkpoint_every")
+        _at_least(0, self, "checkpoint_every", "z_loss")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,9 +199,12 @@ class EvaluationConfig:
 
     split: str = "dev"
     problems: int = 0  # the first so many of the split; 0: all
+    report_split: str = ""  # a further split, only reported and never selected on, measured as often; "": none
 
     def check(self) -> None:
         _at_least(0, self, "problems")
+        if self.report_split == self.split:
+            raise InputError(f"evaluation.report_split must differ from evaluation.split, {self.split!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +227,8 @@ class Config:
     """Everything a run depends on."""
 
     seed: int = 0
-    tokenizer: str = "bytes"  # "bytes", "symbols" (the task's words) or a directory with GPT-2's tokenizer files
+    # "bytes", "symbols" (the task's words), a directory with GPT-2's tokenizer files, or a name on the hub
+    tokenizer: str = ""  # "": the base model's own; a base that is pretrained here reads bytes
     tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl
     task: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "arithmetic"})
     model: ModelConfig = ModelConfig()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from star_jax import checkpoint, filter, metrics, prompting, sharding
-from star_jax import model as gptj
+from star_jax import model as gpt
 from star_jax.config import Config, from_dict
 from star_jax.errors import InputError, exit_on_bad_input
 from star_jax.ledger import Ledger
@@ -26,7 +26,7 @@ Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
 def make_sampler(
-    config: Config, task: Task, model: gptj.GPTJ, params: gptj.Params, tokenizer: Tokenizer, decoding: Decoding
+    config: Config, task: Task, model: gpt.GPT, params: gpt.Params, tokenizer: Tokenizer, decoding: Decoding
 ) -> Sampler:
     """The sampler of a run's settings."""
     options = config.sampling

@@ -46,11 +46,24 @@ def judge(
     )
 
 
+def usable(completion: Completion, require_consistent: bool) -> bool:
+    """Whether it may be trained on: a right answer and, where that is asked for, no step that fails the task's check.
+
+    Steps that the task cannot check (consistent = None) do not count against it.
+    """
+    return completion.verdict == "right" and not (require_consistent and completion.consistent is False)
+
+
 def to_rationalize(
-    problems: Sequence[Problem], samples: Iterable[Completion], probability: float, seed: int, iteration: int
+    problems: Sequence[Problem],
+    samples: Iterable[Completion],
+    probability: float,
+    seed: int,
+    iteration: int,
+    require_consistent: bool = False,
 ) -> list[Problem]:
-    """The problems no draw solved, each with the given probability; the choice is fixed by seed, iteration and id."""
-    solved = {s.problem_id for s in samples if s.verdict == "right"}
+    """The problems of which no draw is usable, each with the given probability, fixed by seed, iteration and id."""
+    solved = {s.problem_id for s in samples if usable(s, require_consistent)}
     return [p for p in problems if p.id not in solved and chance(seed, iteration, p.id, "rationalize") < probability]
 
 
@@ -65,8 +78,9 @@ def keep(
     hint_keep_probability: float,
     seed: int,
     weights: str,
+    require_consistent: bool = False,
 ) -> list[Example]:
-    """The right completions as training examples, in the order of the problems.
+    """The usable completions as training examples, in the order of the problems.
 
     At most `per_problem` distinct texts a problem (0: all), lowest draw first. The stored prompt is the
     hint-free problem, behind the shots with `few_shot_train`; only a rationalization that wins the draw against
@@ -74,7 +88,7 @@ def keep(
     """
     by_problem: dict[str, list[Completion]] = collections.defaultdict(list)
     for completion in completions:
-        if completion.verdict == "right":
+        if usable(completion, require_consistent):
             by_problem[completion.problem_id].append(completion)
     examples = []
     for problem in problems:

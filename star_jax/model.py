@@ -1,7 +1,11 @@
-"""GPT-J (Wang & Komatsuzaki, 2021) in flax.linen.
+"""GPT-J (Wang & Komatsuzaki, 2021) and GPT-2 (Radford et al., 2019) in flax.linen: one family, four differences.
 
-One LayerNorm a block feeds attention and MLP in parallel; rotary positions on the first `rotary_dim`
-features of each head in interleaved pairs; an untied output head with a bias behind a last LayerNorm.
+              block                              positions                  attention biases  output head
+    gptj      x + attn(norm(x)) + mlp(norm(x))   rotary, `rotary_dim` of K  none              its own, with a bias
+    gpt2      x += attn(norm(x)); then           learned, one vector each   q, k, v, out      the embedding, no bias
+              x += mlp(mlp_norm(x))
+
+Rotary positions turn interleaved pairs (2i, 2i + 1) of the first `rotary_dim` features of each head.
 
 The letters in array names, here and everywhere in the package:
     B rows or slots   T query tokens   S key slots   P prefix tokens   M new tokens   Q queued problems
@@ -26,6 +30,7 @@ Params = Any  # nested dict of arrays
 _INIT = nn.initializers.lecun_normal()
 _INIT_HEADS_IN = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
 _INIT_HEADS_OUT = nn.initializers.lecun_normal(in_axis=(0, 1), out_axis=2)
+_ZEROS = nn.initializers.zeros_init()
 _INIT_EMBED = nn.initializers.normal(stddev=0.02)
 
 
@@ -81,26 +86,35 @@ class Attention(nn.Module):
         x_BTD = x_BTD.astype(cfg.compute_dtype)
 
         def project(name):
-            kernel_DHK = self._kernel(
+            kernel_DHK = self._weight(
                 name, _INIT_HEADS_IN, (cfg.d_model, cfg.n_heads, cfg.head_dim), ("embed", "heads", "kv")
             )
-            return jnp.einsum("BTD,DHK->BHTK", x_BTD, kernel_DHK)
+            projected_BHTK = jnp.einsum("BTD,DHK->BHTK", x_BTD, kernel_DHK)
+            if not cfg.is_gpt2:
+                return projected_BHTK
+            bias_HK = self._weight(f"{name}_bias", _ZEROS, (cfg.n_heads, cfg.head_dim), ("heads", "kv"))
+            return projected_BHTK + bias_HK[None, :, None]
 
-        q_BHTK = _rotate(project("query"), positions_BT, cfg.rotary_dim)
-        k_BHTK = _rotate(project("key"), positions_BT, cfg.rotary_dim)
+        q_BHTK, k_BHTK = project("query"), project("key")
+        if not cfg.is_gpt2:
+            q_BHTK = _rotate(q_BHTK, positions_BT, cfg.rotary_dim)
+            k_BHTK = _rotate(k_BHTK, positions_BT, cfg.rotary_dim)
         keys = Keys(k_BHTK, project("value"))
         if cached is not None:
             write = jax.lax.dynamic_update_slice_in_dim
             keys = Keys(write(cached.k, keys.k, slot, axis=2), write(cached.v, keys.v, slot, axis=2))
         y_BHTK = _attend(q_BHTK, keys, mask_BTS, prefix, prefix_length)
-        out_HKD = self._kernel(
+        out_HKD = self._weight(
             "out", _INIT_HEADS_OUT, (cfg.n_heads, cfg.head_dim, cfg.d_model), ("heads", "kv", "embed")
         )
-        return jnp.einsum("BHTK,HKD->BTD", y_BHTK, out_HKD), keys
+        y_BTD = jnp.einsum("BHTK,HKD->BTD", y_BHTK, out_HKD)
+        if cfg.is_gpt2:
+            y_BTD += self._weight("out_bias", _ZEROS, (cfg.d_model,), ("embed",))[None, None]
+        return y_BTD, keys
 
-    def _kernel(self, name, init, shape, axes):
-        kernel = self.param(name, nn.with_logical_partitioning(init, axes), shape)
-        return jnp.asarray(kernel, self.config.compute_dtype)
+    def _weight(self, name, init, shape, axes):
+        weight = self.param(name, nn.with_logical_partitioning(init, axes), shape)
+        return jnp.asarray(weight, self.config.compute_dtype)
 
 
 class Mlp(nn.Module):
@@ -111,26 +125,25 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BTD):
         cfg = self.config
-        zeros = nn.initializers.zeros_init()
         wide = nn.Dense(
             cfg.d_mlp,
             dtype=cfg.compute_dtype,
             kernel_init=nn.with_logical_partitioning(_INIT, ("embed", "mlp")),
-            bias_init=nn.with_logical_partitioning(zeros, ("mlp",)),
+            bias_init=nn.with_logical_partitioning(_ZEROS, ("mlp",)),
             name="in",
         )
         narrow = nn.Dense(
             cfg.d_model,
             dtype=cfg.compute_dtype,
             kernel_init=nn.with_logical_partitioning(_INIT, ("mlp", "embed")),
-            bias_init=nn.with_logical_partitioning(zeros, ("embed",)),
+            bias_init=nn.with_logical_partitioning(_ZEROS, ("embed",)),
             name="out",
         )
         return narrow(nn.gelu(wide(x_BTD), approximate=True))
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)) + mlp(norm(x)). Returns (x, Keys); see Attention for the arguments."""
+    """One layer, as the table at the head says. Returns (x, Keys); see Attention for the arguments."""
 
     config: ModelConfig
 
@@ -140,11 +153,14 @@ class Block(nn.Module):
         attended_BTD, keys = Attention(self.config, name="attention")(
             normed_BTD, positions_BT, mask_BTS, cached, slot, prefix, prefix_length
         )
-        x_BTD = x_BTD + attended_BTD + Mlp(self.config, name="mlp")(normed_BTD)
+        x_BTD = x_BTD + attended_BTD
+        if self.config.is_gpt2:
+            normed_BTD = _norm(self.config, "mlp_norm")(x_BTD)
+        x_BTD = x_BTD + Mlp(self.config, name="mlp")(normed_BTD)
         return nn.with_logical_constraint(x_BTD, ("batch", "length", "embed")), keys
 
 
-class GPTJ(nn.Module):
+class GPT(nn.Module):
     """The whole model; `__call__` is the uncached pass that training uses."""
 
     config: ModelConfig
@@ -157,6 +173,13 @@ class GPTJ(nn.Module):
             dtype=cfg.compute_dtype,
             embedding_init=nn.with_logical_partitioning(_INIT_EMBED, ("vocab", "embed")),
         )
+        if cfg.is_gpt2:
+            self.positions = nn.Embed(
+                cfg.max_positions,
+                cfg.d_model,
+                dtype=cfg.compute_dtype,
+                embedding_init=nn.with_logical_partitioning(_INIT_EMBED, ("length", "embed")),
+            )
         block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
         self.blocks = nn.scan(
             block,
@@ -168,12 +191,13 @@ class GPTJ(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(cfg)
         self.final_norm = _norm(cfg, None)
-        self.head = nn.Dense(
-            cfg.vocab_size,
-            dtype=cfg.compute_dtype,
-            kernel_init=nn.with_logical_partitioning(_INIT, ("embed", "vocab")),
-            bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("vocab",)),
-        )
+        if not cfg.is_gpt2:
+            self.head = nn.Dense(
+                cfg.vocab_size,
+                dtype=cfg.compute_dtype,
+                kernel_init=nn.with_logical_partitioning(_INIT, ("embed", "vocab")),
+                bias_init=nn.with_logical_partitioning(_ZEROS, ("vocab",)),
+            )
 
     def __call__(self, tokens_BT, positions_BT=None, segment_ids_BT=None):
         """Logits [B, T, V] in float32.
@@ -189,36 +213,38 @@ class GPTJ(nn.Module):
         mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
         if segment_ids_BT is not None:
             mask_BTS &= segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-        x_BTD = nn.with_logical_constraint(self.embed(tokens_BT), ("batch", "length", "embed"))
+        x_BTD = nn.with_logical_constraint(self.embed(tokens_BT, positions_BT), ("batch", "length", "embed"))
         x_BTD, _ = self.blocks(x_BTD, positions_BT, mask_BTS)
         return self.logits(x_BTD)
 
-    def embed(self, tokens_BT):
+    def embed(self, tokens_BT, positions_BT):
         """[B, T, D]."""
-        return self.embedding(tokens_BT)
+        x_BTD = self.embedding(tokens_BT)
+        return x_BTD + self.positions(positions_BT) if self.config.is_gpt2 else x_BTD
 
     def logits(self, x_BTD):
         """Output head: [..., V] in float32."""
-        return self.head(self.final_norm(x_BTD)).astype(jnp.float32)
+        head = self.embedding.attend if self.config.is_gpt2 else self.head
+        return head(self.final_norm(x_BTD)).astype(jnp.float32)
 
 
 def apply(
-    model: GPTJ,
+    model: GPT,
     params: Params,
     tokens_BT: jax.Array,
     positions_BT: jax.Array | None = None,
     segment_ids_BT: jax.Array | None = None,
 ) -> jax.Array:
-    """One full forward pass: logits [B, T, V] in float32 for int32 tokens [B, T]; see GPTJ.__call__."""
+    """One full forward pass: logits [B, T, V] in float32 for int32 tokens [B, T]; see GPT.__call__."""
     return _call(model, params, jnp.asarray(tokens_BT), positions_BT, segment_ids_BT)
 
 
-def init(model: GPTJ, key: jax.Array) -> Params:
+def init(model: GPT, key: jax.Array) -> Params:
     """Freshly drawn float32 parameters, boxed with their logical axes: see sharding.unbox."""
     return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
 
 
-def encode_prefix(model: GPTJ, params: Params, tokens_P: jax.Array, length: jax.Array) -> Prefix:
+def encode_prefix(model: GPT, params: Params, tokens_P: jax.Array, length: jax.Array) -> Prefix:
     """Keys and values of a prefix that all rows share; `tokens_P` is right-padded, `length` of it are real."""
     size = tokens_P.shape[0]
     if size == 0:
@@ -231,7 +257,7 @@ def encode_prefix(model: GPTJ, params: Params, tokens_P: jax.Array, length: jax.
 
 
 def prefill(
-    model: GPTJ, params: Params, tokens_RT: jax.Array, lengths_R: jax.Array, prefix: Prefix
+    model: GPT, params: Params, tokens_RT: jax.Array, lengths_R: jax.Array, prefix: Prefix
 ) -> tuple[jax.Array, tuple[Keys, ...]]:
     """Runs prompt bodies through the model, behind the prefix.
 
@@ -252,7 +278,7 @@ def prefill(
 
 
 def decode_step(
-    model: GPTJ, params: Params, tokens_B: jax.Array, cache: RingCache, prefix: Prefix
+    model: GPT, params: Params, tokens_B: jax.Array, cache: RingCache, prefix: Prefix
 ) -> tuple[jax.Array, RingCache]:
     """One token a row: writes it to the cache and returns (logits [B, V], the cache one step on)."""
     slots = cache.layers[0].k.shape[2]
@@ -291,14 +317,14 @@ def insert_rows(cache: RingCache, rows_R: jax.Array, new: tuple[Keys, ...], leng
     return RingCache(layers, cache.time, cache.filled_B.at[rows_R].set(lengths_R, mode="drop"))
 
 
-def _call(model: GPTJ, params: Params, *args: Any, method: str | None = None) -> jax.Array:
+def _call(model: GPT, params: Params, *args: Any, method: str | None = None) -> jax.Array:
     """`apply` without mutable collections, so what comes back is the result alone."""
     return cast(jax.Array, model.apply({"params": params}, *args, method=method))
 
 
 def _cached_pass(model, params, tokens_BT, positions_BT, mask_BTS, caches=None, slot=None, prefix=None):
     """The blocks, unrolled. Returns (activations [B, T, D], N x Keys)."""
-    x_BTD = _call(model, params, tokens_BT, method="embed")
+    x_BTD = _call(model, params, tokens_BT, positions_BT, method="embed")
     block, layers = Block(model.config), []
     for n in range(model.config.n_layers):
         of_layer = jax.tree.map(lambda leaf, n=n: leaf[n], params["blocks"])

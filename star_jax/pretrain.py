@@ -6,7 +6,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from star_jax import data, sharding, train
-from star_jax import model as gptj
+from star_jax import model as gpt
 from star_jax.config import Config
 from star_jax.errors import InputError
 from star_jax.tasks.arithmetic import Arithmetic
@@ -16,11 +16,11 @@ from star_jax.tokenizer import Tokenizer
 
 def make_base(
     config: Config,
-    model: gptj.GPTJ,
+    model: gpt.GPT,
     tokenizer: Tokenizer,
     mesh: Mesh,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
-) -> tuple[gptj.Params, list[train.Report]]:
+) -> tuple[gpt.Params, list[train.Report]]:
     """(weights, a report a stage), from freshly drawn weights through all of `config.base.stages`.
 
     `on_step` is called with the step counted over all stages. Raises InputError for a task without transcripts.

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax import model as gptj
+from star_jax import model as gpt
 from star_jax.config import ModelConfig
 from star_jax.errors import InputError
 from star_jax.records import Prompt
@@ -95,7 +95,7 @@ class Outputs(NamedTuple):
 class Slots(NamedTuple):
     """The loop's state."""
 
-    cache: gptj.RingCache
+    cache: gpt.RingCache
     problem_B: jax.Array  # place in the queue; Q for a slot that never held one
     token_B: jax.Array  # the last drawn token, not yet in the cache
     drawn_B: jax.Array  # tokens drawn for this problem
@@ -123,8 +123,8 @@ class Sampler:
 
     def __init__(
         self,
-        model: gptj.GPTJ,
-        params: gptj.Params,
+        model: gpt.GPT,
+        params: gpt.Params,
         tokenizer: Tokenizer,
         *,
         stop: Sequence[str] = (),
@@ -155,9 +155,9 @@ class Sampler:
         self.stop, self.decoding, self.queue, self.length_bucket = tuple(stop), decoding, queue, length_bucket
         self.shape = Shape(slots, refill or max(1, slots // 4), max_new_tokens, tokenizer.vocab_size)
         self._automaton_SV = jnp.asarray(stop_automaton(tokenizer, self.stop))
-        self._prefixes: dict[str, gptj.Prefix] = {}
+        self._prefixes: dict[str, gpt.Prefix] = {}
 
-    def with_params(self, params: gptj.Params) -> "Sampler":
+    def with_params(self, params: gpt.Params) -> "Sampler":
         """The same sampler with other weights."""
         other = object.__new__(Sampler)
         other.__dict__.update(self.__dict__, params=params, _prefixes={})
@@ -189,7 +189,7 @@ class Sampler:
                 progress(places, new)
         return [draws[i] for i in range(len(prompts))]
 
-    def _queues(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], list[list[int]], int, gptj.Prefix]]:
+    def _queues(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], list[list[int]], int, gpt.Prefix]]:
         """Groups prompts by prefix and padded body length: (places, token ids of the bodies, that length, prefix)."""
         groups: dict[tuple[str, int], list[tuple[int, list[int]]]] = {}
         for place, prompt in enumerate(prompts):
@@ -218,7 +218,7 @@ class Sampler:
             lengths_Q[i], keys_Q2[i] = len(body), key_data(seed)
         return Queue(*map(jnp.asarray, (tokens_QT, lengths_Q, keys_Q2, np.int32(len(bodies)))))
 
-    def _prefix(self, text: str) -> gptj.Prefix:
+    def _prefix(self, text: str) -> gpt.Prefix:
         if text not in self._prefixes:
             ids = self.tokenizer.encode(text)
             # Padded by an eighth at most, so that prompts of similar size share a compiled program.
@@ -276,7 +276,7 @@ def stop_automaton(tokenizer: Tokenizer, stops: Sequence[str]) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode_prefix(model, params, tokens_P, length):
-    return gptj.encode_prefix(model, params, tokens_P, length)
+    return gpt.encode_prefix(model, params, tokens_P, length)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -288,7 +288,7 @@ def _sample_queue(model, decoding, shape, params, prefix, queue, automaton_SV) -
         return slots.next < queue.real, jnp.sum(~slots.active_B) >= shape.refill
 
     def decode(slots):
-        logits_BV, cache = gptj.decode_step(model, params, slots.token_B, slots.cache, prefix)
+        logits_BV, cache = gpt.decode_step(model, params, slots.token_B, slots.cache, prefix)
         slots = slots._replace(cache=cache, out=slots.out._replace(steps=slots.out.steps + 1))
         rows_B = jnp.arange(shape.slots)
         return emit(slots, rows_B, logits_BV, slots.active_B)
@@ -315,9 +315,9 @@ def _refill(model, shape, params, prefix, queue, emit, slots: Slots) -> Slots:
     safe_R = jnp.where(valid_R, problem_R, 0)
     rows_R = jnp.where(valid_R, free_R, shape.slots)  # out of range: dropped by every scatter
     lengths_R = queue.lengths_Q[safe_R]
-    logits_RV, new = gptj.prefill(model, params, queue.tokens_QT[safe_R], lengths_R, prefix)
+    logits_RV, new = gpt.prefill(model, params, queue.tokens_QT[safe_R], lengths_R, prefix)
     slots = slots._replace(
-        cache=gptj.insert_rows(slots.cache, rows_R, new, lengths_R),
+        cache=gpt.insert_rows(slots.cache, rows_R, new, lengths_R),
         problem_B=slots.problem_B.at[rows_R].set(problem_R, mode="drop"),
         drawn_B=slots.drawn_B.at[rows_R].set(0, mode="drop"),
         matched_B=slots.matched_B.at[rows_R].set(0, mode="drop"),
@@ -363,7 +363,7 @@ def _empty_slots(config: ModelConfig, shape: Shape, queue: Queue) -> Slots:
     places, length = queue.tokens_QT.shape
     zeros_B = jnp.zeros((shape.slots,), jnp.int32)
     return Slots(
-        cache=gptj.empty_cache(config, shape.slots, length + shape.max_new_tokens),
+        cache=gpt.empty_cache(config, shape.slots, length + shape.max_new_tokens),
         problem_B=jnp.full((shape.slots,), places, jnp.int32),
         token_B=zeros_B,
         drawn_B=zeros_B,

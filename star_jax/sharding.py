@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from star_jax import model as gptj
+from star_jax import model as gpt
 from star_jax.config import MeshConfig
 from star_jax.errors import InputError
 
@@ -53,12 +53,12 @@ def use(mesh: Mesh) -> Iterator[None]:
 
 
 @functools.cache
-def abstract_params(model: gptj.GPTJ) -> gptj.Params:
+def abstract_params(model: gpt.GPT) -> gpt.Params:
     """The parameters' shapes and dtypes, boxed with their logical axes."""
-    return jax.eval_shape(lambda: gptj.init(model, jax.random.key(0)))
+    return jax.eval_shape(lambda: gpt.init(model, jax.random.key(0)))
 
 
-def param_shardings(model: gptj.GPTJ, mesh: Mesh) -> gptj.Params:
+def param_shardings(model: gpt.GPT, mesh: Mesh) -> gpt.Params:
     """A NamedSharding for each parameter."""
     specs = nn.get_partition_spec(abstract_params(model))
     return nn.logical_to_mesh_sharding(specs, mesh, RULES)
@@ -76,9 +76,9 @@ def unbox(tree: Any) -> Any:
     return jax.tree.map(value, tree, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
 
 
-def init_params(model: gptj.GPTJ, mesh: Mesh, seed: int) -> gptj.Params:
+def init_params(model: gpt.GPT, mesh: Mesh, seed: int) -> gpt.Params:
     """Freshly drawn parameters, made where they will live: no device ever holds all of them."""
-    make = jax.jit(lambda key: unbox(gptj.init(model, key)), out_shardings=param_shardings(model, mesh))
+    make = jax.jit(lambda key: unbox(gpt.init(model, key)), out_shardings=param_shardings(model, mesh))
     return make(jax.random.key(seed))
 
 

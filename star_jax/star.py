@@ -7,24 +7,21 @@ is there. So the command that started a run also goes on with it.
 import dataclasses
 import logging
 import math
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
-from star_jax import checkpoint, data, filter, metrics, pretrain, report, sharding, tokenizer, train
+from star_jax import checkpoint, data, filter, metrics, prepare, report, sharding, train
 from star_jax import evaluate as ev
-from star_jax import model as gptj
+from star_jax import model as gpt
 from star_jax.config import Config, StarConfig
 from star_jax.errors import InputError
-from star_jax.ledger import Ledger
+from star_jax.prepare import Run
 from star_jax.records import Completion, Example, Problem, read_jsonl, write_lines
-from star_jax.sampler import Decoding, Sampler
-from star_jax.tasks import Task
+from star_jax.sampler import Decoding
 
 LOG = logging.getLogger("star_jax")
 
@@ -34,15 +31,15 @@ def run(config: Config, workdir: Path | str) -> Path:
 
     Raises InputError for settings that do not fit each other, the files, or an earlier run in this directory.
     """
-    star = _open(config, Path(workdir))
+    star = prepare.open_run(config, Path(workdir))
     with sharding.use(star.mesh):
-        base = star.weights(0)
-        _evaluate(star, 0, base)
+        _evaluate(star, 0, star.weights(0))
         _finish(star, 0)
         for n in range(1, config.star.iterations + 1):
             if star.ledger.done(n):
                 continue
-            problems = iteration_problems(star.train_problems, config.star.problems_per_iteration, n, config.seed)
+            available = [p for p in star.train_problems if star.task.available(p, n)]
+            problems = iteration_problems(available, config.star.problems_per_iteration, n, config.seed)
             if config.star.direct:
                 samples, rationalizations = [], []
             else:
@@ -61,10 +58,12 @@ def run(config: Config, workdir: Path | str) -> Path:
 def fine_tuning_steps(config: StarConfig, iteration: int, rows: int, batch_rows: int) -> int:
     """Steps of iteration 1, 2, ...: 40 x 1.2^(n-1) in the paper; start + k (n-1) for its arithmetic; or by epochs."""
     if config.schedule == "exponential":
-        return int(config.steps * config.step_growth ** (iteration - 1))
-    if config.schedule == "linear":
-        return config.steps + config.step_increment * (iteration - 1)
-    return max(1, math.ceil(config.epochs * rows / batch_rows))
+        steps = int(config.steps * config.step_growth ** (iteration - 1))
+    elif config.schedule == "linear":
+        steps = config.steps + config.step_increment * (iteration - 1)
+    else:
+        steps = max(1, math.ceil(config.epochs * rows / batch_rows))
+    return min(steps, config.max_steps or steps)
 
 
 def iteration_problems(problems: Sequence[Problem], wanted: int, iteration: int, seed: int) -> list[Problem]:
@@ -90,139 +89,23 @@ def iteration_problems(problems: Sequence[Problem], wanted: int, iteration: int,
     return [problems[i] for i in chosen]
 
 
-@dataclasses.dataclass
-class _Star:
-    """What all stages need."""
-
-    config: Config
-    ledger: Ledger
-    task: Task
-    tokenizer: tokenizer.Tokenizer
-    mesh: Mesh
-    model: gptj.GPTJ
-    train_problems: list[Problem]
-    eval_problems: list[Problem]
-    log: metrics.MetricsLog
-    _weights: dict[int, tuple[gptj.Params, str]] = dataclasses.field(default_factory=dict)
-    _samplers: dict[Decoding, Sampler] = dataclasses.field(default_factory=dict)
-
-    def weights(self, n: int) -> gptj.Params:
-        """The weights of iteration n, 0 for the base: from memory, from disk, or made."""
-        if n not in self._weights:
-            directory = self.ledger.path(n, "params") if n else self.ledger.workdir / "base"
-            if n == 0 and not checkpoint.exists(directory):
-                _make_base(self, directory)
-            else:
-                self.remember(n, checkpoint.load_model(directory, self.mesh)[1])
-        return self._weights[n][0]
-
-    def fingerprint(self, n: int) -> str:
-        """What provenance calls these weights."""
-        self.weights(n)
-        return self._weights[n][1]
-
-    def remember(self, n: int, params: gptj.Params) -> None:
-        """Keeps the base and the latest weights in memory, so that a restart from base reads nothing."""
-        self._weights = {k: v for k, v in self._weights.items() if k == 0}
-        self._weights[n] = (params, checkpoint.fingerprint(params))
-
-    def sampler(self, params: gptj.Params, decoding: Decoding) -> Sampler:
-        """A sampler of these weights; what does not depend on them (the stop automaton) is made once."""
-        if decoding not in self._samplers:
-            made = ev.make_sampler(self.config, self.task, self.model, params, self.tokenizer, decoding)
-            self._samplers[decoding] = made.with_params(None)  # weights of a past iteration must not stay alive
-        return self._samplers[decoding].with_params(params)
-
-
-def _open(config: Config, workdir: Path) -> _Star:
-    """Checks everything that can be checked before the first long stage."""
-    threading.Thread(target=data.warm_up, daemon=True).start()
-    task = config.make_task()
-    ev.prompts_of(config, 1)
-    ledger = Ledger(workdir)
-    mesh = sharding.make_mesh(config.mesh)
-    if config.base.path:
-        words = checkpoint.load_tokenizer(config.base.path)
-    else:
-        words = tokenizer.make(config.tokenizer, task.symbols)
-    eval_problems = ev.split_problems(config, task, config.evaluation.split)
-    train_problems = task.problems("train")
-    if not train_problems:
-        raise InputError("the train split holds no problems")
-    if config.model.vocab_size < words.vocab_size:
-        raise InputError(
-            f"model.vocab_size must be at least {words.vocab_size}, the tokenizer's; got {config.model.vocab_size}"
-        )
-    _warn_of_cut_references(config, task, words, eval_problems)
-    ledger.open(config.to_dict(), may_change=("star.iterations", "tensorboard"))
-    for split, problems in (("train", train_problems), (config.evaluation.split, eval_problems)):
-        # Completions name their problem by id: with these files the directory can be read by itself.
-        path = workdir / f"problems_{split}.jsonl"
-        if not path.exists():
-            ledger.write_text(path, write_lines(problems))
-    log = metrics.MetricsLog(workdir, config.tensorboard)
-    model = gptj.GPTJ(config.model)
-    return _Star(config, ledger, task, words, mesh, model, train_problems, eval_problems, log)
-
-
-def _warn_of_cut_references(
-    config: Config, task: Task, words: tokenizer.Tokenizer, problems: Sequence[Problem]
-) -> None:
-    """A budget that even the reference exceeds makes a problem unsolvable; say so before hours are spent."""
-    budget = config.sampling.max_new_tokens or task.max_new_tokens
-    lengths = {p.id: len(words.encode(text)) + 1 for p in problems if (text := task.reference(p)) is not None}
-    longest = max(lengths, key=lambda name: lengths[name], default=None)
-    if longest is not None and lengths[longest] > budget:
-        over = sum(n > budget for n in lengths.values())
-        LOG.warning(
-            "%d of %d references exceed the budget of %d new tokens (%s has %d): raise sampling.max_new_tokens",
-            over, len(lengths), budget, longest, lengths[longest],
-        )  # fmt: skip
-
-
-def _make_base(star: _Star, directory: Path) -> None:
-    """Takes the base from `base.path`, or pretrains it, and stores it in the run."""
-    config = star.config
-    if config.base.path:
-        model, params = checkpoint.load_model(config.base.path, star.mesh)
-        sizes = {k: (v, getattr(model.config, k)) for k, v in config.model.__dict__.items() if k in _SHAPES}
-        if wrong := [f"{k} {want} (the base has {got})" for k, (want, got) in sizes.items() if want != got]:
-            raise InputError(f"base.path {config.base.path} does not fit the config: model.{', model.'.join(wrong)}")
-    else:
-        total, started = sum(stage.steps for stage in config.base.stages), time.monotonic()
-        with metrics.progress(total, "pretraining the base", "step") as bar:
-
-            def on_step(step: int, values: dict[str, Any]) -> None:
-                bar.update(step - bar.n)
-                bar.set_postfix_str(f"loss {values['loss']:.3f}")
-                star.log.log("pretrain", 0, step, values)
-
-            params, reports = pretrain.make_base(config, star.model, star.tokenizer, star.mesh, on_step)
-        seconds = time.monotonic() - started
-        star.log.log("base", 0, 0, {"seconds": round(seconds, 2), "tokens": sum(r.tokens for r in reports)})
-        LOG.info("base: %d steps in %.0f s, loss %.3f", total, seconds, reports[-1].loss_last)
-    checkpoint.save_model(directory, star.model, params, star.tokenizer)
-    star.remember(0, params)
-
-
-_SHAPES = ("n_layers", "d_model", "n_heads", "d_mlp", "rotary_dim", "vocab_size")
-
-
-def _sample(star: _Star, n: int, problems: list[Problem]) -> list[Completion]:
+def _sample(star: Run, n: int, problems: list[Problem]) -> list[Completion]:
     """Line 3: a rationale and an answer from M_{n-1} for every problem."""
     return _draw(star, n, "samples.jsonl", problems, hinted=False)
 
 
-def _rationalize(star: _Star, n: int, problems: list[Problem], samples: list[Completion]) -> list[Completion]:
+def _rationalize(star: Run, n: int, problems: list[Problem], samples: list[Completion]) -> list[Completion]:
     """Line 4: once more, with the answer as a hint, for the problems that failed."""
     options = star.config.star
-    if not options.rationalize:
+    if not options.rationalize or n < options.rationalize_from:
         return []
-    failed = filter.to_rationalize(problems, samples, options.rationalize_probability, star.config.seed, n)
+    failed = filter.to_rationalize(
+        problems, samples, options.rationalize_probability, star.config.seed, n, options.require_consistent
+    )
     return _draw(star, n, "rationalizations.jsonl", failed, hinted=True)
 
 
-def _draw(star: _Star, n: int, name: str, problems: list[Problem], hinted: bool) -> list[Completion]:
+def _draw(star: Run, n: int, name: str, problems: list[Problem], hinted: bool) -> list[Completion]:
     stage = name.removesuffix(".jsonl").removesuffix("s")
     options = star.config.sampling
     decoding = Decoding(options.temperature, options.top_k, options.top_p)
@@ -243,7 +126,7 @@ def _draw(star: _Star, n: int, name: str, problems: list[Problem], hinted: bool)
 
 
 def _filter(
-    star: _Star, n: int, problems: list[Problem], samples: list[Completion], rationalizations: list[Completion]
+    star: Run, n: int, problems: list[Problem], samples: list[Completion], rationalizations: list[Completion]
 ) -> list[Example]:
     """Lines 5 and 6: what reached the right answer, hint-free, with its provenance."""
     kept_path, options = star.ledger.path(n, "kept.jsonl"), star.config.star
@@ -263,6 +146,7 @@ def _filter(
             hint_keep_probability=options.hint_keep_probability,
             seed=star.config.seed,
             weights=star.fingerprint(n - 1),
+            require_consistent=options.require_consistent,
         )
     for earlier in range(max(1, n - options.keep_previous), n):
         # Only what that iteration itself kept: its file may hold still earlier ones.
@@ -284,7 +168,7 @@ def _filter(
     return examples
 
 
-def _fine_tune(star: _Star, n: int, examples: list[Example]) -> gptj.Params:
+def _fine_tune(star: Run, n: int, examples: list[Example]) -> gpt.Params:
     """Line 7: the ORIGINAL model, fine-tuned on what was kept."""
     config, ledger, directory = star.config, star.ledger, star.ledger.path(n, "params")
     if ledger.done(n, "finetune.json"):
@@ -324,9 +208,14 @@ def _fine_tune(star: _Star, n: int, examples: list[Example]) -> gptj.Params:
     return params
 
 
-def _evaluate(star: _Star, n: int, params: gptj.Params) -> None:
-    """Accuracy of M_n, drawn greedily behind the prompts that iteration n + 1 would use."""
-    split = star.config.evaluation.split
+def _evaluate(star: Run, n: int, params: gpt.Params) -> None:
+    """Accuracy of M_n on the split that selects, and on the one that is only reported."""
+    for split, problems in star.eval_problems.items():
+        _evaluate_split(star, n, params, split, problems)
+
+
+def _evaluate_split(star: Run, n: int, params: gpt.Params, split: str, problems: list[Problem]) -> None:
+    """Drawn greedily behind the prompts that iteration n + 1 would use."""
     if star.ledger.done(n, f"eval_{split}.json"):
         return
     completions = ev.complete(
@@ -334,7 +223,7 @@ def _evaluate(star: _Star, n: int, params: gptj.Params) -> None:
         star.ledger.path(n, f"eval_{split}.jsonl"),
         star.sampler(params, Decoding()),
         star.task,
-        star.eval_problems,
+        problems,
         ev.prompts_of(star.config, n + 1),
         what="evaluate",
         seed=star.config.seed,
@@ -344,18 +233,19 @@ def _evaluate(star: _Star, n: int, params: gptj.Params) -> None:
         "iteration": n,
         "split": split,
         "weights": star.fingerprint(n),
-        **ev.score(star.eval_problems, completions),
+        **ev.score(problems, completions),
     }
     star.ledger.write_json(star.ledger.path(n, f"eval_{split}.json"), result)
     by_class = {f"accuracy {name}": value["accuracy"] for name, value in result["by_class"].items()}
     flat = {k: v for k, v in result.items() if isinstance(v, int | float) and k != "iteration"}
-    star.log.log("evaluate", n, 0, {**flat, **by_class})
-    classes = ", ".join(f"{name} {value['accuracy']:.2f}" for name, value in result["by_class"].items())
-    LOG.info("iteration %d: %s accuracy %.3f, mean of classes %.3f (%s)", n, split, result["accuracy"],
-             result["mean_of_classes"], classes)  # fmt: skip
+    stage = "evaluate" if split == star.config.evaluation.split else f"evaluate_{split}"
+    star.log.log(stage, n, 0, {**flat, **by_class})
+    classes = ", ".join(f"{name} {value['accuracy']:.2f}" for name, value in result["by_class"].items() if name)
+    LOG.info("iteration %d: %s accuracy %.3f [%.3f, %.3f]%s", n, split, result["accuracy"], *result["ci95"],
+             f"; mean of classes {result['mean_of_classes']:.3f} ({classes})" if classes else "")  # fmt: skip
 
 
-def _finish(star: _Star, n: int) -> None:
+def _finish(star: Run, n: int) -> None:
     """Marks an iteration as done and brings the report up to date."""
     if not star.ledger.done(n):
         star.ledger.write_text(star.ledger.path(n, "DONE"), f"{time.time():.0f}\n")

@@ -6,11 +6,14 @@ the sampler builds its stop automaton from them, so stop strings are found whate
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from star_jax.errors import InputError
+
+END_OF_TEXT = "<|endoftext|>"
 
 
 class Tokenizer(Protocol):
@@ -100,19 +103,29 @@ class SymbolTokenizer:
 class Gpt2Tokenizer:
     """GPT-2's byte-level BPE, which GPT-J shares: a wrapper of Hugging Face `tokenizers`.
 
-    `json_text` is the content of a tokenizer.json; `load` also takes vocab.json + merges.txt.
+    `json_text` is the content of a tokenizer.json; `load` also takes vocab.json + merges.txt, `from_hub` a name.
+    Only the BPE's own tokens and end-of-text are in use: what else a file adds (GPT-J's <|extratoken_1|> ...) pads
+    the vocabulary, is never drawn, and its name in a text is ordinary text. So is "<|endoftext|>".
     """
 
     def __init__(self, json_text: str) -> None:
         from tokenizers import Tokenizer as HfTokenizer
 
-        self._json_text = json_text
-        self._tokenizer = HfTokenizer.from_str(json_text)
-        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        end = self._tokenizer.token_to_id("<|endoftext|>")
+        described = json.loads(json_text)
+        added = [t for t in described.get("added_tokens") or [] if t["content"] == END_OF_TEXT]
+        described["added_tokens"] = [{**t, "special": True} for t in added]
+        # Padding, truncation and templates would change what a text is encoded to.
+        described.update(post_processor=None, padding=None, truncation=None)
+        self._tokenizer = HfTokenizer.from_str(json.dumps(described))
+        end = self._tokenizer.token_to_id(END_OF_TEXT)
         if end is None:
             raise InputError("the tokenizer has no <|endoftext|> token; star_jax needs GPT-2's vocabulary")
+        if described["model"]["type"] != "BPE" or "ByteLevel" not in json.dumps(described["pre_tokenizer"]):
+            raise InputError("the tokenizer is no byte-level BPE; star_jax needs one of GPT-2's kind")
+        self._tokenizer.encode_special_tokens = True
+        self._spec = json.loads(self._tokenizer.to_str())
         self.end_of_text = end
+        self.vocab_size = max([end, *described["model"]["vocab"].values()]) + 1
         self.pieces = [self._piece(i) for i in range(self.vocab_size)]
 
     @classmethod
@@ -128,13 +141,27 @@ class Gpt2Tokenizer:
             if whole.is_file():
                 return cls(whole.read_text(encoding="utf-8"))
             tokenizer = ByteLevelBPETokenizer(str(vocab), str(merges))
-            tokenizer.add_special_tokens(["<|endoftext|>"])
+            tokenizer.add_special_tokens([END_OF_TEXT])
             return cls(tokenizer.to_str())
-        except InputError:
-            raise
         except Exception as error:  # the library raises nothing more particular for a file it cannot read
             path = whole if whole.is_file() else vocab
             raise InputError(f"{path}: no tokenizer can be made of it ({error})") from error
+
+    @classmethod
+    def from_hub(cls, name: str) -> "Gpt2Tokenizer":
+        """From the Hugging Face hub or its cache on this machine. Raises InputError."""
+        from tokenizers import Tokenizer as HfTokenizer
+
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of each of its retries
+        try:
+            if name.count("/") > 1:  # "owner/name" at most: this is a path that is not there
+                raise ValueError("no such directory")
+            return cls(HfTokenizer.from_pretrained(name).to_str())
+        except Exception as error:  # as above: a missing network, a wrong name
+            raise InputError(
+                f"tokenizer={name!r} is not 'bytes', 'symbols' or a directory that exists, nor does the hub give it "
+                f"({str(error).splitlines()[0]}); give a directory with tokenizer.json, or vocab.json and merges.txt"
+            ) from error
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -146,11 +173,11 @@ class Gpt2Tokenizer:
         return stop.encode("utf-8")
 
     def spec(self) -> dict[str, Any]:
-        return {"kind": "gpt2", "tokenizer": json.loads(self._json_text)}
+        return {"kind": "gpt2", "tokenizer": self._spec}
 
     def _piece(self, token: int) -> bytes:
         text = self._tokenizer.id_to_token(token) if token != self.end_of_text else ""
-        return bytes(_BYTE_OF[c] for c in text) if text else b""
+        return bytes(_BYTE_OF[c] for c in text or "")
 
 
 def from_spec(spec: dict[str, Any]) -> Tokenizer:
@@ -166,16 +193,14 @@ def from_spec(spec: dict[str, Any]) -> Tokenizer:
 
 
 def make(name: str, symbols: Sequence[str] = ()) -> Tokenizer:
-    """`bytes`, `symbols` (the task's own words) or a directory with GPT-2's tokenizer files. Raises InputError."""
-    if name == "bytes":
+    """`bytes` (also ""), `symbols` (the task's own words), or GPT-2's: a directory or a hub name. Raises InputError."""
+    if name in ("", "bytes"):
         return ByteTokenizer()
     if name == "symbols":
         if not symbols:
             raise InputError("tokenizer='symbols': this task has no closed set of words; use 'bytes' or a directory")
         return SymbolTokenizer(symbols)
-    if not Path(name).is_dir():
-        raise InputError(f"tokenizer={name!r}: not 'bytes', 'symbols' or a directory that exists")
-    return Gpt2Tokenizer.load(Path(name))
+    return Gpt2Tokenizer.load(Path(name)) if Path(name).is_dir() else Gpt2Tokenizer.from_hub(name)
 
 
 def _byte_alphabet() -> dict[str, int]:

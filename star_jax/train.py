@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from star_jax import checkpoint, data, optimizer, sharding
-from star_jax import model as gptj
+from star_jax import model as gpt
 from star_jax.config import OptimizerConfig, TrainConfig
 from star_jax.errors import InputError
 
@@ -24,7 +24,7 @@ class TrainState(NamedTuple):
     """Everything a step changes."""
 
     step: jax.Array
-    params: gptj.Params
+    params: gpt.Params
     opt_state: optax.OptState
 
 
@@ -40,26 +40,36 @@ class Report:
     seconds: float
 
 
-def loss_sums(model: gptj.GPTJ, params: gptj.Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """(summed cross-entropy in nats, summed weight) of packed rows; each token is predicted by the one before it."""
-    logits_RTV = gptj.apply(model, params, batch["tokens_RT"], batch["positions_RT"], batch["segment_ids_RT"])
+def loss_sums(
+    model: gpt.GPT, params: gpt.Params, batch: dict[str, jax.Array], z_loss: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """(summed loss in nats, summed weight) of packed rows; each token is predicted by the one before it.
+
+    The loss is the cross-entropy + z_loss * log(sum(exp(logits - their maximum)))^2, as the released code has it (the
+    usual form does not subtract the maximum).
+    """
+    logits_RTV = gpt.apply(model, params, batch["tokens_RT"], batch["positions_RT"], batch["segment_ids_RT"])
     losses_RT = optax.softmax_cross_entropy_with_integer_labels(logits_RTV[:, :-1], batch["tokens_RT"][:, 1:])
+    if z_loss:
+        top_RT1 = jax.lax.stop_gradient(jnp.max(logits_RTV[:, :-1], axis=-1, keepdims=True))
+        losses_RT += z_loss * jax.nn.logsumexp(logits_RTV[:, :-1] - top_RT1, axis=-1) ** 2
     weights_RT = batch["weights_RT"][:, 1:]
     return jnp.sum(losses_RT * weights_RT), jnp.sum(weights_RT)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=2)
 def train_step(
-    model: gptj.GPTJ,
+    model: gpt.GPT,
     config: OptimizerConfig,
     state: TrainState,
     batch: dict[str, jax.Array],
     learning_rate: jax.Array,
+    z_loss: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on the mean loss of the batch's weighted tokens. The old state's buffers are given up."""
 
     def mean_loss(params):
-        total, weight = loss_sums(model, params, batch)
+        total, weight = loss_sums(model, params, batch, z_loss)
         return total / jnp.maximum(weight, 1.0), weight
 
     (loss, weight), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
@@ -74,7 +84,7 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def initial_state(config: OptimizerConfig, params: gptj.Params) -> TrainState:
+def initial_state(config: OptimizerConfig, params: gpt.Params) -> TrainState:
     """Step 0 from these weights, which are copied: training gives its own buffers up, the base must stay.
 
     Adam's moments lie where their parameters lie and the counts on every device, as a step returns them: without
@@ -87,7 +97,7 @@ def initial_state(config: OptimizerConfig, params: gptj.Params) -> TrainState:
     return TrainState(jax.device_put(state.step, places.step), copied, make(copied))
 
 
-def state_shardings(config: OptimizerConfig, state: TrainState, params: gptj.Params) -> TrainState:
+def state_shardings(config: OptimizerConfig, state: TrainState, params: gpt.Params) -> TrainState:
     """The shardings of a (possibly abstract) train state whose parameters have the shardings `params`."""
     some = jax.tree.leaves(params)[0]
     scalar: Any = NamedSharding(some.mesh, PartitionSpec()) if isinstance(some, NamedSharding) else some
@@ -98,8 +108,8 @@ def state_shardings(config: OptimizerConfig, state: TrainState, params: gptj.Par
 
 
 def fine_tune(
-    model: gptj.GPTJ,
-    params: gptj.Params,
+    model: gpt.GPT,
+    params: gpt.Params,
     rows: data.PackedRows,
     *,
     steps: int,
@@ -110,7 +120,7 @@ def fine_tune(
     peak: float | None = None,
     state_dir: Path | None = None,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
-) -> tuple[gptj.Params, Report]:
+) -> tuple[gpt.Params, Report]:
     """Trains `steps` steps from `params` with a fresh optimizer state and returns the new weights.
 
     Args:
@@ -136,7 +146,7 @@ def fine_tune(
     started, pending = time.monotonic() - totals["seconds"], None
     for step, batch in zip(range(begin, steps), _on_mesh(rows, train, seed, begin, mesh), strict=False):
         rate = optimizer.learning_rate(optimizer_config, step, steps, peak)
-        state, metrics = train_step(model, optimizer_config, state, batch, np.float32(rate))
+        state, metrics = train_step(model, optimizer_config, state, batch, np.float32(rate), train.z_loss)
         if pending:  # the device works on this step while the last one's numbers are fetched
             _account(totals, *pending, steps, train.log_every, on_step)
         pending = (step, {**metrics, "learning_rate": rate})

@@ -21,8 +21,9 @@ FLOORS = (
     ("checkpoint", "evaluate"),
     ("train",),
     ("pretrain",),
+    ("prepare",),
     ("star",),
-    ("main", "sample", "preflight", "t5x_interop"),
+    ("main", "sample", "preflight", "t5x_interop", "convert.__main__"),
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
@@ -82,7 +83,7 @@ def packages(names: set[str]) -> set[str]:
 
 
 def floor(module: str) -> int:
-    return FLOOR_OF[module.split(".")[0]]
+    return FLOOR_OF.get(module, FLOOR_OF[module.split(".")[0]])
 
 
 INSIDE = [name for name in MODULES if name]

@@ -22,6 +22,7 @@ def plain() -> dict:
     """A config that is right, as it is read from a config.json."""
     values = config.default("arithmetic").to_dict()
     values["base"]["stages"] = [dict(STAGE)]
+    values["model"].update(d_model=4096, n_heads=16)
     return json.loads(json.dumps(values))
 
 

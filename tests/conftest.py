@@ -15,7 +15,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from star_jax import model as gptj  # noqa: E402
+from star_jax import model as gpt  # noqa: E402
 from star_jax.config import ModelConfig  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -25,19 +25,19 @@ TINY = ModelConfig(
 )
 
 
-def numpy_params(config: ModelConfig, seed: int = 0, scale: float = 0.2) -> gptj.Params:
+def numpy_params(config: ModelConfig, seed: int = 0, scale: float = 0.2) -> gpt.Params:
     """Random parameters of every leaf, made with NumPy (jit(init) would cost seconds of compiling)."""
     from star_jax import sharding
 
     rng = np.random.default_rng(seed)
-    shapes = sharding.unbox(sharding.abstract_params(gptj.GPTJ(config)))
+    shapes = sharding.unbox(sharding.abstract_params(gpt.GPT(config)))
     return jax.tree.map(lambda s: (scale * rng.standard_normal(s.shape)).astype(np.float32), shapes)
 
 
 @pytest.fixture(scope="session")
-def tiny() -> tuple[gptj.GPTJ, gptj.Params]:
+def tiny() -> tuple[gpt.GPT, gpt.Params]:
     """A two-layer model over the 20 symbols of the arithmetic task, with random weights."""
-    return gptj.GPTJ(TINY), jax.tree.map(jax.numpy.asarray, numpy_params(TINY))
+    return gpt.GPT(TINY), jax.tree.map(jax.numpy.asarray, numpy_params(TINY))
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def assert_one_clear_line(result: subprocess.CompletedProcess, expected: str) ->
         ([CONFIG + ":nonsense"], "nonsense"),
         ([CONFIG, "--config.star.nonsense=1"], "nonsense"),
         ([CONFIG, "--config.star.steps=many"], "many"),
-        ([CONFIG, "--config.star.iterations=-1"], "star.iterations must be at least 1"),
+        ([CONFIG, "--config.star.iterations=-1"], "star.iterations must be at least 0"),
         ([CONFIG, "--config.star.restart_from=nowhere"], "base, previous"),
         ([CONFIG, "--config.sampling.top_p=1.5"], "top_p"),
         ([CONFIG, "--config.task.name=chess"], "unknown task 'chess'"),

@@ -12,14 +12,14 @@ import optax
 import pytest
 from conftest import TINY, numpy_params
 
-from star_jax import model as gptj
+from star_jax import model as gpt
 from star_jax.config import ModelConfig
 
-forward = jax.jit(gptj.apply, static_argnums=0)
-encode_prefix = jax.jit(gptj.encode_prefix, static_argnums=0)
-prefill = jax.jit(gptj.prefill, static_argnums=0)
-decode_step = jax.jit(gptj.decode_step, static_argnums=0)
-insert_rows = jax.jit(gptj.insert_rows)
+forward = jax.jit(gpt.apply, static_argnums=0)
+encode_prefix = jax.jit(gpt.encode_prefix, static_argnums=0)
+prefill = jax.jit(gpt.prefill, static_argnums=0)
+decode_step = jax.jit(gpt.decode_step, static_argnums=0)
+insert_rows = jax.jit(gpt.insert_rows)
 
 TORCH_SHAPES = {
     "two heads": ModelConfig(n_layers=2, d_model=32, n_heads=2, d_mlp=64, rotary_dim=8, vocab_size=50),
@@ -50,7 +50,7 @@ def logits_and_gradients(model, params, tokens_BT):
     """Logits, and the gradients of the mean next-token cross-entropy."""
 
     def loss(params):
-        logits_BTV = gptj.apply(model, params, tokens_BT)
+        logits_BTV = gpt.apply(model, params, tokens_BT)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits_BTV[:, :-1], tokens_BT[:, 1:])
         return losses.mean(), logits_BTV
 
@@ -90,7 +90,7 @@ def torch_model(config: ModelConfig, seed: int):
     return theirs
 
 
-def from_torch(values, config: ModelConfig) -> gptj.Params:
+def from_torch(values, config: ModelConfig) -> gpt.Params:
     """Torch's weights, or their gradients, by name -> our tree."""
     into = (config.d_model, config.n_heads, config.head_dim)
 
@@ -135,7 +135,7 @@ def test_logits_and_gradients_are_those_of_torch(shape, record_property):
     weights = from_torch({name: p.detach().numpy() for name, p in theirs.named_parameters()}, config)
     expected_gradients = from_torch({name: p.grad.numpy() for name, p in theirs.named_parameters()}, config)
 
-    logits_BTV, gradients = logits_and_gradients(gptj.GPTJ(config), weights, tokens_BT)
+    logits_BTV, gradients = logits_and_gradients(gpt.GPT(config), weights, tokens_BT)
 
     record_property("logits", worst(logits_BTV, expected))
     record_property("gradients", worst_relative(gradients, expected_gradients))
@@ -157,7 +157,7 @@ def original(shared_dir):
         vocab_size=sizes["n_vocab"],
         max_positions=sizes["seq"],
     )
-    return folder, gptj.GPTJ(config)
+    return folder, gpt.GPT(config)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_prefill_is_that_of_the_original(shared_dir, record_property):
         tokens_RT, lengths_R = file["padded"].astype(np.int32), file["lengths"].astype(np.int32)
         expected = file["greedy_f32_logits_first8"][:, 0]
     fits = lengths_R < model.config.max_positions  # a full row slides the original's window before its first draw
-    empty = gptj.encode_prefix(model, params, jnp.zeros((0,), jnp.int32), 0)
+    empty = gpt.encode_prefix(model, params, jnp.zeros((0,), jnp.int32), 0)
     found, _ = prefill(model, params, tokens_RT[fits], lengths_R[fits], empty)
     record_property("logits", worst(found, expected[fits]))
     assert np.sum(fits) == 6
@@ -207,7 +207,7 @@ def decode_rows(model, params, prefix, slots=12, steps=6, start=7):
     Yields (row's body and drawn tokens, its logits) after the prefills and after every step.
     """
     tokens_RT, lengths_R = left_padded(BODIES, 6)
-    cache = gptj.empty_cache(model.config, rows=3, slots=slots)._replace(time=jnp.asarray(start))
+    cache = gpt.empty_cache(model.config, rows=3, slots=slots)._replace(time=jnp.asarray(start))
     logits_RV, new = prefill(model, params, tokens_RT, lengths_R, prefix)
     cache = insert_rows(cache, np.arange(3), new, lengths_R)
     texts = [list(body) for body in BODIES]
@@ -270,7 +270,7 @@ def test_no_logit_depends_on_a_later_token(tiny):
     @jax.jacrev
     def influence(embedding):
         changed = {**params, "embedding": {"embedding": embedding}}
-        return gptj.apply(model, changed, tokens[None])[0] @ weights_V
+        return gpt.apply(model, changed, tokens[None])[0] @ weights_V
 
     size_TS = np.linalg.norm(influence(params["embedding"]["embedding"]), axis=-1)[:, tokens]
     assert np.all(size_TS[np.triu_indices(6, k=1)] == 0)
@@ -283,7 +283,7 @@ def test_scan_unroll_and_remat_change_no_number(tiny):
     assert model.config.scan_unroll == 2 and not model.config.remat
     tokens_BT = np.random.default_rng(2).integers(0, 20, (2, 10)).astype(np.int32)
     expected = logits_and_gradients(model, params, tokens_BT)
-    other = gptj.GPTJ(dataclasses.replace(TINY, scan_unroll=1, remat=True))
+    other = gpt.GPT(dataclasses.replace(TINY, scan_unroll=1, remat=True))
     assert worst_relative(logits_and_gradients(other, params, tokens_BT), expected) < 1e-5
 
 
@@ -293,7 +293,7 @@ def test_remat_computes_the_blocks_a_second_time(tiny):
     tokens_BT = np.zeros((1, 4), np.int32)
     text = {
         remat: logits_and_gradients.lower(
-            gptj.GPTJ(dataclasses.replace(TINY, remat=remat, scan_unroll=1)), params, tokens_BT
+            gpt.GPT(dataclasses.replace(TINY, remat=remat, scan_unroll=1)), params, tokens_BT
         ).as_text()
         for remat in (False, True)
     }
@@ -303,7 +303,7 @@ def test_remat_computes_the_blocks_a_second_time(tiny):
 def test_bfloat16_runs_near_float32_with_logits_in_float32(tiny):
     """Activations and caches are bfloat16; the full pass and the cached one stay within its precision."""
     model, params = tiny
-    half = gptj.GPTJ(dataclasses.replace(TINY, compute_dtype="bfloat16"))
+    half = gpt.GPT(dataclasses.replace(TINY, compute_dtype="bfloat16"))
     tokens_BT = np.array([PREFIX + BODIES[0]], np.int32)
     expected = np.asarray(forward(model, params, tokens_BT))
     found = forward(half, params, tokens_BT)
@@ -326,5 +326,5 @@ def test_padding_the_vocabulary_changes_no_other_logit(tiny):
 
     padded = {**params, **{name: jax.tree.map(put, more[name], params[name]) for name in ("embedding", "head")}}
     tokens_BT = np.array([PREFIX + BODIES[0]], np.int32)
-    found = forward(gptj.GPTJ(wide), padded, tokens_BT)
+    found = forward(gpt.GPT(wide), padded, tokens_BT)
     assert worst(found[..., : TINY.vocab_size], forward(model, params, tokens_BT)) < 1e-5

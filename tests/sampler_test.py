@@ -11,7 +11,7 @@ from conftest import TINY, numpy_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from star_jax import model as gptj
+from star_jax import model as gpt
 from star_jax import sampler as sampling
 from star_jax.config import ModelConfig
 from star_jax.errors import InputError
@@ -27,12 +27,12 @@ COMMON = dict(stop=STOP, max_new_tokens=BUDGET, length_bucket=32)
 
 
 @pytest.fixture(scope="module")
-def lively() -> tuple[gptj.GPTJ, gptj.Params]:
+def lively() -> tuple[gpt.GPT, gpt.Params]:
     """A model over the 20 symbols (one of them padding) whose texts differ and sometimes stop by themselves."""
     params = numpy_params(TINY, seed=1, scale=0.6)
     params["blocks"]["norm"]["scale"][:] = params["final_norm"]["scale"][:] = 1
     params["head"]["bias"][SYMBOLS.end_of_text] += 4
-    return gptj.GPTJ(TINY), jax.tree.map(jnp.asarray, params)
+    return gpt.GPT(TINY), jax.tree.map(jnp.asarray, params)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def expected(lively, bodies) -> dict[Decoding, list[Draw]]:
 
 def plain_loop(model, params, texts, seeds, how) -> list[Draw]:
     """No cache, no slots, no automaton: the oracle. A row's next token comes from a pass over its whole text."""
-    forward = jax.jit(functools.partial(gptj.apply, model))
+    forward = jax.jit(functools.partial(gpt.apply, model))
     rows = [SYMBOLS.encode(text) for text in texts]
     begins, log_p, used = [len(row) for row in rows], [0.0] * len(rows), SYMBOLS.vocab_size
     done: dict[int, Draw] = {}
@@ -142,7 +142,7 @@ def test_draws_follow_the_distribution():
     params = jax.tree.map(np.zeros_like, numpy_params(config))
     params["head"]["bias"][:] = -40
     params["head"]["bias"][:5] = np.log(share_V)
-    sampler = Sampler(gptj.GPTJ(config), params, SYMBOLS, max_new_tokens=2, decoding=Decoding(1.0), queue=4096)
+    sampler = Sampler(gpt.GPT(config), params, SYMBOLS, max_new_tokens=2, decoding=Decoding(1.0), queue=4096)
     drawn = sampler([Prompt("", "7")] * 4000, [f"seed {i}" for i in range(4000)])
     first, second = np.array([d.token_ids for d in drawn]).T
     for tokens, p, bound in [(first, share_V, 18.5), (second, share_V, 18.5),
@@ -186,7 +186,7 @@ class Pieces:
         return stop.encode()
 
 
-def chain(follower: dict[int, int], vocab_size: int) -> tuple[gptj.GPTJ, gptj.Params]:
+def chain(follower: dict[int, int], vocab_size: int) -> tuple[gpt.GPT, gpt.Params]:
     """A model that follows token t with `follower[t]`, whatever came before: embedding -> norm -> head, no blocks."""
     wide = max(8, len(follower) + len(follower) % 2)
     config = ModelConfig(1, wide, 1, 8, 2, vocab_size, max_positions=64)
@@ -195,7 +195,7 @@ def chain(follower: dict[int, int], vocab_size: int) -> tuple[gptj.GPTJ, gptj.Pa
     for row, (token, after) in enumerate(follower.items()):
         params["embedding"]["embedding"][token, row] = 1
         params["head"]["kernel"][row, after] = 20
-    return gptj.GPTJ(config), params
+    return gpt.GPT(config), params
 
 
 # Automata of one size, so that they share a compiled program.
@@ -272,7 +272,7 @@ def test_nothing_compiles_anew_for_other_weights_prompts_or_counts(lively, bodie
     sampler([Prompt(shot, body) for shot in ("", shots[0]) for body in bodies])
     before = sampling._sample_queue._cache_size(), sampling._encode_prefix._cache_size()
     other = sampler.with_params(jax.tree.map(lambda leaf: 0.5 * leaf, params))
-    again = Sampler(gptj.GPTJ(TINY), params, SYMBOLS, **options)
+    again = Sampler(gpt.GPT(TINY), params, SYMBOLS, **options)
     fewer = [Prompt(shots[1], body + " 5") for body in bodies[3:]]
     changed = other(fewer)
     again([Prompt("", "4 4")])

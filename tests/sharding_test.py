@@ -9,7 +9,7 @@ import pytest
 from conftest import numpy_params
 from jax.sharding import PartitionSpec
 
-from star_jax import model as gptj
+from star_jax import model as gpt
 from star_jax import sharding
 from star_jax.config import MeshConfig, ModelConfig
 from star_jax.errors import InputError
@@ -30,7 +30,7 @@ def name_of(config: MeshConfig) -> str:
 
 @pytest.fixture(scope="module")
 def model():
-    return gptj.GPTJ(CONFIG)
+    return gpt.GPT(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def params():
 
 
 def loss_and_logits(model, params, tokens_BT):
-    logits_BTV = gptj.apply(model, params, tokens_BT)
+    logits_BTV = gpt.apply(model, params, tokens_BT)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits_BTV[:, :-1], tokens_BT[:, 1:])
     return losses.mean(), logits_BTV
 

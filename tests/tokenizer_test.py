@@ -159,7 +159,8 @@ def test_spec_gives_the_same_gpt2_tokenizer_again(gpt2, gpt2_dir, tmp_path):
         assert [again.encode(text) for text in TEXTS] == [gpt2.encode(text) for text in TEXTS]
 
 
-def test_what_cannot_be_made_is_refused_in_one_line(tmp_path):
+def test_what_cannot_be_made_is_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="no closed set of words"):
         tokenizer.make("symbols")
     with pytest.raises(InputError, match="'bytes', 'symbols' or a directory"):

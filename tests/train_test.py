@@ -11,12 +11,12 @@ import pytest
 from conftest import numpy_params
 
 from star_jax import data, sharding, train
-from star_jax import model as gptj
+from star_jax import model as gpt
 from star_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from star_jax.errors import InputError
 
 CONFIG = ModelConfig(n_layers=1, d_model=16, n_heads=2, d_mlp=32, rotary_dim=4, vocab_size=20)
-MODEL = gptj.GPTJ(CONFIG)
+MODEL = gpt.GPT(CONFIG)
 OPTIMIZER = OptimizerConfig(learning_rate=0.01, warmup_steps=2)
 TRAIN = TrainConfig(batch_rows=4, row_tokens=12, log_every=1, checkpoint_every=2)
 

@@ -48,6 +48,10 @@ class Task(abc.ABC):
         """Whether a parsed answer is right."""
         return answer == problem.answer
 
+    def available(self, problem: Problem, iteration: int) -> bool:
+        """Whether a train problem may be drawn in iteration 1, 2, ...; a task may keep some for later."""
+        return True
+
     def consistent(self, problem: Problem, text: str) -> bool | None:
         """Whether the steps of a completion check out by machine; None where they cannot be checked."""
         return None

@@ -85,7 +85,7 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any] | ValueError]
                 if line.strip():
                     yield f"{path}:{number}", _object(line)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); is --config.task.data_dir right?") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the right place in --config.task") from error
 
 
 def _object(line: bytes) -> dict[str, Any] | ValueError:
@@ -120,10 +120,18 @@ def _hub_objects(task: FileTask, split: str) -> Iterator[tuple[str, dict[str, An
         yield f"{name} {split}:{number}", dict(row)
 
 
-@functools.lru_cache(maxsize=16)
 def _read(task: FileTask, split: str) -> tuple[Problem, ...]:
-    """Every problem of a split's file, in its order."""
+    """Every problem of a split's file, in its order; read again only where the file has changed."""
     path = task.source(split)
+    try:
+        stamp = path and (path.stat().st_mtime_ns, path.stat().st_size)
+    except OSError:
+        stamp = None  # the reading says what is wrong
+    return _read_now(task, split, path, stamp)
+
+
+@functools.lru_cache(maxsize=16)
+def _read_now(task: FileTask, split: str, path: Path | None, stamp: tuple[int, int] | None) -> tuple[Problem, ...]:
     rows = _hub_objects(task, split) if path is None else read_objects(path)
     problems: dict[str, tuple[Problem, str]] = {}
     bad: list[str] = []
@@ -139,7 +147,7 @@ def _read(task: FileTask, split: str) -> tuple[Problem, ...]:
                 remedy = "mend the line, or leave it out with --config.task.skip_bad=True"
                 raise InputError(f"{bad[0]}; {remedy}") from error
     if bad:
-        LOG.warning("%d lines left out, %d problems read; the first: %s", len(bad), len(problems), bad[0])
+        LOG.warning("lines left out: %d, problems read: %d; the first: %s", len(bad), len(problems), bad[0])
     if not problems:
         raise InputError(f"{path or task.HUB[0]}: holds no problems")
     return tuple(problem for problem, _ in problems.values())

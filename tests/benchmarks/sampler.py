@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax import model as gptj
+from star_jax import model as gpt
 from star_jax import prompting, sharding
 from star_jax import sampler as sampling
 from star_jax.config import ModelConfig
@@ -54,7 +54,7 @@ def main() -> None:
     problems = random.Random(0).sample(TASK.problems("train"), args.problems)
     prompts = [prompting.load("arithmetic", args.shots, direct=False).prompt(TASK, p) for p in problems]
     mean = statistics.mean(len(TOKENIZER.encode(TASK.reference(p))) + 1 for p in problems)
-    model, params = gptj.GPTJ(CONFIG), weights_that_stop_after(mean)
+    model, params = gpt.GPT(CONFIG), weights_that_stop_after(mean)
     ours = Sampler(
         model, params, TOKENIZER, stop=TASK.stop, max_new_tokens=TASK.max_new_tokens,
         decoding=HOW, slots=args.slots, refill=args.refill, queue=args.problems,
@@ -127,7 +127,7 @@ def draw_plain(sampler: Sampler, prompts: list[Prompt]) -> tuple[list[tuple[int,
 def plain_batch(model, shape, params, tokens_BT, lengths_B, keys_B2, count, automaton_SV):
     """(tokens [B, M], drawn [B], log p [B], decode steps) for the first `count` rows of a batch."""
     rows, length = tokens_BT.shape
-    no_prefix = gptj.encode_prefix(model, params, jnp.zeros((0,), jnp.int32), 0)
+    no_prefix = gpt.encode_prefix(model, params, jnp.zeros((0,), jnp.int32), 0)
     keys_B = jax.random.wrap_key_data(keys_B2, impl="threefry2x32")
 
     def emit(state, logits_BV):
@@ -143,15 +143,15 @@ def plain_batch(model, shape, params, tokens_BT, lengths_B, keys_B2, count, auto
 
     def decode(carry):
         cache, state = carry
-        logits_BV, cache = gptj.decode_step(model, params, state[1], cache, no_prefix)
+        logits_BV, cache = gpt.decode_step(model, params, state[1], cache, no_prefix)
         return cache, emit(state, logits_BV)
 
     def unfinished(carry):
         return jnp.any(carry[1][3]) & (carry[1][0] < shape.max_new_tokens)
 
-    logits_BV, new = gptj.prefill(model, params, tokens_BT, lengths_B, no_prefix)
-    cache = gptj.empty_cache(model.config, rows, length + shape.max_new_tokens)
-    cache = gptj.insert_rows(cache, jnp.arange(rows), new, lengths_B)
+    logits_BV, new = gpt.prefill(model, params, tokens_BT, lengths_B, no_prefix)
+    cache = gpt.empty_cache(model.config, rows, length + shape.max_new_tokens)
+    cache = gpt.insert_rows(cache, jnp.arange(rows), new, lengths_B)
     zeros_B, active_B = jnp.zeros((rows,), jnp.int32), jnp.arange(rows) < count
     tokens_BM = jnp.zeros((rows, shape.max_new_tokens), jnp.int32)
     state = emit((jnp.asarray(0), zeros_B, zeros_B, active_B, tokens_BM, zeros_B, jnp.zeros((rows,))), logits_BV)
@@ -159,9 +159,9 @@ def plain_batch(model, shape, params, tokens_BT, lengths_B, keys_B2, count, auto
     return tokens_BM, drawn_B, log_p_B, steps - 1
 
 
-def weights_that_stop_after(mean: float) -> gptj.Params:
+def weights_that_stop_after(mean: float) -> gpt.Params:
     """Random weights that draw nearly flat over the symbols and end-of-text after `mean` tokens in the mean."""
-    params = sharding.unbox(jax.jit(functools.partial(gptj.init, gptj.GPTJ(CONFIG)))(jax.random.key(0)))
+    params = sharding.unbox(jax.jit(functools.partial(gpt.init, gpt.GPT(CONFIG)))(jax.random.key(0)))
     budget, low, high = TASK.max_new_tokens, 1e-6, 1.0
     for _ in range(60):  # the mean of a geometric length, cut at the budget, falls with p
         p = (low + high) / 2

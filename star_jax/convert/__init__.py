@@ -1,0 +1,101 @@
+"""Models in the formats of others: each is a `Source` that reads one tensor at a time, and one loop loads it.
+
+hf.py                Hugging Face directories of GPT-J and GPT-2, in and out
+mesh_transformer.py  the original's npz shards, in
+__main__.py          python -m star_jax.convert
+"""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from star_jax import model as gpt
+from star_jax import sharding
+from star_jax.config import ModelConfig
+from star_jax.errors import InputError
+from star_jax.tokenizer import Tokenizer
+
+STACKED = "blocks/"  # leaves below it hold all layers, layer axis first
+
+
+class Source(Protocol):
+    """A model on disk whose names, shapes and dtypes have been checked."""
+
+    place: Path
+    config: ModelConfig
+    dtype: np.dtype  # that of its weights; of the widest where they differ
+
+    def name(self, leaf: str, layer: int | None) -> str:
+        """What the tensor is called in the file, for messages."""
+        ...
+
+    def read(self, leaf: str, layer: int | None) -> np.ndarray:
+        """One tensor in our layout, e.g. [D, H, K] for "blocks/attention/query". Raises InputError."""
+        ...
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that lies beside the weights, if there is one. Raises InputError where it is broken."""
+        ...
+
+
+def leaves(model: gpt.GPT) -> dict[str, jax.ShapeDtypeStruct]:
+    """ "blocks/attention/query" -> shape and dtype, for every parameter."""
+    flat = jax.tree_util.tree_flatten_with_path(sharding.unbox(sharding.abstract_params(model)))[0]
+    return {"/".join(key.key for key in path): leaf for path, leaf in flat}
+
+
+def tensors(model: gpt.GPT) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:
+    """(leaf, layer or None, shape) of every tensor: the stacked leaves are cut into their layers."""
+    for leaf, struct in leaves(model).items():
+        if leaf.startswith(STACKED):
+            yield from ((leaf, n, struct.shape[1:]) for n in range(model.config.n_layers))
+        else:
+            yield leaf, None, struct.shape
+
+
+def load(source: Source, mesh: Mesh, dtype: np.dtype | str) -> tuple[gpt.GPT, gpt.Params]:
+    """(model, parameters) on the mesh, in `dtype`: the host never holds more than one tensor of one layer.
+
+    Raises InputError naming the tensor for what cannot be read and for weights that are not finite.
+    """
+    model = gpt.GPT(source.config)
+    places = sharding.param_shardings(model, mesh)
+    flat_places = {"/".join(key.key for key in path): place for path, place in _flatten(places)}
+    flat: dict[str, jax.Array] = {}
+    for leaf, layer, _ in tensors(model):
+        tensor, place = source.read(leaf, layer), flat_places[leaf]
+        if layer is not None:
+            place = NamedSharding(mesh, PartitionSpec(*place.spec[1:]))
+        placed = jax.device_put(tensor, place)
+        if not _finite(placed):
+            raise InputError(
+                f"{source.place}: {source.name(leaf, layer)} holds values that are not finite; get it anew"
+            )
+        if layer is None:
+            flat[leaf] = placed.astype(dtype)
+            continue
+        if layer == 0:
+            shape = (source.config.n_layers, *tensor.shape)
+            flat[leaf] = jnp.zeros(shape, dtype, device=flat_places[leaf])
+        flat[leaf] = _put_layer(flat[leaf], layer, placed)
+    return model, jax.tree_util.tree_map_with_path(lambda path, _: flat["/".join(k.key for k in path)], places)
+
+
+def _flatten(tree: gpt.Params) -> list[tuple[tuple[jax.tree_util.DictKey, ...], NamedSharding]]:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
+
+
+@jax.jit
+def _finite(tensor: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(tensor))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_layer(leaf: jax.Array, layer: int, tensor: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(leaf, tensor.astype(leaf.dtype), layer, 0)

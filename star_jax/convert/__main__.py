@@ -1,0 +1,102 @@
+"""Weights in and out.
+
+    python -m star_jax.convert --source=DIR --source_format=hf|mesh_transformer|orbax \\
+                               --target=DIR --target_format=hf|orbax
+        [--source_config=FILE]   mesh_transformer: the original's JSON config; --source is the step_N directory
+        [--tokenizer=DIR|NAME]   GPT-2's tokenizer files or a hub name, where none lies beside the weights
+        [--dtype=float32|bfloat16|float16]   of the target; default: the source's
+        [--moments]              mesh_transformer -> orbax: Adam's moments too, for optimizer.base_moments
+
+orbax is star_jax's own directory: a run's base/ or iter_NNN/params/, or what this command wrote. Any of them,
+and a Hugging Face directory too, serves as --config.base.path.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from star_jax import checkpoint, convert, sharding, tokenizer
+from star_jax.config import MeshConfig
+from star_jax.convert import hf
+from star_jax.convert.mesh_transformer import MeshTransformerSource
+from star_jax.errors import InputError, exit_on_bad_input
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main() -> None:
+    """The command line at the head of this file."""
+    args = _parse()
+    source, target = Path(args.source), Path(args.target)
+    if (target / "config.json").exists() or (target / "model.json").exists():
+        raise InputError(f"--target={target}: holds a model already; delete it or give another directory")
+    mesh = sharding.make_mesh(MeshConfig(data=1))
+    given = tokenizer.make(args.tokenizer) if args.tokenizer else None
+    if args.source_format == "orbax":
+        stored = checkpoint.stored_dtype(source)
+        model, params = checkpoint.load_model(source, mesh, dtype=args.dtype or stored)
+        words = given or checkpoint.load_tokenizer(source)
+    else:
+        opened = _open(args, source)
+        words = given or opened.tokenizer()
+        model, params = convert.load(opened, mesh, args.dtype or opened.dtype)
+    if words is not None and words.vocab_size > model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {words.vocab_size} ids and the model {model.config.vocab_size} rows for them"
+        )
+    if args.target_format == "orbax":
+        checkpoint.save_model(target, model, params, words)
+        if args.moments:
+            _convert_moments(args, source, target, mesh)
+    else:
+        dtype = np.dtype(params["embedding"]["embedding"].dtype)
+        hf.save(target, model.config, params, words, dtype)
+    sizes = sum(leaf.size for leaf in convert.leaves(model).values())
+    print(f"{target}: {model.config.architecture}, {sizes:,} parameters, {_tokenizer_line(args, words)}")
+
+
+def _parse() -> argparse.Namespace:
+    description, _, usage = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m star_jax.convert", description=description, epilog=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--source_format", required=True, choices=("hf", "mesh_transformer", "orbax"))
+    parser.add_argument("--source_config", default="")
+    parser.add_argument("--target", required=True)
+    parser.add_argument("--target_format", required=True, choices=("hf", "orbax"))
+    parser.add_argument("--tokenizer", default="")
+    parser.add_argument("--dtype", default="", choices=("", *DTYPES))
+    parser.add_argument("--moments", action="store_true")
+    args = parser.parse_args()
+    if (args.source_format == "mesh_transformer") != bool(args.source_config):
+        raise InputError("--source_config=FILE goes with --source_format=mesh_transformer, and only with it")
+    if args.moments and (args.source_format, args.target_format) != ("mesh_transformer", "orbax"):
+        raise InputError("--moments: only mesh_transformer checkpoints hold them, and only orbax takes them")
+    if not Path(args.source).is_dir():
+        raise InputError(f"--source={args.source}: there is no such directory")
+    return args
+
+
+def _open(args: argparse.Namespace, source: Path) -> convert.Source:
+    if args.source_format == "hf":
+        return hf.HfSource(source)
+    return MeshTransformerSource(source, Path(args.source_config))
+
+
+def _convert_moments(args: argparse.Namespace, source: Path, target: Path, mesh: object) -> None:
+    raise NotImplementedError
+
+
+def _tokenizer_line(args: argparse.Namespace, words: tokenizer.Tokenizer | None) -> str:
+    if words is None:
+        return "no tokenizer: set --config.tokenizer"
+    if args.target_format == "hf" and not isinstance(words, tokenizer.Gpt2Tokenizer):
+        return "its tokenizer has no Hugging Face form and was not written"
+    return f"a tokenizer of {words.vocab_size:,} ids"
+
+
+if __name__ == "__main__":
+    exit_on_bad_input(main)

@@ -1,0 +1,90 @@
+"""CommonsenseQA: questions with five choices (paper, section 4.2). One problem and its reference completion:
+
+    Q: What do people use to absorb extra ink from a fountain pen?
+    Answer Choices:
+    (a) shirt pocket
+    (b) calligrapher's hand
+    (c) inkwell
+    (d) desk drawer
+    (e) blotter
+    A: Therefore, the answer is blotter (e).
+
+The completion begins behind "A:". With a hint the right choice's line ends in " (CORRECT)". The data has no
+rationales, so the reference is the shortest right completion; " (e)." for direct answers.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from star_jax.records import Problem
+from star_jax.tasks import choices
+from star_jax.tasks.files import FileTask, text_of
+
+
+@dataclasses.dataclass(frozen=True)
+class CommonsenseQa(FileTask):
+    """The official files, or the same data from the hub.
+
+    The official test file has no answers. "test" is therefore the official dev file, on which the paper reports;
+    "dev" is the same file unless `held_out` takes it from train, as a run that chooses an iteration should.
+    """
+
+    max_tokens: int = 128
+
+    stop: ClassVar[tuple[str, ...]] = ("\n",)
+    FILES: ClassVar[dict[str, str]] = {
+        "train": "train_rand_split.jsonl",
+        "dev": "dev_rand_split.jsonl",
+        "test": "dev_rand_split.jsonl",
+    }
+    HUB: ClassVar[tuple[str, str]] = ("tau/commonsense_qa", "default")
+    HUB_SPLITS: ClassVar[dict[str, str]] = {"train": "train", "dev": "validation", "test": "validation"}
+
+    @property
+    def max_new_tokens(self) -> int:
+        return 12 if self.direct else self.max_tokens
+
+    def make_problem(self, values: dict[str, Any], name: str) -> Problem:
+        """The problem of an official line, or of a row of the hub, where `choices` holds two lists."""
+        identifier = text_of(values, "id")
+        nested = isinstance(values.get("question"), dict)
+        stem = text_of(values, "question", "stem") if nested else text_of(values, "question")
+        labels, texts = _official_lists(values["question"]) if nested else _hub_lists(values)
+        chosen = choices.choice_texts(texts)
+        expected = list(choices.LETTERS[: len(chosen)].upper())
+        if labels != expected:
+            raise ValueError(f"the choices' labels must be {', '.join(expected)}, in this order")
+        key = text_of(values, "answerKey")
+        if key not in expected:
+            raise ValueError(f"the answer {key!r} is no choice's label")
+        return Problem(id=identifier, question=stem, answer=key.lower(), choices=chosen)
+
+    def render(self, problem: Problem, hint: bool = False) -> str:
+        return choices.render(problem, hint)
+
+    def parse(self, text: str) -> choices.Choice | None:
+        return choices.parse_choice(text)
+
+    def grade(self, problem: Problem, answer: str) -> bool:
+        """Whether the answer is the right letter, and what is named beside it is no other choice."""
+        return choices.agrees(problem, answer)
+
+    def reference(self, problem: Problem) -> str:
+        return f" ({problem.answer})." if self.direct else choices.conclusion(problem)
+
+
+def _official_lists(question: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """Labels and texts of [{"label": "A", "text": "..."}, ...]."""
+    rows = question.get("choices")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("'question.choices' must be a list of objects with 'label' and 'text'")
+    return [row.get("label") for row in rows], [row.get("text") for row in rows]
+
+
+def _hub_lists(values: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """Labels and texts of {"label": ["A", ...], "text": ["...", ...]}."""
+    table = values.get("choices")
+    labels, texts = (table.get("label"), table.get("text")) if isinstance(table, dict) else (None, None)
+    if not isinstance(labels, list) or not isinstance(texts, list):
+        raise ValueError("'choices' must hold the lists 'label' and 'text'")
+    return labels, texts

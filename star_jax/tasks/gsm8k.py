@@ -1,0 +1,97 @@
+"""Grade-school word problems, GSM8K (paper, section 4.3). One problem and its reference completion:
+
+    Q: Weng earns $12 an hour for babysitting. Yesterday, she just did 50 minutes. How much did she earn?
+    A: Weng earns 12/60 = $<<12/60=0.2>>0.2 per minute.             <- the completion begins behind "A:"
+    Working 50 minutes, she earned 0.2 x 50 = $<<0.2*50=10>>10.
+    #### 10
+
+With a hint the first line ends in "did she earn? (10)": the number alone, never the solution.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from star_jax.errors import InputError
+from star_jax.records import Problem
+from star_jax.tasks.files import FileTask, text_of
+from star_jax.tasks.numbers import calculations, canonical, last_number, parse_number
+
+MARKER = "####"
+MOST_STEPS = 8  # solutions as long and longer (103 of 7,473, up to 9) share a class
+
+
+@dataclasses.dataclass(frozen=True)
+class Gsm8k(FileTask):
+    """The 7,473 train and 1,319 test problems of GSM8K, from its files or the hub; dev is `held_out` of train.
+
+    `answer_rule`: "marker" reads the one number behind "####", and all of them must agree where there are several;
+    "last_number" falls back on the last number of the text, for models that never saw the format.
+    """
+
+    max_tokens: int = 320  # every reference but one fits, in GPT-2's tokens (343); half of them take 87
+    answer_rule: str = "marker"
+
+    stop: ClassVar[tuple[str, ...]] = ("\n\n", "\nQ:")
+    FILES: ClassVar[dict[str, str]] = {"train": "train.jsonl", "test": "test.jsonl"}
+    HUB: ClassVar[tuple[str, str]] = ("openai/gsm8k", "main")
+    HUB_SPLITS: ClassVar[dict[str, str]] = {"train": "train", "test": "test"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.answer_rule not in ("marker", "last_number"):
+            raise InputError(f"task.answer_rule must be marker or last_number, got {self.answer_rule!r}")
+
+    @property
+    def max_new_tokens(self) -> int:
+        return 16 if self.direct else self.max_tokens
+
+    def make_problem(self, values: dict[str, Any], name: str) -> Problem:
+        question, solution = text_of(values, "question"), text_of(values, "answer")
+        if MARKER not in solution:
+            raise ValueError(f"the answer has no '{MARKER}' with the final number behind it")
+        answer = _marked(solution)
+        if answer is None:
+            raise ValueError(f"the answer does not state one number behind '{MARKER}'")
+        if "\nQ:" in solution:
+            raise ValueError("a line of the answer begins with 'Q:', where a completion is cut")
+        return Problem(id=name, question=question, answer=answer, category=_steps_class(solution), rationale=solution)
+
+    def render(self, problem: Problem, hint: bool = False) -> str:
+        return f"Q: {problem.question}{f' ({problem.answer})' if hint else ''}\nA:"
+
+    def parse(self, text: str) -> str | None:
+        answer = _marked(text)
+        if answer is None and self.answer_rule == "last_number":
+            number = last_number(text)
+            return None if number is None else canonical(number)
+        return answer
+
+    def reference(self, problem: Problem) -> str | None:
+        if self.direct:
+            return f" {MARKER} {problem.answer}"
+        return None if problem.rationale is None else " " + "\n".join(_lines(problem.rationale))
+
+    def grade(self, problem: Problem, answer: str) -> bool:
+        number = parse_number(answer)
+        return number is not None and number == parse_number(problem.answer)
+
+    def consistent(self, problem: Problem, text: str) -> bool | None:
+        found = [] if self.direct else calculations(text)
+        return all(calculation.right for calculation in found) if found else None
+
+
+def _lines(solution: str) -> list[str]:
+    """The lines that are not blank; six of the real solutions hold blank ones, which would stop a completion."""
+    return [line for line in solution.strip().split("\n") if line.strip()]
+
+
+def _marked(text: str) -> str | None:
+    """The number, in canonical form, that every line with a marker states behind it; None without such a line."""
+    stated = {parse_number(line.partition(MARKER)[2]) for line in text.split("\n") if MARKER in line}
+    number = stated.pop() if len(stated) == 1 else None
+    return None if number is None else canonical(number)
+
+
+def _steps_class(solution: str) -> str:
+    steps = len(_lines(solution.partition(MARKER)[0]))
+    return f"{MOST_STEPS}+ steps" if steps >= MOST_STEPS else "1 step" if steps == 1 else f"{steps} steps"

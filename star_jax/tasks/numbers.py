@@ -1,0 +1,272 @@
+"""Numbers in text, read as a person reads them: "$1,080.50 a day" is 1080.5, "5 or 6" is no one number; and sums:
+
+    Weng earns 12/60 = $<<12/60=0.2>>0.2 a minute.         <- one calculation, and it is right
+
+Everything is exact (fractions.Fraction) and takes time linear in the text: models write anything at all.
+"""
+
+import dataclasses
+import re
+from collections import deque
+from fractions import Fraction
+
+MOST_DIGITS = 50  # of one number; longer ones are degenerate repetition, and big integers are slow
+MOST_CHARACTERS = 200  # of an expression to evaluate
+MOST_NESTING = 50
+MOST_EXPONENT = 64
+MOST_VALUE = 10**30
+
+_CURRENCY = "$€£¥₹"
+_SIGNS = {"-": -1, "−": -1, "–": -1, "+": 1}
+_ONE_NUMERAL = re.compile(r"(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)?(?:\.[0-9]+)?|[0-9]+ ?/ ?[0-9]+")
+_ANY_NUMERAL = re.compile(
+    r"(?:(?<![0-9A-Za-z).])[-−–])?[$€£¥₹]?"
+    r"(?:[0-9]+/[0-9]+|(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+)
+_WORD = re.compile(r"[^\W\d_]+")
+# Words that make the number another one, or one of several, wherever they stand; and those that do right behind it.
+_CHANGES = re.compile(
+    r"(?:(?:hundred|thousand|[mb]illion|trillion|dozen)s?|half|halves|twice|minus|negative|or|not|mil|mln|bn|pi|π)",
+    re.IGNORECASE,
+)
+_SCALES = frozenset(["k", "third", "thirds", *"einxyz"])
+_BEFORE = frozenset("([{\"'“‘«:=~≈#—→")  # may stand right before a number
+_OPERATORS = frozenset("*/^×÷·<>≤≥≠±√")
+_TOKEN = re.compile(
+    r"(?:[^\S\n]|\$)*"
+    r"((?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+|\*\*|[-+*/()^%xX×·÷−–])"
+)
+_SAME = {"x": "*", "X": "*", "×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "**": "^"}
+_ZERO_WIDTH = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
+# Emphasis and display math, but not between digits ("2**3"); and the power of a unit (cm²).
+_MARKUP = re.compile(r"(?<![0-9])(?:\*\*|__|`|\$\$)|(?:\*\*|__|`|\$\$)++(?![0-9])|(?<=[A-Za-z])[²³]")
+
+
+def parse_number(text: str) -> Fraction | None:
+    """The one number a short answer states ("-$5", "72 clips.", "**1,080**", "1/2"), or None where that is unsure.
+
+    A unit, a percent sign or words around it change nothing: "72%" is 72. None for two numbers ("5-6", "10:30",
+    "3 1/2"), for one that a word or sign beside it changes ("5k", "2 million", "not 5", "> 5", "72x"), for
+    misplaced commas ("1,08"), for other digits than 0-9 and for more than MOST_DIGITS of them.
+    """
+    text = _MARKUP.sub("", text.translate(_ZERO_WIDTH))
+    if any(not c.isascii() and c.isnumeric() for c in text):
+        return None
+    last = max(text.rfind(digit) for digit in "0123456789")
+    if last < 0:
+        return None
+    first = min(i for i in (text.find(digit) for digit in "0123456789") if i >= 0)
+    first -= text[:first].endswith(".")
+    # One number means: what lies between the first and the last digit is one numeral.
+    before, value, after = text[:first], _value(text[first : last + 1]), text[last + 1 :]
+    if before[-1:] in ("*", "_") and after[:1] == before[-1]:  # *72*
+        before, after = before[:-1], after[1:]
+    sign = _sign(before)
+    changed = any(_CHANGES.fullmatch(word.group()) for word in _WORD.finditer(text))
+    if value is None or sign is None or changed or not _ends_plainly(after, money=before[-1:] in tuple(_CURRENCY)):
+        return None
+    return value * sign
+
+
+def canonical(number: Fraction) -> str:
+    """The one way a number is written: "72", "-0.5", and "1/3" where no decimal of MOST_DIGITS places is exact."""
+    scaled, places = number, 0
+    while scaled.denominator != 1 and places < MOST_DIGITS:
+        scaled, places = scaled * 10, places + 1
+    if scaled.denominator != 1 or len(str(abs(scaled.numerator))) > MOST_DIGITS:
+        return str(number)
+    digits = str(abs(scaled.numerator)).rjust(places + 1, "0")
+    whole, decimals = digits[: len(digits) - places], digits[len(digits) - places :]
+    return ("-" if number < 0 else "") + whole + ("." + decimals if decimals else "")
+
+
+def last_number(text: str) -> Fraction | None:
+    """The last number anywhere in a text (the flexible rule of lm-evaluation-harness), or None.
+
+    A fraction counts whole, a minus only where nothing is subtracted from: "5-3" ends in 3.
+    """
+    found = deque(_ANY_NUMERAL.finditer(text.translate(_ZERO_WIDTH)), maxlen=1)
+    if not found:
+        return None
+    return _stated(found[0].group())
+
+
+def _value(numeral: str) -> Fraction | None:
+    if len(numeral) > 2 * MOST_DIGITS or not _ONE_NUMERAL.fullmatch(numeral):
+        return None
+    if sum(c.isdigit() for c in numeral) > MOST_DIGITS:
+        return None
+    over, _, under = numeral.replace(",", "").partition("/")
+    if not under:
+        return Fraction(over)
+    return Fraction(int(over), int(under)) if int(under) else None
+
+
+def _sign(before: str) -> int | None:
+    """1 or -1, or None where what stands before a number makes it another: "x-", "sqrt(", "≥"."""
+    sign, spaced, money = 0, False, False
+    while rest := before.rstrip():
+        if rest[-1] in _CURRENCY and not money:
+            money, before = True, rest[:-1].removesuffix("\\")
+        elif rest[-1] in _SIGNS and not sign:
+            sign, spaced, before = _SIGNS[rest[-1]], rest != before, rest[:-1]
+        else:
+            break
+    left = before.rstrip()
+    if not left:
+        return sign or 1
+    glued = left == before
+    if left[-1] in "([{" and glued:
+        return (sign or 1) if _opens_plainly(left[:-1]) else None
+    if glued:
+        plain = left[-1] in _BEFORE or (money and not sign and left[-1].isupper())
+    elif sign:  # "is -5" has a sign, "x - 5" a difference
+        plain = left[-1] in _BEFORE or (not spaced and left[-1] not in _OPERATORS)
+    else:
+        plain = left[-1] not in _OPERATORS or left.endswith(("=>", "->"))
+    return (sign or 1) if plain else None
+
+
+def _opens_plainly(before: str) -> bool:
+    """Whether a bracket behind `before` only encloses: "is (72)", "\\boxed{72}", but not "sqrt(72)" or "x_{2}"."""
+    if before.endswith(("\\boxed", "\\text", "\\mathbf", "\\")):
+        return True
+    left = before.rstrip()
+    if left != before:
+        return left[-1:] not in _OPERATORS and left[-1:] not in _SIGNS
+    return not left or left[-1] in _BEFORE or left[-1] in _CURRENCY
+
+
+def _ends_plainly(after: str, money: bool) -> bool:
+    """Whether what stands behind a number leaves it as it is: " clips", "%", "-page book", but not "x", "+", "..."."""
+    rest = after.lstrip()
+    if word := _WORD.match(rest):
+        millions = word.group() in (("M", "B", "m", "b") if money else ("M", "B"))  # "5m" is metres, "$5m" is not
+        return not millions and word.group().casefold() not in _SCALES
+    if rest[:1] in ("-", "−", "–", "/"):
+        word = _WORD.match(rest[1:].lstrip())
+        return word is not None and len(word.group()) > 1
+    return not rest.startswith(("..", "…", "?", "+")) and rest[:1] not in _OPERATORS
+
+
+class _NoValue(Exception):
+    """An expression has no value."""
+
+
+def evaluate(expression: str) -> Fraction | None:
+    """The value of an expression in + - * / ( ), signs, powers and percentages, or None for anything else.
+
+    x, × and · multiply, ÷ divides, "20%" is 20/100, ^ and ** raise to a whole power of at most MOST_EXPONENT;
+    "$" and thousands commas are ignored. None also for a division by zero, for more than MOST_CHARACTERS, for
+    brackets nested deeper than MOST_NESTING, and where a step exceeds MOST_VALUE or needs a denominator beyond
+    its square.
+    """
+    if len(expression) > MOST_CHARACTERS:
+        return None
+    tokens, end = [], 0
+    while match := _TOKEN.match(expression, end):
+        tokens.append(match[1])
+        end = match.end()
+    if expression[end:].strip(" $\t"):
+        return None
+    calculator = _Calculator([_SAME.get(token, token) for token in tokens])
+    try:
+        value = calculator.sum(0)
+        return None if calculator.tokens else value
+    except _NoValue:
+        return None
+
+
+class _Calculator:
+    """Recursive descent over tokens, `tokens` being those still to read; at most MOST_NESTING levels deep."""
+
+    def __init__(self, tokens: list[str]):
+        self.tokens = tokens[::-1]
+
+    def take(self, *wanted: str) -> str:
+        """The next token if it is one of `wanted`, else ""."""
+        return self.tokens.pop() if self.tokens and self.tokens[-1] in wanted else ""
+
+    def sum(self, depth: int) -> Fraction:
+        value = self.product(depth)
+        while sign := self.take("+", "-"):
+            term = self.product(depth)
+            value = _bounded(value + term if sign == "+" else value - term)
+        return value
+
+    def product(self, depth: int) -> Fraction:
+        value = self.signed(depth)
+        while sign := self.take("*", "/"):
+            factor = self.signed(depth)
+            if sign == "/" and not factor:
+                raise _NoValue
+            value = _bounded(value * factor if sign == "*" else value / factor)
+        return value
+
+    def signed(self, depth: int) -> Fraction:
+        sign = 1
+        while given := self.take("-", "+"):
+            sign = -sign if given == "-" else sign
+        value = self.atom(depth)
+        if self.take("^"):  # binds closer than the minus before it, and to the right: 2^3^2 is 2^9
+            if depth >= MOST_NESTING:
+                raise _NoValue
+            exponent = self.signed(depth + 1)
+            if exponent.denominator != 1 or abs(exponent) > MOST_EXPONENT or (exponent < 0 and not value):
+                raise _NoValue
+            value = _bounded(value ** int(exponent))
+        return sign * value
+
+    def atom(self, depth: int) -> Fraction:
+        if self.take("("):
+            if depth >= MOST_NESTING:
+                raise _NoValue
+            value = self.sum(depth + 1)
+            if not self.take(")"):
+                raise _NoValue
+        elif self.tokens and self.tokens[-1][-1] in "0123456789.":
+            value = _bounded(Fraction(self.tokens.pop().replace(",", "")))
+        else:
+            raise _NoValue
+        return value / 100 if self.take("%") else value
+
+
+def _bounded(value: Fraction) -> Fraction:
+    if abs(value) > MOST_VALUE or value.denominator > MOST_VALUE**2:
+        raise _NoValue
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Calculation:
+    """One calculator annotation of a text, `<<expression=result>>`."""
+
+    expression: str
+    result: str
+    right: bool  # the result is the expression's exact value, and a number written right behind it is the same
+
+
+def calculations(text: str) -> list[Calculation]:
+    """Every annotation of a text. One without "=", without ">>", or that cannot be read is wrong.
+
+    The value must be exact, for it is in all of GSM8K: its authors wrote no rounded result.
+    """
+    found, start = [], text.find("<<")
+    while start >= 0:
+        end = text.find(">>", start)
+        inside = text[start + 2 : end] if end >= 0 else text[start + 2 :]
+        expression, _, result = inside.rpartition("=")
+        stated = _stated(result)
+        right = end >= 0 and stated is not None and evaluate(expression) == stated
+        if right and (match := _ANY_NUMERAL.match(text, end + 2)):
+            right = _stated(match.group()) == stated
+        found.append(Calculation(expression, result, right))
+        start = text.find("<<", end) if end >= 0 else -1
+    return found
+
+
+def _stated(numeral: str) -> Fraction | None:
+    """The value of exactly one numeral with at most a sign and a currency before it: "-$1,080.50"."""
+    numeral = numeral.strip()
+    value = _value(numeral.lstrip("-−–" + _CURRENCY)) if _ANY_NUMERAL.fullmatch(numeral) else None
+    return -value if value is not None and numeral[0] in _SIGNS else value

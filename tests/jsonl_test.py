@@ -1,0 +1,215 @@
+"""star_jax.tasks.jsonl: a user's own file, with and without choices."""
+
+import json
+
+import pytest
+
+from star_jax import tasks
+from star_jax.errors import InputError
+
+SUM = {"question": "How many are 3 and 2?", "answer": 5}
+INK = {"question": "What absorbs ink?", "choices": ["an inkwell", "a blotter", "Blotter paper"], "answer": "b"}
+TASK = tasks.make("jsonl", train="unread.jsonl")
+DIRECT = tasks.make("jsonl", train="unread.jsonl", direct=True)
+
+
+def make(values):
+    return TASK.make_problem(values, "train-1")
+
+
+def write(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def test_both_kinds_of_problems_may_stand_in_one_file(tmp_path):
+    file = write(tmp_path / "own.jsonl", [SUM, {**INK, "id": "ink"}, {**INK, "id": 7, "category": "desk"}])
+    problems = tasks.make("jsonl", train=file).problems("train")
+    assert [p.id for p in problems] == ["train-1", "ink", "7"]
+    assert [p.answer for p in problems] == ["5", "b", "b"]
+    assert [p.category for p in problems] == ["", "", "desk"]
+    assert problems[0].choices == () and problems[1].choices == tuple(INK["choices"])
+
+
+def test_the_prompts():
+    assert TASK.render(make(SUM)) == "Q: How many are 3 and 2?\nA:"
+    assert TASK.render(make(SUM), hint=True) == "Q: How many are 3 and 2? (5)\nA:"
+    listed = "Q: What absorbs ink?\nAnswer Choices:\n(a) an inkwell\n(b) a blotter{}\n(c) Blotter paper\nA:"
+    assert TASK.render(make(INK)) == listed.format("")
+    assert TASK.render(make(INK), hint=True) == listed.format(" (CORRECT)")
+    assert TASK.stop == DIRECT.stop == ("\n\n", "\nQ:")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (" 3 + 2 = 5.\n#### 5", "5"),
+        (" 3 + 2 = 5.\n####5 \nand on", "5"),
+        ("#### 5 apples\n", "5 apples"),
+        ("#### 5\n#### 5.0", "5.0"),
+        ("#### 5\n#### 6", None),
+        ("#### 5 #### 6", None),
+        ("####", None),
+        ("#### \n5", None),
+        ("#### (b)", "(b)"),
+        (" the answer is a blotter (b).", "b"),
+        (" (b)", "b"),
+        (" 3 + 2 = 5.", None),
+        ("5", None),
+        ("", None),
+    ],
+)
+def test_parse(text, answer):
+    assert TASK.parse(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [(" 5", "5"), (" 5.\n", "5."), (" (b).", "b"), ("B", "b"), (" a blotter", "a blotter"), ("", None), (" \n", None),
+     ("#### 5", "5")],
+)  # fmt: skip
+def test_parse_of_direct_answers(text, answer):
+    assert DIRECT.parse(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "right"),
+    [
+        (5, "5", True),
+        (5, "5.", True),
+        (5, "5.00", True),
+        (5, "$5", True),
+        (5, "5 apples", True),
+        (5, "6", False),
+        (5, "-5", False),
+        (5, "five", False),
+        (72, "72.0", True),
+        ("72", "$72", True),
+        ("1,080", "1080", True),
+        ("1080", "1,080.", True),
+        ("10%", "10", True),
+        ("-3", "−3", True),
+        (0.5, "1/2", True),
+        (0.5, "0.5", True),
+        ("5 apples", "5", True),
+        ("5 apples", "5 pears", False),
+        ("5 apples", "5  Apples.", True),
+        ("New York", "new  york.", True),
+        ("New York", "York", False),
+        ("B", "b", True),
+        ("B", "(b)", False),
+        ("yes", "Yes.", True),
+        ("yes", "no", False),
+        ("yes", "", False),
+    ],
+)
+def test_answers_without_choices_are_compared_as_numbers_or_as_texts(reference, answer, right):
+    assert TASK.grade(make({**SUM, "answer": reference}), answer) is right
+
+
+def test_answers_with_choices_want_the_letter():
+    problem = make(INK)
+    for answer in ("b", "B", "(b)", " the answer is a blotter (b)"):
+        assert TASK.grade(problem, answer)
+    for answer in ("a", "a blotter", "the answer is an inkwell (b)", ""):
+        assert not TASK.grade(problem, answer)
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "letter"),
+    [
+        (["x", "y"], "b", "b"),
+        (["x", "y"], "B", "b"),
+        (["x", "y"], "y", "b"),
+        (["x", "Y"], "y", "b"),
+        (["y", "Y"], "Y", "b"),
+        (["a", "b"], "a", "a"),
+        (["4", "5"], 5, "b"),
+        (["New York", "Boston"], "new york", "a"),
+        (["x", "x"], "b", "b"),
+    ],
+)
+def test_the_answer_is_a_letter_or_a_choice(choices, answer, letter):
+    assert make({"question": "?", "choices": choices, "answer": answer}).answer == letter
+
+
+@pytest.mark.parametrize(
+    ("values", "reference", "direct"),
+    [
+        (SUM, " #### 5", " 5"),
+        ({**SUM, "rationale": "3 + 2 = 5."}, " 3 + 2 = 5.\n#### 5", " 5"),
+        ({**SUM, "rationale": "3 + 2 = 5.\n\n \nSo 5.\n"}, " 3 + 2 = 5.\nSo 5.\n#### 5", " 5"),
+        ({**SUM, "rationale": "3 + 2 = 5.\r\n\r\n#### 5"}, " 3 + 2 = 5.\n#### 5", " 5"),
+        ({**SUM, "rationale": "3 + 2 = 5.\n#### 5.0"}, " 3 + 2 = 5.\n#### 5.0", " 5"),
+        ({**SUM, "answer": " -0.5 "}, " #### -0.5", " -0.5"),
+        ({**SUM, "answer": "New York."}, " #### New York.", " New York."),
+        ({**SUM, "answer": "(b)"}, " #### (b)", " (b)"),
+        ({**SUM, "answer": "B"}, " #### B", " B"),
+        ({**SUM, "answer": "option C"}, " #### option C", " option C"),
+        ({**SUM, "answer": 1e-7}, " #### 1e-07", " 1e-07"),
+        ({**SUM, "answer": 10**30}, f" #### {10**30}", f" {10**30}"),
+        (INK, " Therefore, the answer is a blotter (b).", " (b)."),
+        ({**INK, "rationale": "It soaks."}, " It soaks. Therefore, the answer is a blotter (b).", " (b)."),
+        (
+            {**INK, "rationale": "It soaks.\n\nAll."},
+            " It soaks.\nAll. Therefore, the answer is a blotter (b).",
+            " (b).",
+        ),
+        ({**INK, "rationale": "So the answer is (b)."}, " So the answer is (b).", " (b)."),
+        ({**INK, "rationale": "Soaks.\n#### b"}, " Soaks.\n#### b", " (b)."),
+        ({**INK, "choices": ["neither", "both (a) and (c)", "x"]}, " Therefore, the answer is (b).", " (b)."),
+        ({**INK, "choices": ["O", "C", "AB"]}, " Therefore, the answer is C (b).", " (b)."),
+        ({**INK, "choices": ["+", "-", "*"]}, " Therefore, the answer is - (b).", " (b)."),
+    ],
+)
+def test_references_are_right_whole_and_as_documented(values, reference, direct):
+    for task, expected in ((TASK, reference), (DIRECT, direct)):
+        problem = task.make_problem(values, "train-1")
+        text = task.reference(problem)
+        assert text == expected
+        assert task.grade(problem, task.parse(text))
+        assert not any(stop in text for stop in task.stop)
+
+
+def test_the_rationale_is_kept_with_the_problem():
+    assert make({**SUM, "rationale": "3 + 2\n\n= 5."}).rationale == "3 + 2\n\n= 5."
+    assert make({**SUM, "rationale": None}).rationale is None
+
+
+def test_paths_are_taken_from_the_data_folder_where_it_is_set(tmp_path):
+    file = write(tmp_path / "own.jsonl", [SUM, {**SUM, "answer": 6}])
+    inside = tasks.make("jsonl", data_dir=str(tmp_path), train="own.jsonl", dev="own.jsonl", test=file)
+    for split in ("train", "dev", "test"):
+        assert [p.answer for p in inside.problems(split)] == ["5", "6"]
+    assert [p.id for p in inside.problems("dev")] == ["dev-1", "dev-2"]
+
+
+def test_a_dev_split_is_held_out_of_train(tmp_path):
+    file = write(tmp_path / "own.jsonl", [{**SUM, "answer": number} for number in range(20)])
+    task = tasks.make("jsonl", train=file, held_out=5)
+    train, dev = ({p.id for p in task.problems(split)} for split in ("train", "dev"))
+    assert (len(train), len(dev), len(train | dev)) == (15, 5, 20)
+
+
+@pytest.mark.parametrize(
+    ("options", "split", "reason"),
+    [
+        ({}, "train", "set --config.task.train=FILE"),
+        ({"held_out": 5}, "dev", "set --config.task.train=FILE"),
+        ({"train": "x"}, "dev", r"set --config.task.dev=FILE, or --config.task.held_out=500"),
+        ({"train": "x"}, "test", "set --config.task.test=FILE"),
+        ({"train": "x"}, "validation", "unknown split"),
+    ],
+)
+def test_a_missing_file_option_is_named(options, split, reason):
+    with pytest.raises(InputError, match=reason):
+        tasks.make("jsonl", **options).problems(split)
+
+
+def test_two_sources_of_the_dev_split_are_refused():
+    with pytest.raises(InputError, match=r"task.dev or from task.held_out"):
+        tasks.make("jsonl", train="x", dev="y", held_out=5)
+
+
+def test_budgets():
+    assert TASK.max_new_tokens == 256 and tasks.make("jsonl", max_tokens=64).max_new_tokens == 64
