@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,15 @@ def load_config(directory: Path | str) -> ModelConfig:
     return config if config.architecture else dataclasses.replace(config, architecture="gptj")
 
 
-def load_tokenizer(directory: Path | str) -> Tokenizer | None:
+def load_tokenizer(directory: Path | str) -> Tokenizer:
+    """The tokenizer stored with a model. Raises InputError where there is none."""
+    found = find_tokenizer(directory)
+    if found is None:
+        raise InputError(f"{directory}: has no tokenizer; set --config.tokenizer, or convert it with --tokenizer=DIR")
+    return found
+
+
+def find_tokenizer(directory: Path | str) -> Tokenizer | None:
     """The tokenizer stored with a model, or None where there is none. Raises InputError."""
     if hf.is_model(Path(directory)):
         return hf.HfSource(Path(directory)).tokenizer()
@@ -106,6 +114,34 @@ def load_tree(directory: Path, model: gpt.GPT, mesh: Mesh, dtype: Any) -> gpt.Pa
             return checkpointer.restore(directory.absolute(), target)
     except (ValueError, KeyError, OSError) as error:
         raise InputError(f"{directory}: cannot be restored ({str(error).splitlines()[0]})") from error
+
+
+class Moments(NamedTuple):
+    """Adam's state that came with a model: both moments as trees of its parameters, and the steps they have seen."""
+
+    first: gpt.Params
+    second: gpt.Params
+    steps: int
+
+
+def save_moments(directory: Path, which: str, tree: gpt.Params, steps: int) -> None:
+    """Stores the "first" or the "second" moments beside a model that `save_model` wrote."""
+    save_tree(directory / "moments" / which, tree)
+    Ledger(directory).write_json(directory / "moments" / f"{which}.json", {"steps": steps})
+
+
+def load_moments(directory: Path, mesh: Mesh) -> Moments:
+    """The Adam moments stored with a model, float32. Raises InputError where there are none."""
+    if not has_moments(directory):
+        raise InputError(f"{directory}: holds no Adam moments; convert it with --moments, or leave base_moments off")
+    model = gpt.GPT(load_config(directory))
+    first, second = (load_tree(directory / "moments" / which, model, mesh, "float32") for which in ("first", "second"))
+    return Moments(first, second, int(Ledger(directory).read_json(directory / "moments" / "second.json")["steps"]))
+
+
+def has_moments(directory: Path) -> bool:
+    """Whether complete Adam moments are stored with a model."""
+    return all((directory / "moments" / f"{which}.json").exists() for which in ("first", "second"))
 
 
 def exists(directory: Path) -> bool:

@@ -46,7 +46,7 @@ class ModelConfig:
         _one_of(self, "architecture", ("", "gptj", "gpt2"))
         _one_of(self, "compute_dtype", ("float32", "bfloat16"))
         known = self.d_model and self.n_heads
-        if known and (self.d_model % self.n_heads or self.rotary_dim > self.head_dim) or self.rotary_dim % 2:
+        if (known and (self.d_model % self.n_heads or self.rotary_dim > self.head_dim)) or self.rotary_dim % 2:
             raise InputError("model: d_model must divide by n_heads; rotary_dim must be even and at most a head's size")
 
     def check_complete(self) -> None:
@@ -170,6 +170,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0  # decoupled (AdamW)
     clip_norm: float = 1.0  # global gradient norm; 0: no clipping
+    base_moments: bool = False  # begin with the Adam moments stored with the base, as the released code does
 
     def check(self) -> None:
         _at_least(0, self, "warmup_steps", "weight_decay", "clip_norm", "learning_rate", "eps")

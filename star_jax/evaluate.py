@@ -1,10 +1,11 @@
 """Drawing and judging completions for a list of problems, and the accuracy that comes out.
 
-python -m star_jax.evaluate --workdir=DIR [--iteration=N|base|best] [--split=dev|test] [--samples=K]
+python -m star_jax.evaluate --workdir=DIR [--iteration=N|base|best] [--split=dev|test] [--samples=K [--temperature=T]]
 """
 
 import argparse
 import collections
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from star_jax.config import Config, from_dict
 from star_jax.errors import InputError, exit_on_bad_input
 from star_jax.ledger import Ledger
 from star_jax.prompting import PromptSet
-from star_jax.records import Completion, Problem
+from star_jax.records import VERDICTS, Completion, Problem
 from star_jax.sampler import Decoding, Draw, Sampler
 from star_jax.tasks import Task
 from star_jax.tokenizer import Tokenizer
@@ -121,23 +122,39 @@ def score(problems: Sequence[Problem], completions: Sequence[Completion]) -> dic
     }
 
 
-def majority(task: Task, problems: Sequence[Problem], completions: Sequence[Completion]) -> dict[str, Any]:
-    """Accuracy of the commonest answer among a problem's draws (the earliest of equals), and of any draw at all."""
+def vote(task: Task, problems: Sequence[Problem], completions: Sequence[Completion]) -> dict[str, Any]:
+    """K draws a problem: accuracy of the commonest answer (the earliest of equals) and pass@k for k = 1, 2, 4, ..., K.
+
+    pass@k is the chance that at least one of k draws is right, estimated without bias from all K (Chen et al., 2021).
+    """
     answers: dict[str, list[str]] = collections.defaultdict(list)
-    solved = set()
+    right: collections.Counter[str] = collections.Counter()
     for c in completions:
         if c.answer is not None and c.verdict != "cut_off":
             answers[c.problem_id].append(c.answer)
-        if c.verdict == "right":
-            solved.add(c.problem_id)
-    voted = sum(
-        task.grade(p, collections.Counter(answers[p.id]).most_common(1)[0][0]) for p in problems if answers[p.id]
-    )
-    return {
-        "majority": _accuracy(voted, len(problems)),
-        "any": _accuracy(len(solved), len(problems)),
-        "single": _accuracy(filter.counts(completions)["right"], len(completions)),
+        right[c.problem_id] += c.verdict == "right"
+    draws = len(completions) // len(problems)
+    voted = {
+        p.id: bool(answers[p.id]) and task.grade(p, collections.Counter(answers[p.id]).most_common(1)[0][0])
+        for p in problems
     }
+    by_class: dict[str, list[bool]] = collections.defaultdict(list)
+    for problem in problems:
+        by_class[problem.category].append(voted[problem.id])
+    sizes = [2**i for i in range(draws.bit_length()) if 2**i < draws]
+    return {
+        "draws": draws,
+        "majority": _accuracy(sum(voted.values()), len(problems)),
+        **{f"pass@{k}": _mean([pass_at(k, draws, right[p.id]) for p in problems]) for k in sizes},
+        f"pass@{draws}": _accuracy(sum(right[p.id] > 0 for p in problems), len(problems)),
+        "majority_by_class": {name: _accuracy(sum(found), len(found)) for name, found in by_class.items()},
+        **filter.counts(completions),
+    }
+
+
+def pass_at(k: int, draws: int, right: int) -> float:
+    """The chance that k of `draws` draws, chosen at random, hold one of the `right` ones: 1 - C(n - c, k) / C(n, k)."""
+    return 1.0 - math.comb(draws - right, k) / math.comb(draws, k)
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
@@ -174,8 +191,25 @@ def best_iteration(ledger: Ledger, split: str) -> int:
     return min(found, key=lambda n: (-found[n], n))
 
 
-def open_run(workdir: str, iteration: str) -> tuple[Ledger, Config, int, Path]:
-    """(ledger, config, iteration, model directory) of `base`, `best` or a numbered iteration. Raises InputError."""
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """One iteration of a run that is on disk."""
+
+    ledger: Ledger
+    config: Config
+    number: int  # 0: the base
+    directory: Path  # of its model
+
+    def sampler(self, decoding: Decoding) -> tuple[Task, Sampler]:
+        """Its task, and a sampler of its model on the config's mesh. Raises InputError."""
+        task, mesh = self.config.make_task(), sharding.make_mesh(self.config.mesh)
+        words = checkpoint.load_tokenizer(self.directory)
+        model, params = checkpoint.load_model(self.directory, mesh)
+        return task, make_sampler(self.config, task, model, params, words, decoding)
+
+
+def open_run(workdir: str, iteration: str) -> Opened:
+    """`base`, `best` or a numbered iteration of a run. Raises InputError."""
     ledger = Ledger(workdir)
     config = from_dict(ledger.read_json(ledger.workdir / "config.json"))
     if iteration == "best":
@@ -189,7 +223,15 @@ def open_run(workdir: str, iteration: str) -> tuple[Ledger, Config, int, Path]:
     directory = ledger.path(number, "params") if number else ledger.workdir / "base"
     if not checkpoint.exists(directory):
         raise InputError(f"{directory}: no complete model is there; this run has not got so far")
-    return ledger, config, number, directory
+    return Opened(ledger, config, number, directory)
+
+
+def _mean(values: Sequence[float]) -> dict[str, Any]:
+    """The mean of one figure a problem, with the 95 % interval of its standard error."""
+    n, middle = len(values), sum(values) / len(values)
+    variance = sum((v - middle) ** 2 for v in values) / max(1, n - 1)
+    half = Z95 * math.sqrt(variance / n)
+    return {"n": n, "accuracy": middle, "ci95": [round(max(0.0, middle - half), 4), round(min(1.0, middle + half), 4)]}
 
 
 def _accuracy(right: int, n: int) -> dict[str, Any]:
@@ -203,34 +245,49 @@ def main() -> None:
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--iteration", default="best", help="a number, base or best (default)")
     parser.add_argument("--split", default="dev")
-    parser.add_argument(
-        "--samples", type=int, default=0, help="K draws a problem by the run's sampling, with majority vote"
-    )
+    parser.add_argument("--samples", type=int, default=0, help="K draws a problem: majority vote and pass@k; 0: greedy")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of the K draws; default: the run's, or 0.7")
     args = parser.parse_args()
-    if args.samples < 0:
-        raise InputError(f"--samples={args.samples}: give 0 (greedy) or a number of draws")
-    ledger, config, number, directory = open_run(args.workdir, args.iteration)
-    mesh = sharding.make_mesh(config.mesh)
-    task, tokenizer = config.make_task(), checkpoint.load_tokenizer(directory)
-    problems = split_problems(config, task, args.split)
-    with sharding.use(mesh):
-        model, params = checkpoint.load_model(directory, mesh)
-        options = config.sampling
-        drawn = Decoding(options.temperature, options.top_k, options.top_p) if args.samples else Decoding()
-        sampler = make_sampler(config, task, model, params, tokenizer, drawn)
-        name = f"eval_{args.split}" + (f"_{args.samples}_samples" if args.samples else "")
+    if args.samples < 0 or args.temperature < 0:
+        raise InputError("--samples and --temperature must not be negative; --samples=0 is greedy")
+    if args.temperature and not args.samples:
+        raise InputError("--temperature goes with --samples=K; without it decoding is greedy")
+    opened = open_run(args.workdir, args.iteration)
+    config, ledger, number = opened.config, opened.ledger, opened.number
+    task = config.make_task()
+    problems, name = split_problems(config, task, args.split), f"eval_{args.split}"
+    decoding = Decoding()
+    if args.samples:
+        decoding = Decoding(
+            args.temperature or config.sampling.temperature or 0.7, config.sampling.top_k, config.sampling.top_p
+        )
+        name += f"_{args.samples}_samples_t{decoding.temperature:g}"
+    with sharding.use(sharding.make_mesh(config.mesh)):
+        _, sampler = opened.sampler(decoding)
         completions = complete(
             ledger, ledger.path(number, name + ".jsonl"), sampler, task, problems, prompts_of(config, number + 1),
             what="evaluate", seed=config.seed, iteration=number, draws=max(1, args.samples),
         )  # fmt: skip
-    result = {"iteration": number, "split": args.split, "weights": checkpoint.fingerprint(params)}
-    result |= majority(task, problems, completions) if args.samples else score(problems, completions)
+    result = {"iteration": number, "split": args.split, "weights": checkpoint.fingerprint(sampler.params)}
+    result |= {"temperature": decoding.temperature}
+    result |= vote(task, problems, completions) if args.samples else score(problems, completions)
     ledger.write_json(ledger.path(number, name + ".json"), result)
-    for key in ("majority", "any", "single") if args.samples else ("",):
-        line = result[key] if key else result
-        low, high = line["ci95"]
-        print(f"{key or 'accuracy':9} {line['accuracy']:.4f}  [{low:.4f}, {high:.4f}]  n = {line['n']}")
+    _print(result)
     print(f"written to {ledger.path(number, name + '.json')}")
+
+
+def _print(result: dict[str, Any]) -> None:
+    """A line for each accuracy, by class where there are several, and the verdicts."""
+    lines = {key: value for key, value in result.items() if isinstance(value, dict) and "ci95" in value}
+    classes = result.get("by_class") or result["majority_by_class"]
+    if "accuracy" in result:
+        lines = {"accuracy": result}
+    if len(classes) > 1:
+        lines |= {f"  {name}": value for name, value in classes.items()}
+    for key, line in lines.items():
+        low, high = line["ci95"]
+        print(f"{key:10} {line['accuracy']:.4f}  [{low:.4f}, {high:.4f}]  n = {line['n']}")
+    print(", ".join(f"{result[verdict]} {verdict.replace('_', ' ')}" for verdict in (*VERDICTS, "right_wrong_steps")))
 
 
 if __name__ == "__main__":

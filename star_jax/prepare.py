@@ -60,6 +60,12 @@ class Run:
         self._weights = {k: v for k, v in self._weights.items() if k == 0}
         self._weights[n] = (params, checkpoint.fingerprint(params))
 
+    def moments(self) -> checkpoint.Moments | None:
+        """The Adam moments each fine-tuning begins with, from disk: they do not exist while sampling."""
+        if not self.config.optimizer.base_moments:
+            return None
+        return checkpoint.load_moments(Path(self.config.base.path), self.mesh)
+
     def sampler(self, params: gpt.Params, decoding: Decoding) -> Sampler:
         """A sampler of these weights; what does not depend on them (the stop automaton) is made once."""
         if decoding not in self._samplers:
@@ -76,6 +82,8 @@ def open_run(config: Config, workdir: Path) -> Run:
     ledger = Ledger(workdir)
     mesh = sharding.make_mesh(config.mesh)
     sizes = _model_config(config)
+    if config.optimizer.base_moments and not checkpoint.has_moments(Path(config.base.path)):
+        raise InputError(f"optimizer.base_moments: base.path {config.base.path} holds none; see star_jax.convert")
     words = _tokenizer(config, task)
     splits = [config.evaluation.split, *filter(None, [config.evaluation.report_split])]
     eval_problems = {split: ev.split_problems(config, task, split) for split in splits}
@@ -129,12 +137,7 @@ def _tokenizer(config: Config, task: Task) -> tokenizer.Tokenizer:
     """The config's tokenizer or, where it names none, the base model's. Raises InputError."""
     if config.tokenizer or not config.base.path:
         return tokenizer.make(config.tokenizer, task.symbols)
-    found = checkpoint.load_tokenizer(config.base.path)
-    if found is None:
-        raise InputError(
-            f"base.path {config.base.path} has no tokenizer; set --config.tokenizer to a directory or name"
-        )
-    return found
+    return checkpoint.load_tokenizer(config.base.path)
 
 
 def _lengths(

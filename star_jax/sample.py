@@ -2,9 +2,9 @@
 
     python -m star_jax.sample --workdir=DIR [--iteration=N|base|best] [--draws=K] [--temperature=T] < problems.jsonl
 
-Each line of standard input is {"question": ..., and, where it is known, "answer": ...}; on a terminal the
-questions are asked for one by one. Each draw is one JSON line on standard output: question, text, answer,
-right (null where no answer was given), cut_off, log_probability.
+Each line of standard input is {"question": ..., for multiple choice "choices": [...], and, where it is known,
+"answer": ...} (the letter, for choices); on a terminal the questions are asked for one by one. Each draw is one JSON
+line on standard output: question, text, answer, right (null where no answer was given), cut_off, log_probability.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Iterator
 
-from star_jax import checkpoint, evaluate, sharding
+from star_jax import evaluate, sharding
 from star_jax.errors import InputError, exit_on_bad_input
 from star_jax.records import Problem
 from star_jax.sampler import Decoding
@@ -28,13 +28,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.draws < 1 or args.temperature < 0:
         raise InputError("--draws must be at least 1 and --temperature must not be negative")
-    _, config, number, directory = evaluate.open_run(args.workdir, args.iteration)
-    task, words = config.make_task(), checkpoint.load_tokenizer(directory)
-    mesh = sharding.make_mesh(config.mesh)
-    with sharding.use(mesh):
-        model, params = checkpoint.load_model(directory, mesh)
-        sampler = evaluate.make_sampler(config, task, model, params, words, Decoding(args.temperature))
-        prompts = evaluate.prompts_of(config, number + 1)
+    opened = evaluate.open_run(args.workdir, args.iteration)
+    config = opened.config
+    with sharding.use(sharding.make_mesh(config.mesh)):
+        task, sampler = opened.sampler(Decoding(args.temperature))
+        prompts = evaluate.prompts_of(config, opened.number + 1)
         # A person gets each answer before the next question; a file goes through the sampler at once.
         batches = ([p] for p in _asked()) if sys.stdin.isatty() else iter([list(_read())])
         for batch in batches:
@@ -59,7 +57,9 @@ def _read() -> Iterator[Problem]:
     for number, line in enumerate(sys.stdin, start=1):
         try:
             values = json.loads(line)
-            yield Problem(id=str(number), question=str(values["question"]), answer=str(values.get("answer", "")))
+            choices = tuple(map(str, values.get("choices") or ()))
+            answer = str(values.get("answer", ""))
+            yield Problem(id=str(number), question=str(values["question"]), answer=answer, choices=choices)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f'standard input:{number}: give {{"question": ...}} on each line ({error!r})') from error
 

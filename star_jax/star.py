@@ -193,6 +193,7 @@ def _fine_tune(star: Run, n: int, examples: list[Example]) -> gpt.Params:
             train=config.train,
             optimizer_config=config.optimizer,
             mesh=star.mesh,
+            moments=star.moments(),
             state_dir=ledger.path(n, "train_state"),
             on_step=on_step,
         )

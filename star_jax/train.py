@@ -84,8 +84,10 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def initial_state(config: OptimizerConfig, params: gpt.Params) -> TrainState:
+def initial_state(config: OptimizerConfig, params: gpt.Params, moments: checkpoint.Moments | None = None) -> TrainState:
     """Step 0 from these weights, which are copied: training gives its own buffers up, the base must stay.
+
+    `moments`: Adam begins with them, and as many steps on, instead of with zeros.
 
     Adam's moments lie where their parameters lie and the counts on every device, as a step returns them: without
     that the moments would all begin on one device, and the second step would be compiled anew.
@@ -94,7 +96,16 @@ def initial_state(config: OptimizerConfig, params: gpt.Params) -> TrainState:
     state = TrainState(jnp.zeros((), jnp.int32), copied, jax.eval_shape(optimizer.chain(config).init, copied))
     places = state_shardings(config, state, jax.tree.map(lambda leaf: leaf.sharding, copied))
     make = jax.jit(optimizer.chain(config).init, out_shardings=places.opt_state)
-    return TrainState(jax.device_put(state.step, places.step), copied, make(copied))
+    opt_state = make(copied)
+    if moments is not None:
+        adam = optax.ScaleByAdamState(jnp.asarray(moments.steps, jnp.int32), moments.first, moments.second)
+        opt_state = jax.tree.map(
+            lambda part, place: jax.device_put(adam, place) if isinstance(part, optax.ScaleByAdamState) else part,
+            opt_state,
+            places.opt_state,
+            is_leaf=lambda part: isinstance(part, optax.ScaleByAdamState),
+        )
+    return TrainState(jax.device_put(state.step, places.step), copied, opt_state)
 
 
 def state_shardings(config: OptimizerConfig, state: TrainState, params: gpt.Params) -> TrainState:
@@ -118,20 +129,22 @@ def fine_tune(
     optimizer_config: OptimizerConfig,
     mesh: Mesh,
     peak: float | None = None,
+    moments: checkpoint.Moments | None = None,
     state_dir: Path | None = None,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[gpt.Params, Report]:
-    """Trains `steps` steps from `params` with a fresh optimizer state and returns the new weights.
+    """Trains `steps` steps from `params` and returns the new weights.
 
     Args:
       rows: packed examples; gone over in an order fixed by `seed`, as often as the steps need.
       peak: learning rate in place of the config's.
+      moments: Adam's state to begin with; a fresh one where not given.
       state_dir: where checkpoints inside this fine-tuning go (train.checkpoint_every), and where it resumes from.
       on_step: called with (step, metrics) for every `log_every`-th step and the last.
 
     Raises InputError when the loss is not finite, naming the step.
     """
-    state, begin = initial_state(optimizer_config, params), 0
+    state, begin = initial_state(optimizer_config, params, moments), 0
     totals: dict[str, Any] = {
         "tokens": 0,
         "loss_tokens": 0,

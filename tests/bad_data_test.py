@@ -156,7 +156,7 @@ def test_broken_lines_can_be_left_out(tmp_path, name, line, reason, caplog):
         problems = task_of(name, path, skip_bad=True).problems("train")
     assert len(problems) == len(good)
     (warning,) = caplog.messages
-    assert warning.startswith(f"2 lines left out, {len(good)} problems read") and reason in warning
+    assert warning.startswith(f"lines left out: 2, problems read: {len(good)};") and reason in warning
 
 
 @pytest.mark.parametrize("name", ["commonsense_qa", "jsonl"])

@@ -1,6 +1,7 @@
 """Accuracy, intervals and votes against brute force; resuming and choosing by files."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -79,10 +80,19 @@ def test_majority_takes_the_earliest_of_the_commonest():
             most = max((votes.count(v) for v in votes), default=0)
             voted += next((v == "1 0" for v in votes if votes.count(v) == most), False)
             solved += any(c.verdict == "right" for c in own)
-        result = evaluate.majority(TASK, problems, completions)
+        result = evaluate.vote(TASK, problems, completions)
         assert result["majority"]["accuracy"] == voted / 17
-        assert result["any"]["accuracy"] == solved / 17
-        assert result["single"]["accuracy"] == sum(c.verdict == "right" for c in completions) / len(completions)
+        assert result["pass@5"]["accuracy"] == solved / 17
+        single = sum(c.verdict == "right" for c in completions) / len(completions)
+        assert result["pass@1"]["accuracy"] == pytest.approx(single)
+        assert sum(line["n"] for line in result["majority_by_class"].values()) == 17
+
+
+@pytest.mark.parametrize(("draws", "right"), [(1, 0), (1, 1), (4, 1), (6, 2), (7, 7), (8, 0)])
+def test_pass_at_k_is_the_share_of_the_subsets_that_hold_a_right_draw(draws, right):
+    for k in range(1, draws + 1):
+        subsets = list(itertools.combinations([i < right for i in range(draws)], k))
+        assert evaluate.pass_at(k, draws, right) == pytest.approx(sum(map(any, subsets)) / len(subsets))
 
 
 class StubSampler:
@@ -170,11 +180,11 @@ def _config():
 def test_best_iteration_is_the_earliest_of_equals(tmp_path, accuracies, best):
     ledger = a_run(tmp_path, accuracies)
     assert evaluate.best_iteration(ledger, "dev") == best
-    _, config, number, directory = evaluate.open_run(str(tmp_path), "best")
-    assert number == best and isinstance(config, Config)
-    assert directory == (ledger.path(best, "params") if best else tmp_path / "base")
-    assert evaluate.open_run(str(tmp_path), "base")[2:] == (0, tmp_path / "base")
-    assert evaluate.open_run(str(tmp_path), "1")[2:] == (1, ledger.path(1, "params"))
+    opened = evaluate.open_run(str(tmp_path), "best")
+    assert opened.number == best and isinstance(opened.config, Config)
+    assert opened.directory == (ledger.path(best, "params") if best else tmp_path / "base")
+    assert evaluate.open_run(str(tmp_path), "base").directory == tmp_path / "base"
+    assert evaluate.open_run(str(tmp_path), "1").directory == ledger.path(1, "params")
 
 
 def test_open_run_says_what_is_wrong(tmp_path):

@@ -5,7 +5,7 @@
         [--source_config=FILE]   mesh_transformer: the original's JSON config; --source is the step_N directory
         [--tokenizer=DIR|NAME]   GPT-2's tokenizer files or a hub name, where none lies beside the weights
         [--dtype=float32|bfloat16|float16]   of the target; default: the source's
-        [--moments]              mesh_transformer -> orbax: Adam's moments too, for optimizer.base_moments
+        [--moments]              mesh_transformer -> orbax: Adam's moments too, for --config.optimizer.base_moments
 
 orbax is star_jax's own directory: a run's base/ or iter_NNN/params/, or what this command wrote. Any of them,
 and a Hugging Face directory too, serves as --config.base.path.
@@ -36,19 +36,22 @@ def main() -> None:
     if args.source_format == "orbax":
         stored = checkpoint.stored_dtype(source)
         model, params = checkpoint.load_model(source, mesh, dtype=args.dtype or stored)
-        words = given or checkpoint.load_tokenizer(source)
+        words = given or checkpoint.find_tokenizer(source)
     else:
         opened = _open(args, source)
         words = given or opened.tokenizer()
         model, params = convert.load(opened, mesh, args.dtype or opened.dtype)
     if words is not None and words.vocab_size > model.config.vocab_size:
         raise InputError(
-            f"the tokenizer has {words.vocab_size} ids and the model {model.config.vocab_size} rows for them"
+            f"{args.tokenizer or source}: the tokenizer has {words.vocab_size} ids and the model "
+            f"{model.config.vocab_size} rows for them; they do not belong together"
         )
     if args.target_format == "orbax":
         checkpoint.save_model(target, model, params, words)
         if args.moments:
-            _convert_moments(args, source, target, mesh)
+            for which in ("first", "second"):
+                opened = MeshTransformerSource(source, Path(args.source_config), f"{which}_moments")
+                checkpoint.save_moments(target, which, convert.load(opened, mesh, "float32")[1], opened.steps)
     else:
         dtype = np.dtype(params["embedding"]["embedding"].dtype)
         hf.save(target, model.config, params, words, dtype)
@@ -84,10 +87,6 @@ def _open(args: argparse.Namespace, source: Path) -> convert.Source:
     if args.source_format == "hf":
         return hf.HfSource(source)
     return MeshTransformerSource(source, Path(args.source_config))
-
-
-def _convert_moments(args: argparse.Namespace, source: Path, target: Path, mesh: object) -> None:
-    raise NotImplementedError
 
 
 def _tokenizer_line(args: argparse.Namespace, words: tokenizer.Tokenizer | None) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from star_jax import convert
 from star_jax import model as gpt
 from star_jax.config import ModelConfig, from_dict_of
-from star_jax.convert.tensor_files import Stored, open_directory, read_json
+from star_jax.convert.tensor_files import open_directory, read_json
 from star_jax.errors import InputError
 from star_jax.ledger import Ledger
 from star_jax.tokenizer import END_OF_TEXT, Gpt2Tokenizer
@@ -117,7 +117,9 @@ class HfSource:
             for name, tensor in open_directory(directory).items()
         }
         self._shapes = {(leaf, layer): shape for leaf, layer, shape in convert.tensors(gpt.GPT(self.config))}
-        self.dtype = max((tensor.dtype for tensor in self._checked()), key=lambda dtype: dtype.itemsize)
+        self._check()
+        dtypes = [tensor.dtype for tensor in self._files.values() if tensor.dtype is not None]
+        self.dtype = max(dtypes, key=lambda dtype: dtype.itemsize)
 
     def name(self, leaf: str, layer: int | None) -> str:
         return self._rows[leaf].name.format(n=layer)
@@ -130,8 +132,8 @@ class HfSource:
         names = ("tokenizer.json", "vocab.json", "merges.txt")
         return Gpt2Tokenizer.load(self.place) if any((self.place / name).is_file() for name in names) else None
 
-    def _checked(self) -> list[Stored]:
-        """The tensors: all are there, none is left over, all have the shapes of config.json."""
+    def _check(self) -> None:
+        """All tensors are there, none is left over, all have the shapes of config.json."""
         wanted = {
             self.name(leaf, layer): self._rows[leaf].shape(shape) for (leaf, layer), shape in self._shapes.items()
         }
@@ -151,7 +153,6 @@ class HfSource:
                 raise InputError(f"{self.place}: the tensor {name} differs from the embedding; a GPT-2 ties them")
             if not tied and not _MASK.fullmatch(name):
                 raise InputError(f"{self.place}: the tensor {name} has no place in a {self.config.architecture} model")
-        return [self._files[name] for name in wanted]
 
 
 def _read_config(path: Path) -> ModelConfig:

@@ -40,7 +40,10 @@ class Arithmetic(Task):
     """
 
     min_digits: int = 1
-    max_digits: int = 5
+    max_digits: int = 5  # of the sums that are trained on from the first iteration
+    later_digits: int = 0  # sums up to so many digits join the train problems later (paper, Figure 5: 8); 0: none
+    later_from: int = 20  # the iteration they join in
+    eval_digits: int = 0  # dev and test hold sums up to so many digits (Figure 5: 10); 0: those that are trained on
     train_per_length: int = 10_000  # problems per digit length (the paper generates 50,000 in all)
     held_out_per_length: int = 200  # problems of dev, and as many of test; at most a tenth of all pairs each
     seed: int = 0  # of the problems, not of the run
@@ -53,13 +56,15 @@ class Arithmetic(Task):
     def __post_init__(self) -> None:
         if not 1 <= self.min_digits <= self.max_digits:
             raise InputError(f"task: needs 1 <= min_digits <= max_digits, got {self.min_digits}, {self.max_digits}")
+        if any(0 < digits < self.max_digits for digits in (self.later_digits, self.eval_digits)):
+            raise InputError("task: later_digits and eval_digits must be 0 or at least max_digits")
         if self.train_per_length < 1 or self.held_out_per_length < 1:
             raise InputError("task: train_per_length and held_out_per_length must be at least 1")
 
     @property
     def max_new_tokens(self) -> int:
         # The longest sum's reference in symbols, with end-of-text and room for what else is a token to GPT-2.
-        digits = self.max_digits
+        digits = max(self.max_digits, self.later_digits, self.eval_digits)
         if self.direct:
             return 2 * digits + 4
         widest = 10**digits - 1
@@ -68,7 +73,9 @@ class Arithmetic(Task):
 
     def problems(self, split: str) -> list[Problem]:
         check_split(split, ("train", "dev", "test"))
-        lengths = range(self.min_digits, self.max_digits + 1)
+        trained = max(self.max_digits, self.later_digits)
+        longest = trained if split == "train" else max(trained, self.eval_digits)
+        lengths = range(self.min_digits, longest + 1)
         pairs_of = {d: self._train(d) if split == "train" else self.held_out(d)[split] for d in lengths}
         most = max(len(pairs) for pairs in pairs_of.values())
         # Interleaved, so that any slice of a split holds every length.
@@ -90,6 +97,10 @@ class Arithmetic(Task):
         if self.direct:
             return problem.answer
         return scratchpad(*operands(problem))
+
+    def available(self, problem: Problem, iteration: int) -> bool:
+        """The longer sums of `later_digits` are there from iteration `later_from` on."""
+        return iteration >= self.later_from or int(problem.category.split()[0]) <= self.max_digits
 
     def consistent(self, problem: Problem, text: str) -> bool | None:
         return None if self.direct else text.rstrip("\n") == self.reference(problem)

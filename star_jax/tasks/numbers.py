@@ -243,13 +243,13 @@ class Calculation:
 
     expression: str
     result: str
-    right: bool  # the result is the expression's exact value, and a number written right behind it is the same
+    right: bool  # the result is the expression's value, and a number written right behind it is the same
 
 
 def calculations(text: str) -> list[Calculation]:
     """Every annotation of a text. One without "=", without ">>", or that cannot be read is wrong.
 
-    The value must be exact, for it is in all of GSM8K: its authors wrote no rounded result.
+    A result of two or more decimals may be the rounded value (100/3=33.33); in GSM8K itself all are exact.
     """
     found, start = [], text.find("<<")
     while start >= 0:
@@ -257,12 +257,18 @@ def calculations(text: str) -> list[Calculation]:
         inside = text[start + 2 : end] if end >= 0 else text[start + 2 :]
         expression, _, result = inside.rpartition("=")
         stated = _stated(result)
-        right = end >= 0 and stated is not None and evaluate(expression) == stated
+        value = evaluate(expression)
+        right = end >= 0 and stated is not None and value is not None and _is_rounded(value, stated, result)
         if right and (match := _ANY_NUMERAL.match(text, end + 2)):
             right = _stated(match.group()) == stated
         found.append(Calculation(expression, result, right))
         start = text.find("<<", end) if end >= 0 else -1
     return found
+
+
+def _is_rounded(value: Fraction, stated: Fraction, result: str) -> bool:
+    decimals = len(result.rstrip(" .%").partition(".")[2])
+    return value == stated or (decimals >= 2 and abs(value - stated) <= Fraction(1, 2 * 10**decimals))
 
 
 def _stated(numeral: str) -> Fraction | None:
