@@ -57,6 +57,16 @@ class ModelConfig:
             raise InputError(f"model.rotary_dim is {self.rotary_dim}: a gptj rotates, a gpt2 does not (0)")
 
 
+GPTJ_6B = dict(
+    n_layers=28,
+    d_model=4096,
+    n_heads=16,
+    d_mlp=16384,
+    rotary_dim=64,
+    vocab_size=50400,  # 50,257 of them are GPT-2's tokens
+    max_positions=2048,
+    architecture="gptj",
+)
 SIZES = ("n_layers", "d_model", "n_heads", "d_mlp", "rotary_dim", "vocab_size", "max_positions")
 
 
@@ -115,6 +125,7 @@ class StarConfig:
     few_shot_train: bool = False  # the few-shot prefix is part of the training text (without loss)
     prompt_after_first_iteration: bool = True  # False: shots in iteration 1 and for the base only (no_prompt)
     direct: bool = False  # no rationales: train on every problem's reference answer, sample nothing
+    keep_weights: int = 0  # latest iterations whose weights stay on disk, beside the best's; 0: all iterations
     keep_previous: int = 0  # earlier iterations whose kept examples are trained on again (copy_n)
     schedule: str = "exponential"  # of fine-tuning steps: "exponential", "linear" or "epochs"
     steps: int = 40  # steps of iteration 1 (exponential, linear)
@@ -125,7 +136,14 @@ class StarConfig:
 
     def check(self) -> None:
         _at_least(
-            0, self, "problems_per_iteration", "keep_per_problem", "keep_previous", "step_increment", "iterations"
+            0,
+            self,
+            "problems_per_iteration",
+            "keep_per_problem",
+            "keep_previous",
+            "keep_weights",
+            "step_increment",
+            "iterations",
         )
         _at_least(0, self, "max_steps")
         _at_least(1, self, "draws", "steps", "rationalize_from")
@@ -213,14 +231,14 @@ class MeshConfig:
     """Devices along each mesh axis."""
 
     data: int = -1  # copies of the model; -1: all devices the other two leave
-    fsdp: int = 1  # ways the parameters and the optimizer state are split, with the batch
+    fsdp: int = 1  # ways the parameters and the optimizer state are split, with the batch; -1: all that are left
     tensor: int = 1  # ways heads, mlp and vocabulary are split
 
     def check(self) -> None:
-        _at_least(-1, self, "data")
-        _at_least(1, self, "fsdp", "tensor")
-        if self.data == 0:
-            raise InputError("mesh.data must be at least 1, or -1 for all devices")
+        _at_least(-1, self, "data", "fsdp")
+        _at_least(1, self, "tensor")
+        if 0 in (self.data, self.fsdp) or self.data == self.fsdp == -1:
+            raise InputError("mesh.data and mesh.fsdp must be at least 1; one of them may be -1 for all devices left")
 
 
 @dataclasses.dataclass(frozen=True)

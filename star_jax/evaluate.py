@@ -222,7 +222,7 @@ def open_run(workdir: str, iteration: str) -> Opened:
         raise InputError(f"--iteration={iteration}: give a number, 'base' or 'best'")
     directory = ledger.path(number, "params") if number else ledger.workdir / "base"
     if not checkpoint.exists(directory):
-        raise InputError(f"{directory}: no complete model is there; this run has not got so far")
+        raise InputError(f"{directory}: no complete model is there; not made yet, or let go by star.keep_weights")
     return Opened(ledger, config, number, directory)
 
 

@@ -32,16 +32,17 @@ _ACTIVATION_RULES = tuple((name, None if name == "embed" else axis) for name, ax
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
-    """The mesh of a config over the first devices; -1 for `data` takes what the other two leave. Raises InputError."""
+    """The mesh of a config over the first devices; an axis of -1 takes what the other two leave. Raises InputError."""
     devices = jax.devices()
-    inner = config.fsdp * config.tensor
-    data = len(devices) // inner if config.data == -1 else config.data
-    if data < 1 or data * inner > len(devices):
+    left = len(devices) // config.tensor
+    data = left // config.fsdp if config.data == -1 else config.data
+    fsdp = left // config.data if config.fsdp == -1 else config.fsdp
+    if data < 1 or fsdp < 1 or data * fsdp * config.tensor > len(devices):
         raise InputError(
             f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} "
             f"does not fit {len(devices)} devices"
         )
-    grid = np.array(devices[: data * inner]).reshape(data, config.fsdp, config.tensor)
+    grid = np.array(devices[: data * fsdp * config.tensor]).reshape(data, fsdp, config.tensor)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 

@@ -7,6 +7,7 @@ is there. So the command that started a run also goes on with it.
 import dataclasses
 import logging
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -200,6 +201,9 @@ def _fine_tune(star: Run, n: int, examples: list[Example]) -> gpt.Params:
     if not checkpoint.exists(directory):
         checkpoint.save_model(directory, star.model, params, star.tokenizer)
     star.remember(n, params)
+    if rows.too_long:
+        LOG.warning("iteration %d: %d of %d kept examples exceed train.row_tokens = %d and were left out", n,
+                    rows.too_long, len(examples), config.train.row_tokens)  # fmt: skip
     about: dict[str, Any] = {"iteration": n, "examples": len(examples), "too_long": rows.too_long, "rows": rows.rows}
     about |= {"learning_rate": config.optimizer.learning_rate, "weights": star.fingerprint(n)}
     ledger.write_json(ledger.path(n, "finetune.json"), {**about, **dataclasses.asdict(done)})
@@ -250,4 +254,15 @@ def _finish(star: Run, n: int) -> None:
     """Marks an iteration as done and brings the report up to date."""
     if not star.ledger.done(n):
         star.ledger.write_text(star.ledger.path(n, "DONE"), f"{time.time():.0f}\n")
+        _let_weights_go(star, n)
         report.write(star.ledger.workdir)
+
+
+def _let_weights_go(star: Run, n: int) -> None:
+    """Deletes the weights of earlier iterations that star.keep_weights does not ask for; the best's stay."""
+    keep = star.config.star.keep_weights
+    if keep:
+        best = ev.best_iteration(star.ledger, star.config.evaluation.split)
+        for earlier in range(1, n - keep + 1):
+            if earlier != best:
+                shutil.rmtree(star.ledger.path(earlier, "params"), ignore_errors=True)

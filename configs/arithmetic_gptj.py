@@ -1,0 +1,43 @@
+"""Addition with GPT-J-6B: the paper's section 4.1 at its size.
+
+Command:  launch/run.sh --config=configs/arithmetic_gptj.py[:VARIANT] --config.base.path=MODEL
+          MODEL: a Hugging Face GPT-J directory, or what star_jax.convert wrote.
+Hardware: the paper's was one TPU v3-8; see configs/gsm8k_gptj.py. Not run yet: no such machine was at hand.
+Expect:   the paper: 89.5 % over 1 to 5 digits after 16 iterations; :direct, answers only, 76.3 %;
+          :no_rationalization climbs one length after the other (its Figure 4); :more_digits adds sums of 6 to 8 digits
+          in iteration 20 and measures 9 and 10 digits too (its Figure 5).
+"""
+
+from ml_collections import ConfigDict
+
+from star_jax.config import GPTJ_6B, default
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config of an arm: "" (with rationalization) or one of the variants above."""
+    config = default("arithmetic")
+    config.prompt.shots = 10
+    config.train.checkpoint_every = 200
+    config.star.update(
+        dict(
+            iterations=16,
+            problems_per_iteration=10_000,
+            schedule="linear",
+            steps=300,
+            step_increment=20,
+            keep_weights=1,
+        )
+    )
+    config.model.update(dict(**GPTJ_6B, compute_dtype="bfloat16", remat=True))
+    config.mesh.update(dict(data=1, fsdp=-1))
+    config.sampling.slots = 64
+    if variant == "no_rationalization":
+        config.star.update(dict(rationalize=False, schedule="exponential", steps=40))
+    elif variant == "direct":
+        config.star.update(dict(direct=True, iterations=1, steps=5000))
+    elif variant == "more_digits":
+        config.task.update(dict(later_digits=8, later_from=20, eval_digits=10))
+        config.star.iterations = 30
+    elif variant:
+        raise ValueError(f"no variant {variant!r}: no_rationalization, direct, more_digits")
+    return config

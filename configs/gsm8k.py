@@ -1,0 +1,36 @@
+"""GSM8K with any base model: the rows of the paper's Table 2.
+
+Command:  launch/run.sh --config=configs/gsm8k.py[:VARIANT] --config.base.path=MODEL --config.task.data_dir=DATA
+          MODEL: a Hugging Face GPT-J or GPT-2 directory, or what star_jax.convert wrote; DATA: the folder of
+          train.jsonl and test.jsonl, or leave it out where `datasets` is installed.
+Hardware: what the base model needs; configs/gsm8k_gptj.py is for GPT-J-6B.
+Expect:   the paper, GPT-J-6B: 10.7 % with rationalization, 10.1 % :no_rationalization, 5.8 % :direct, 3.1 %
+          :few_shot, 3.0 % :few_shot_direct. Not measured here: no weights were at hand.
+"""
+
+from ml_collections import ConfigDict
+
+from star_jax.config import default
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config of a row: "" (36 iterations without and 10 with rationalization) or one of the variants above."""
+    config = default("gsm8k")
+    config.task.held_out = 500  # selects the iteration; the test file is only reported
+    config.evaluation.report_split = "test"
+    config.prompt.shots = 8
+    config.train.checkpoint_every = 200
+    config.sampling.length_bucket = 64  # problems differ in length: fewer programs to compile
+    config.star.update(dict(iterations=46, rationalize_from=37, max_steps=7912, keep_weights=1))
+    if variant == "no_rationalization":
+        config.star.update(dict(iterations=36, rationalize=False))
+    elif variant == "direct":
+        # The paper gives no number of steps for this row.
+        config.star.update(
+            dict(direct=True, iterations=1, prompt_after_first_iteration=False, schedule="epochs", epochs=5.0)
+        )
+    elif variant in ("few_shot", "few_shot_direct"):
+        config.star.update(dict(iterations=0, direct=variant == "few_shot_direct"))
+    elif variant:
+        raise ValueError(f"no variant {variant!r}: no_rationalization, direct, few_shot, few_shot_direct")
+    return config

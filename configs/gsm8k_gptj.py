@@ -1,0 +1,24 @@
+"""GSM8K with GPT-J-6B: the rows of the paper's Table 2 at its size.
+
+Command:  launch/run.sh --config=configs/gsm8k_gptj.py[:VARIANT] --config.base.path=MODEL --config.task.data_dir=DATA
+          with the variants, MODEL and DATA of configs/gsm8k.py.
+Hardware: the paper's was one TPU v3-8. Weights and Adam's moments are float32 and split over all devices (97 GB in
+          all with the gradients), activations are bfloat16 and recomputed. Not run yet: no such machine was at hand.
+Expect:   see configs/gsm8k.py.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from star_jax.config import GPTJ_6B
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The row of configs/gsm8k.py with GPT-J-6B's sizes."""
+    config = runpy.run_path(str(Path(__file__).with_name("gsm8k.py")))["get_config"](variant)
+    config.model.update(dict(**GPTJ_6B, compute_dtype="bfloat16", remat=True))
+    config.mesh.update(dict(data=1, fsdp=-1))
+    config.sampling.slots = 64
+    return config

@@ -1,0 +1,129 @@
+"""The files in configs/: every variant is a config that fits its task, and GPT-J-6B's programs can be made."""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from star_jax import config, optimizer, sampler, sharding, star, train
+from star_jax import model as gpt
+from star_jax.errors import InputError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+VARIANTS = {
+    "arithmetic": ("", "no_rationalization", "direct", "weak"),
+    "arithmetic_gptj": ("", "no_rationalization", "direct", "more_digits"),
+    "arithmetic_gpt2": ("", "no_rationalization", "direct", "more_digits"),
+    **dict.fromkeys(
+        ("commonsense_qa", "commonsense_qa_gptj", "gsm8k", "gsm8k_gptj"),
+        ("", "no_rationalization", "direct", "few_shot", "few_shot_direct"),
+    ),
+}
+GPTJ = sorted(name for name in VARIANTS if name.endswith("_gptj"))
+
+
+@functools.cache
+def module(name: str):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def typed(name: str, variant: str = "", **task) -> config.Config:
+    values = module(name).get_config(variant)
+    values.task.update(task)
+    if not values.base.stages:
+        values.base.path = "a/model"
+    return config.from_dict(values)
+
+
+def test_every_file_of_the_folder_is_tested_here():
+    assert {path.stem for path in CONFIGS.glob("*.py")} == set(VARIANTS)
+
+
+@pytest.mark.parametrize(("name", "variant"), [(n, v) for n, variants in VARIANTS.items() for v in variants])
+def test_every_variant_is_a_config_and_its_docstring_names_it(name, variant):
+    typed(name, variant)
+    text = module(name).__doc__
+    assert variant in text or f"configs/{name.removesuffix('_gptj')}.py" in text or name == "arithmetic_gpt2"
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_an_unknown_variant_is_refused(name):
+    with pytest.raises(ValueError, match="no variant 'nonsense'"):
+        module(name).get_config("nonsense")
+
+
+def test_a_config_without_a_base_says_what_is_missing():
+    with pytest.raises(InputError, match=r"base\.path"):
+        config.from_dict(module("gsm8k").get_config())
+
+
+def test_the_paper_s_schedules():
+    """Steps of the loops, from the paper's figures: 40 x 1.2^n capped at loop 30's 7,912; 300 + 20 a loop."""
+    gsm8k = typed("gsm8k_gptj").star
+    steps = [star.fine_tuning_steps(gsm8k, n, 10, 8) for n in range(1, gsm8k.iterations + 1)]
+    assert (steps[0], steps[1], steps[28], steps[29], steps[30], steps[-1]) == (40, 48, 6593, 7912, 7912, 7912)
+    assert [gsm8k.rationalize and n >= gsm8k.rationalize_from for n in (1, 36, 37, 46)] == [False, False, True, True]
+    sums = typed("arithmetic_gptj").star
+    assert [star.fine_tuning_steps(sums, n, 10, 8) for n in (1, 2, 16)] == [300, 320, 600]
+    assert star.fine_tuning_steps(typed("arithmetic_gptj", "direct").star, 1, 10, 8) == 5000
+
+
+def test_more_digits_join_at_loop_20_and_longer_ones_are_only_measured():
+    task = typed("arithmetic_gptj", "more_digits", train_per_length=3, held_out_per_length=20).make_task()
+    lengths = {n: {p.category for p in task.problems("train") if task.available(p, n)} for n in (1, 19, 20, 30)}
+    assert lengths[1] == lengths[19] == {"1 digit", *(f"{d} digits" for d in range(2, 6))}
+    assert lengths[20] == lengths[30] == {"1 digit", *(f"{d} digits" for d in range(2, 9))}
+    assert {p.category for p in task.problems("dev")} == {"1 digit", *(f"{d} digits" for d in range(2, 11))}
+
+
+@pytest.mark.parametrize("name", GPTJ)
+def test_gpt_j_6b_s_sampler_and_train_step_are_traced_and_lowered_from_shapes(name):
+    """No array of the model is made: 6,050,882,784 parameters over eight devices."""
+    settings = typed(name)
+    model, mesh = gpt.GPT(settings.model), sharding.make_mesh(settings.mesh)
+    assert mesh.shape["fsdp"] == 8
+    params = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        sharding.unbox(sharding.abstract_params(model)),
+        sharding.param_shardings(model, mesh),
+    )
+    assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)) == 6_050_882_784
+    with sharding.use(mesh):
+        assert "dot_general" in lowered_train_step(settings, model, params)
+        assert "while" in lowered_sampler(settings, model, params)
+
+
+def lowered_train_step(settings, model, params) -> str:
+    rows = (settings.train.batch_rows, settings.train.row_tokens)
+    state = train.TrainState(
+        jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.chain(settings.optimizer).init, params)
+    )
+    dtypes = {"tokens_RT": jnp.int32, "positions_RT": jnp.int32, "segment_ids_RT": jnp.int32, "weights_RT": jnp.float32}
+    batch = {key: jax.ShapeDtypeStruct(rows, dtype) for key, dtype in dtypes.items()}
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    return train.train_step.lower(model, settings.optimizer, state, batch, rate).as_text()
+
+
+def lowered_sampler(settings, model, params) -> str:
+    """Behind a prefix of 1,024 tokens, with bodies of 128 and the task's own budget."""
+    cfg, options = model.config, settings.sampling
+    shape = sampler.Shape(options.slots, options.slots // 4, settings.make_task().max_new_tokens, 50257)
+    shared = jax.ShapeDtypeStruct((cfg.n_heads, 1024, cfg.head_dim), jnp.bfloat16)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    prefix = gpt.Prefix((gpt.Keys(shared, shared),) * cfg.n_layers, number)
+    queue = sampler.Queue(
+        jax.ShapeDtypeStruct((options.queue, 128), jnp.int32),
+        jax.ShapeDtypeStruct((options.queue,), jnp.int32),
+        jax.ShapeDtypeStruct((options.queue, 2), jnp.uint32),
+        number,
+    )
+    stops = jax.ShapeDtypeStruct((3, 50257), jnp.int32)
+    program = sampler._sample_queue.lower(model, sampler.Decoding(), shape, params, prefix, queue, stops)
+    return program.as_text()
