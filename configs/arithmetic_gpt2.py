@@ -1,6 +1,7 @@
 """Addition with GPT-2: the paper's control, a base too weak to bootstrap.
 
-Command:  launch/run.sh --config=configs/arithmetic_gpt2.py --config.base.path=MODEL
+Command:  launch/run.sh --config=configs/arithmetic_gpt2.py[:no_rationalization|:direct] \
+              --config.base.path=MODEL
           MODEL: a Hugging Face GPT-2 directory of any size, or what star_jax.convert wrote.
 Hardware: one GPU or TPU core; the small GPT-2 (124 M parameters) on CPUs, slowly. Not run yet: no weights were at hand.
 Expect:   the paper: no bootstrapping, not even on addition.

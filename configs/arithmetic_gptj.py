@@ -1,6 +1,7 @@
 """Addition with GPT-J-6B: the paper's section 4.1 at its size.
 
-Command:  launch/run.sh --config=configs/arithmetic_gptj.py[:VARIANT] --config.base.path=MODEL
+Command:  launch/run.sh --config=configs/arithmetic_gptj.py[:no_rationalization|:direct|:more_digits] \
+              --config.base.path=MODEL
           MODEL: a Hugging Face GPT-J directory, or what star_jax.convert wrote.
 Hardware: the paper's was one TPU v3-8; see configs/gsm8k_gptj.py. Not run yet: no such machine was at hand.
 Expect:   the paper: 89.5 % over 1 to 5 digits after 16 iterations; :direct, answers only, 76.3 %;

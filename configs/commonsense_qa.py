@@ -1,7 +1,7 @@
 """CommonsenseQA with any base model: the rows of the paper's Table 1.
 
-Command:  launch/run.sh --config=configs/commonsense_qa.py[:VARIANT] --config.base.path=MODEL \
-              --config.task.data_dir=DATA
+Command:  launch/run.sh --config=configs/commonsense_qa.py[:no_rationalization|:direct|:few_shot|:few_shot_direct] \
+              --config.base.path=MODEL --config.task.data_dir=DATA
           MODEL: a Hugging Face GPT-J or GPT-2 directory, or what star_jax.convert wrote; DATA: the folder of
           train_rand_split.jsonl and dev_rand_split.jsonl, or leave it out where `datasets` is installed.
 Hardware: what the base model needs; configs/commonsense_qa_gptj.py is for GPT-J-6B.

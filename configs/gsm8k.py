@@ -1,6 +1,7 @@
 """GSM8K with any base model: the rows of the paper's Table 2.
 
-Command:  launch/run.sh --config=configs/gsm8k.py[:VARIANT] --config.base.path=MODEL --config.task.data_dir=DATA
+Command:  launch/run.sh --config=configs/gsm8k.py[:no_rationalization|:direct|:few_shot|:few_shot_direct] \
+              --config.base.path=MODEL --config.task.data_dir=DATA
           MODEL: a Hugging Face GPT-J or GPT-2 directory, or what star_jax.convert wrote; DATA: the folder of
           train.jsonl and test.jsonl, or leave it out where `datasets` is installed.
 Hardware: what the base model needs; configs/gsm8k_gptj.py is for GPT-J-6B.

@@ -11,7 +11,8 @@ __version__ = "0.1.0"
 
 _SUBMODULES = (
     "checkpoint", "config", "convert", "data", "evaluate", "filter", "ledger", "metrics", "model", "optimizer",
-    "prepare", "pretrain", "prompting", "records", "report", "sampler", "sharding", "star", "tasks", "tokenizer", "train",
+    "prepare", "pretrain", "prompting", "records", "report", "sampler", "sharding", "star", "tasks", "tokenizer",
+    "train",
 )  # fmt: skip
 
 

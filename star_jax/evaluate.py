@@ -112,7 +112,7 @@ def score(problems: Sequence[Problem], completions: Sequence[Completion]) -> dic
     by_class: dict[str, list[bool]] = collections.defaultdict(list)
     for problem in problems:
         by_class[problem.category].append(verdict[problem.id] == "right")
-    classes = {name: _accuracy(sum(right), len(right)) for name, right in by_class.items()}
+    classes = {name: _accuracy(sum(right), len(right)) for name, right in sorted(by_class.items())}
     counts = filter.counts(completions)
     return {
         **_accuracy(counts["right"], len(problems)),
@@ -147,7 +147,7 @@ def vote(task: Task, problems: Sequence[Problem], completions: Sequence[Completi
         "majority": _accuracy(sum(voted.values()), len(problems)),
         **{f"pass@{k}": _mean([pass_at(k, draws, right[p.id]) for p in problems]) for k in sizes},
         f"pass@{draws}": _accuracy(sum(right[p.id] > 0 for p in problems), len(problems)),
-        "majority_by_class": {name: _accuracy(sum(found), len(found)) for name, found in by_class.items()},
+        "majority_by_class": {name: _accuracy(sum(found), len(found)) for name, found in sorted(by_class.items())},
         **filter.counts(completions),
     }
 

@@ -81,10 +81,13 @@ def open_run(config: Config, workdir: Path) -> Run:
     ev.prompts_of(config, 1)
     ledger = Ledger(workdir)
     mesh = sharding.make_mesh(config.mesh)
-    sizes = _model_config(config)
+    # The run's own copy of the base, once it is there: going on needs nothing outside its directory.
+    base = workdir / "base" if checkpoint.exists(workdir / "base") else Path(config.base.path)
+    sizes = _model_config(config, base)
+    config = dataclasses.replace(config, model=sizes)  # what is stored says what was run
     if config.optimizer.base_moments and not checkpoint.has_moments(Path(config.base.path)):
         raise InputError(f"optimizer.base_moments: base.path {config.base.path} holds none; see star_jax.convert")
-    words = _tokenizer(config, task)
+    words = _tokenizer(config, task, base)
     splits = [config.evaluation.split, *filter(None, [config.evaluation.report_split])]
     eval_problems = {split: ev.split_problems(config, task, split) for split in splits}
     train_problems = task.problems("train")
@@ -114,11 +117,11 @@ def open_run(config: Config, workdir: Path) -> Run:
     return Run(config, ledger, task, words, mesh, gpt.GPT(sizes), train_problems, eval_problems, log)
 
 
-def _model_config(config: Config) -> ModelConfig:
+def _model_config(config: Config, directory: Path) -> ModelConfig:
     """The model's sizes: the config's, and the base's where it gives none. Raises InputError where they differ."""
     given = config.model
     if config.base.path:
-        base = checkpoint.load_config(config.base.path)
+        base = checkpoint.load_config(directory)
         # Rotary positions have no parameters: such a model may be run with fewer or more.
         fixed = [name for name in ("architecture", *SIZES) if base.is_gpt2 or name != "max_positions"]
         asked = {name: getattr(given, name) for name in fixed}
@@ -133,11 +136,11 @@ def _model_config(config: Config) -> ModelConfig:
     return given
 
 
-def _tokenizer(config: Config, task: Task) -> tokenizer.Tokenizer:
+def _tokenizer(config: Config, task: Task, base: Path) -> tokenizer.Tokenizer:
     """The config's tokenizer or, where it names none, the base model's. Raises InputError."""
     if config.tokenizer or not config.base.path:
         return tokenizer.make(config.tokenizer, task.symbols)
-    return checkpoint.load_tokenizer(config.base.path)
+    return checkpoint.load_tokenizer(base)
 
 
 def _lengths(

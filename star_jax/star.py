@@ -164,7 +164,8 @@ def _filter(
     if options.direct:
         LOG.info("iteration %d: %d reference answers kept", n, counts["kept_reference"])
     else:
-        LOG.info("iteration %d: %d of %d problems right, %d rationalized, %d kept", n, counts["right"], len(problems),
+        solved = len({s.problem_id for s in samples if s.verdict == "right"})
+        LOG.info("iteration %d: %d of %d problems right, %d rationalized, %d kept", n, solved, len(problems),
                  counts["kept_rationalized"], len(examples))  # fmt: skip
     return examples
 

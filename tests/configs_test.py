@@ -2,6 +2,8 @@
 
 import functools
 import importlib.util
+import json
+import re
 from pathlib import Path
 
 import jax
@@ -14,16 +16,8 @@ from star_jax import model as gpt
 from star_jax.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-VARIANTS = {
-    "arithmetic": ("", "no_rationalization", "direct", "weak"),
-    "arithmetic_gptj": ("", "no_rationalization", "direct", "more_digits"),
-    "arithmetic_gpt2": ("", "no_rationalization", "direct", "more_digits"),
-    **dict.fromkeys(
-        ("commonsense_qa", "commonsense_qa_gptj", "gsm8k", "gsm8k_gptj"),
-        ("", "no_rationalization", "direct", "few_shot", "few_shot_direct"),
-    ),
-}
-GPTJ = sorted(name for name in VARIANTS if name.endswith("_gptj"))
+FILES = sorted(CONFIGS.glob("*.py"))
+GPTJ = [path.stem for path in FILES if path.stem.endswith("_gptj")]
 
 
 @functools.cache
@@ -34,6 +28,14 @@ def module(name: str):
     return loaded
 
 
+def documented(path: Path) -> list[tuple[str, str]]:
+    """(file, variant) of the `--config=configs/x.py[:a|:b]` at the head of a config; "" is in each."""
+    command = re.search(rf"--config=configs/{path.name}(?:\[([^\]]*)\])?", module(path.stem).__doc__)
+    assert command, f"{path.name}: its docstring does not show --config=configs/{path.name}"
+    names = [name.lstrip(":") for name in (command.group(1) or "").split("|")]
+    return [(path.stem, name) for name in ("", *filter(None, names))]
+
+
 def typed(name: str, variant: str = "", **task) -> config.Config:
     values = module(name).get_config(variant)
     values.task.update(task)
@@ -42,21 +44,16 @@ def typed(name: str, variant: str = "", **task) -> config.Config:
     return config.from_dict(values)
 
 
-def test_every_file_of_the_folder_is_tested_here():
-    assert {path.stem for path in CONFIGS.glob("*.py")} == set(VARIANTS)
+@pytest.mark.parametrize(("name", "variant"), [pair for path in FILES for pair in documented(path)])
+def test_every_documented_variant_is_a_config_and_survives_json(name, variant):
+    settings = typed(name, variant)
+    assert config.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
-@pytest.mark.parametrize(("name", "variant"), [(n, v) for n, variants in VARIANTS.items() for v in variants])
-def test_every_variant_is_a_config_and_its_docstring_names_it(name, variant):
-    typed(name, variant)
-    text = module(name).__doc__
-    assert variant in text or f"configs/{name.removesuffix('_gptj')}.py" in text or name == "arithmetic_gpt2"
-
-
-@pytest.mark.parametrize("name", sorted(VARIANTS))
-def test_an_unknown_variant_is_refused(name):
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_an_unknown_variant_is_refused(path):
     with pytest.raises(ValueError, match="no variant 'nonsense'"):
-        module(name).get_config("nonsense")
+        module(path.stem).get_config("nonsense")
 
 
 def test_a_config_without_a_base_says_what_is_missing():

@@ -64,6 +64,7 @@ class Iteration:
     directory: Path
     done: bool
     evaluation: Evaluation | None
+    reported: Evaluation | None  # on the run's `report_split`
     filtered: Filtered | None
     fine_tuned: dict[str, float] | None  # every number in finetune.json: steps, examples, loss_first, seconds, ...
     draws: Draws
@@ -77,9 +78,10 @@ class Run:
     directory: Path
     name: str  # the directory's own name, never the path to it: the page is made to be passed on
     config: dict[str, Any]  # nested, as saved; empty when there is none
-    split: str  # every iteration was evaluated on it
+    split: str  # every iteration was evaluated on it, and the best one selected
+    report_split: str  # what iterations were evaluated on besides, if at all, for reporting
     problems: tuple[Problem, ...]  # of `split`, in the file's order
-    classes: tuple[str, ...]  # in the order of first appearance in `problems`, then in the evaluations
+    classes: tuple[str, ...]  # of `problems`, by name, then of the evaluations
     iterations: tuple[Iteration, ...]  # by number
     metrics: tuple[dict[str, Any], ...]  # one a (stage, iteration, step), in the order of first appearance
     unread_metrics: int  # lines of metrics.jsonl that are no JSON object: torn by a kill
@@ -96,16 +98,19 @@ def read_run(workdir: Path) -> Run:
         raise InputError(f"{workdir}: holds neither config.json nor iter_000, so it is not the directory of a run")
     config = _read_object(workdir / "config.json") if has_config else {}
     split = setting(config, "evaluation.split")
+    report_split = setting(config, "evaluation.report_split") or "test"
     if not isinstance(split, str) or not re.fullmatch(r"[\w-]+", split):
         split = "dev"
+    if not isinstance(report_split, str) or not re.fullmatch(r"[\w-]+", report_split):
+        report_split = "test"
     problems = tuple(record for _, record in _records(Problem, workdir / f"problems_{split}.jsonl"))
-    iterations = tuple(_iteration(number, directory, split) for number, directory in found)
+    iterations = tuple(_iteration(number, directory, split, report_split) for number, directory in found)
     metrics, unread = _metrics(workdir / "metrics.jsonl")
-    classes = dict.fromkeys(problem.category for problem in problems)
+    classes = dict.fromkeys(sorted({problem.category for problem in problems}))
     for iteration in iterations:
         classes |= dict.fromkeys(iteration.evaluation.by_class if iteration.evaluation else ())
     name = workdir.resolve().name or "run"
-    return Run(workdir, name, config, split, problems, tuple(classes), iterations, metrics, unread)
+    return Run(workdir, name, config, split, report_split, problems, tuple(classes), iterations, metrics, unread)
 
 
 def setting(config: dict[str, Any], dotted: str) -> Any:
@@ -137,7 +142,7 @@ def _iteration_dirs(workdir: Path) -> dict[int, Path]:
     return {int(match.group(1)): path for match, path in matches if match}
 
 
-def _iteration(number: int, directory: Path, split: str) -> Iteration:
+def _iteration(number: int, directory: Path, split: str, report_split: str) -> Iteration:
     def optional(name: str, parse: Callable[[Path], Any]) -> Any:
         return parse(directory / name) if (directory / name).is_file() else None
 
@@ -146,6 +151,7 @@ def _iteration(number: int, directory: Path, split: str) -> Iteration:
         directory=directory,
         done=(directory / "DONE").exists(),
         evaluation=optional(f"eval_{split}.json", _evaluation),
+        reported=optional(f"eval_{report_split}.json", _evaluation) if report_split != split else None,
         filtered=optional("filter.json", _filtered),
         fine_tuned=optional("finetune.json", lambda path: _numbers(_read_object(path))),
         draws=Draws(optional("samples.jsonl", _verdicts), optional("rationalizations.jsonl", _verdicts)),
