@@ -8,7 +8,7 @@ __main__.py          python -m star_jax.convert
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from star_jax import model as gpt
 from star_jax import sharding
-from star_jax.config import ModelConfig
+from star_jax.config import ModelConfig, from_dict_of
 from star_jax.errors import InputError
 from star_jax.tokenizer import Tokenizer
 
@@ -42,6 +42,16 @@ class Source(Protocol):
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that lies beside the weights, if there is one. Raises InputError where it is broken."""
         ...
+
+
+def model_config(path: Path, values: dict[str, Any]) -> ModelConfig:
+    """The sizes that the file `path` gives, checked. Raises InputError naming the file."""
+    try:
+        config: ModelConfig = from_dict_of(ModelConfig, values, "model")
+        config.check_complete()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return config
 
 
 def leaves(model: gpt.GPT) -> dict[str, jax.ShapeDtypeStruct]:
@@ -72,13 +82,14 @@ def load(source: Source, mesh: Mesh, dtype: np.dtype | str) -> tuple[gpt.GPT, gp
         tensor, place = source.read(leaf, layer), flat_places[leaf]
         if layer is not None:
             place = NamedSharding(mesh, PartitionSpec(*place.spec[1:]))
-        placed = jax.device_put(tensor, place)
+        placed = jax.device_put(tensor, place).astype(dtype)
         if not _finite(placed):
             raise InputError(
-                f"{source.place}: {source.name(leaf, layer)} holds values that are not finite; get it anew"
+                f"{source.place}: {source.name(leaf, layer)} holds values that are not finite numbers "
+                f"of {np.dtype(dtype).name}; get it anew, or take a wider dtype"
             )
         if layer is None:
-            flat[leaf] = placed.astype(dtype)
+            flat[leaf] = placed
             continue
         if layer == 0:
             shape = (source.config.n_layers, *tensor.shape)
@@ -87,7 +98,15 @@ def load(source: Source, mesh: Mesh, dtype: np.dtype | str) -> tuple[gpt.GPT, gp
     return model, jax.tree_util.tree_map_with_path(lambda path, _: flat["/".join(k.key for k in path)], places)
 
 
-def _flatten(tree: gpt.Params) -> list[tuple[tuple[jax.tree_util.DictKey, ...], NamedSharding]]:
+def check_finite(place: Path, params: gpt.Params) -> None:
+    """Raises InputError naming the first leaf that holds something else than finite numbers of its dtype."""
+    for path, leaf in _flatten(params):
+        if not _finite(leaf):
+            name = "/".join(key.key for key in path)
+            raise InputError(f"{place}: {name} holds values that are not finite numbers of {leaf.dtype}")
+
+
+def _flatten(tree: gpt.Params) -> list[tuple[tuple[jax.tree_util.DictKey, ...], Any]]:
     return jax.tree_util.tree_flatten_with_path(tree)[0]
 
 

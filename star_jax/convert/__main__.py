@@ -13,6 +13,7 @@ and a Hugging Face directory too, serves as --config.base.path.
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -25,17 +26,26 @@ from star_jax.errors import InputError, exit_on_bad_input
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Answers wrong arguments with one line, as the rest of the program does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see python -m star_jax.convert --help")
+
+
 def main() -> None:
     """The command line at the head of this file."""
     args = _parse()
     source, target = Path(args.source), Path(args.target)
-    if (target / "config.json").exists() or (target / "model.json").exists():
-        raise InputError(f"--target={target}: holds a model already; delete it or give another directory")
+    _check_target(target)
     mesh = sharding.make_mesh(MeshConfig(data=1))
     given = tokenizer.make(args.tokenizer) if args.tokenizer else None
     if args.source_format == "orbax":
         stored = checkpoint.stored_dtype(source)
+        if stored not in DTYPES:
+            raise InputError(f"{source}/model.json: dtype is {stored!r}, not one of {', '.join(DTYPES)}")
         model, params = checkpoint.load_model(source, mesh, dtype=args.dtype or stored)
+        convert.check_finite(source, params)
         words = given or checkpoint.find_tokenizer(source)
     else:
         opened = _open(args, source)
@@ -46,12 +56,12 @@ def main() -> None:
             f"{args.tokenizer or source}: the tokenizer has {words.vocab_size} ids and the model "
             f"{model.config.vocab_size} rows for them; they do not belong together"
         )
+    moments = ("first", "second") if args.moments else ()
+    of = {n: MeshTransformerSource(source, Path(args.source_config), f"{n}_moments") for n in moments}
     if args.target_format == "orbax":
         checkpoint.save_model(target, model, params, words)
-        if args.moments:
-            for which in ("first", "second"):
-                opened = MeshTransformerSource(source, Path(args.source_config), f"{which}_moments")
-                checkpoint.save_moments(target, which, convert.load(opened, mesh, "float32")[1], opened.steps)
+        for which, opened in of.items():
+            checkpoint.save_moments(target, which, convert.load(opened, mesh, "float32")[1], opened.steps)
     else:
         dtype = np.dtype(params["embedding"]["embedding"].dtype)
         hf.save(target, model.config, params, words, dtype)
@@ -61,9 +71,9 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     description, _, usage = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m star_jax.convert", description=description, epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--source", required=True)
     parser.add_argument("--source_format", required=True, choices=("hf", "mesh_transformer", "orbax"))
@@ -81,6 +91,18 @@ def _parse() -> argparse.Namespace:
     if not Path(args.source).is_dir():
         raise InputError(f"--source={args.source}: there is no such directory")
     return args
+
+
+def _check_target(target: Path) -> None:
+    """What is at the target is replaced: that must be nothing. Its place can be written to."""
+    try:
+        if target.is_dir() and (name := next((file.name for file in sorted(target.iterdir())), "")):
+            kind = "a model" if checkpoint.exists(target) else f"files ({name})"
+            raise InputError(f"--target={target}: holds {kind} already; delete it or give another directory")
+        target.mkdir(parents=True, exist_ok=True)
+        target.rmdir()
+    except OSError as error:
+        raise InputError(f"--target={target}: cannot be made ({error.strerror}); give another directory") from error
 
 
 def _open(args: argparse.Namespace, source: Path) -> convert.Source:

@@ -15,7 +15,7 @@ import numpy as np
 
 from star_jax import convert
 from star_jax import model as gpt
-from star_jax.config import ModelConfig, from_dict_of
+from star_jax.config import ModelConfig
 from star_jax.convert.tensor_files import open_directory, read_json
 from star_jax.errors import InputError
 from star_jax.ledger import Ledger
@@ -118,8 +118,9 @@ class HfSource:
         }
         self._shapes = {(leaf, layer): shape for leaf, layer, shape in convert.tensors(gpt.GPT(self.config))}
         self._check()
-        dtypes = [tensor.dtype for tensor in self._files.values() if tensor.dtype is not None]
-        self.dtype = max(dtypes, key=lambda dtype: dtype.itemsize)
+        dtypes = {self._files[self.name(leaf, layer)].dtype for leaf, layer in self._shapes}
+        only = dtypes.pop() if len(dtypes) == 1 else None
+        self.dtype = only if only and only.itemsize == 2 else np.dtype(np.float32)  # which holds both halves
 
     def name(self, leaf: str, layer: int | None) -> str:
         return self._rows[leaf].name.format(n=layer)
@@ -178,12 +179,7 @@ def _read_config(path: Path) -> ModelConfig:
             raise InputError(f"{path}: {theirs} must be a whole number, got {values.get(theirs)!r}")
     sizes = {ours: values[theirs] for ours, theirs in names.items()}
     sizes["d_mlp"] = values.get("n_inner") or 4 * values["n_embd"]
-    config: ModelConfig = from_dict_of(ModelConfig, {**sizes, "architecture": kind}, str(path))
-    try:
-        config.check_complete()
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return config
+    return convert.model_config(path, {**sizes, "architecture": kind})
 
 
 def save(

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,16 @@ import numpy as np
 
 from star_jax import convert
 from star_jax import model as gpt
-from star_jax.config import ModelConfig, from_dict_of
+from star_jax.config import ModelConfig
 from star_jax.convert.tensor_files import read_json
 from star_jax.errors import InputError
 
 FILES = 16  # a shard
+# What NumPy and the zip reader raise for an archive that is damaged, or holds something else.
+_UNREADABLE = (
+    *(ValueError, KeyError, OSError, EOFError, RuntimeError, MemoryError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 # What a checkpoint holds that the loop can use. The moments are of full checkpoints only.
 PARTS = ("params", "first_moments", "second_moments")
 
@@ -82,6 +88,7 @@ class MeshTransformerSource:
         names = _sorted_names(self.config.n_layers)
         self._places = {name: i for i, name in enumerate(names)}
         self._shards = [_Shard(folder, len(names), part) for folder in folders]
+        self._check_agreement()
         self._shapes = {(leaf, layer): shape for leaf, layer, shape in convert.tensors(gpt.GPT(self.config))}
         # Biases that add up over shards, and rows with a bias folded in, are no bfloat16 numbers any more.
         self.dtype = np.dtype(np.float32)
@@ -98,7 +105,8 @@ class MeshTransformerSource:
         row, shape = TABLE[leaf], self._shapes[leaf, layer]
         name = self.name(leaf, layer)
         pieces = [self._leaf(shard, name) for shard in self._shards]
-        self._check_shapes(name, row, pieces, shape)
+        out = leaf.endswith("attention/out")
+        self._check_shapes(name, row.join, pieces, _matrix(shape, inputs=2 if out else 1))
         if row.summed:
             joined = self._sum(pieces)
         elif row.join is None:
@@ -106,8 +114,9 @@ class MeshTransformerSource:
         else:
             joined = np.concatenate(pieces, axis=row.join)
         if leaf == "embedding/embedding" and self._part == "params":
-            bias = self._sum([self._leaf(shard, _EMBEDDING_BIAS) for shard in self._shards])
-            joined = joined.astype(np.float32) + bias
+            pieces = [self._leaf(shard, _EMBEDDING_BIAS) for shard in self._shards]
+            self._check_shapes(_EMBEDDING_BIAS, None, pieces, shape[1:])
+            joined = joined.astype(np.float32) + self._sum(pieces)
         return joined.reshape(shape)
 
     def tokenizer(self) -> None:
@@ -122,20 +131,26 @@ class MeshTransformerSource:
     def _leaf(self, shard: "_Shard", name: str) -> np.ndarray:
         return shard.leaf(shard.first + self._places[name])
 
-    def _check_shapes(self, name: str, row: Row, pieces: list[np.ndarray], shape: tuple[int, ...]) -> None:
-        """Theirs are matrices [inputs, outputs] or vectors; the heads are one axis."""
-        out = row.leaf.endswith("attention/out")
-        wanted = list(shape)
-        if len(shape) == 3:
-            wanted = [math.prod(shape[:2]), shape[2]] if out else [shape[0], math.prod(shape[1:])]
-        whole = list(wanted)
-        if row.join is not None:
-            wanted[row.join] //= len(pieces)
+    def _check_agreement(self) -> None:
+        """All shards are of one checkpoint."""
+        first = self._shards[0]
+        for shard in self._shards[1:]:
+            if shard.total != first.total:
+                raise InputError(f"{shard.folder}: holds {shard.total} arrays and {first.folder.name} {first.total}")
+            if shard.step != first.step:
+                raise InputError(f"{shard.folder}: is of step {shard.step} and {first.folder.name} of {first.step}")
+
+    def _check_shapes(self, name: str, join: int | None, pieces: list[np.ndarray], whole: tuple[int, ...]) -> None:
+        wanted = list(whole)
+        if join is not None:
+            wanted[join], rest = divmod(whole[join], len(pieces))
+            if rest:
+                raise InputError(f"{self.place}: {name} {list(whole)} does not divide over {len(pieces)} shards")
         for shard, piece in zip(self._shards, pieces, strict=True):
             if list(piece.shape) != wanted:
                 raise InputError(
                     f"{shard.folder}: {name} has shape {list(piece.shape)}, the config asks for {wanted} "
-                    f"({len(pieces)} shards of {whole})"
+                    f"({len(pieces)} shards of {list(whole)})"
                 )
 
 
@@ -146,7 +161,7 @@ class _Shard:
         self.folder = folder
         counts = [len(self._open(number).files) for number in range(FILES)]
         self._starts = np.cumsum([0, *counts])
-        total = int(self._starts[-1])
+        self.total = total = int(self._starts[-1])
         first = {n_params: 0, n_params + 1: 0, 3 * n_params + 3: 2 * n_params + 2}.get(total)
         if first is None:
             raise InputError(
@@ -156,16 +171,19 @@ class _Shard:
         if part != "params" and not first:
             raise InputError(f"{folder}: a slim checkpoint, which holds no Adam moments; take the full one")
         self.first = {"params": first, "first_moments": 1, "second_moments": 1 + n_params}[part]
+        self.step = self.leaf(total - 1).tolist() if total > n_params else None
 
     def leaf(self, place: int) -> np.ndarray:
         number = int(np.searchsorted(self._starts, place, side="right")) - 1
         try:
-            array = self._open(number)[f"arr_{place - int(self._starts[number])}"]
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            array: np.ndarray = self._open(number)[f"arr_{place - int(self._starts[number])}"]
+        except _UNREADABLE as error:
             raise InputError(f"{self.folder}/{number}.npz: cannot be read ({error}); get it anew") from error
         if array.dtype == np.dtype("V2"):
             return array.view(ml_dtypes.bfloat16)
-        return array
+        if array.dtype.kind not in "fi":
+            raise InputError(f"{self.folder}/{number}.npz: holds an array of {array.dtype} and not of numbers")
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
 
     def _open(self, number: int) -> Any:
         return _open_npz(self.folder / f"{number}.npz")
@@ -175,9 +193,17 @@ class _Shard:
 def _open_npz(path: Path) -> Any:
     """The archive's directory; arrays are read when they are asked for, and nothing is ever unpickled."""
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("a single array")
+        return archive
+    except _UNREADABLE as error:
         raise InputError(f"{path}: not a whole npz archive ({error}); get it anew") from error
+
+
+def _matrix(shape: tuple[int, ...], inputs: int) -> tuple[int, ...]:
+    """Theirs are matrices [inputs, outputs] or vectors; the heads are one axis."""
+    return shape if len(shape) < 3 else (math.prod(shape[:inputs]), math.prod(shape[inputs:]))
 
 
 def _sorted_names(n_layers: int) -> list[str]:
@@ -202,11 +228,4 @@ def _read_config(path: Path) -> ModelConfig:
         if not isinstance(values.get(theirs), int) or isinstance(values[theirs], bool):
             raise InputError(f"{path}: {theirs} must be a whole number, got {values.get(theirs)!r}")
     sizes = {ours: values[theirs] for ours, theirs in names.items()}
-    config: ModelConfig = from_dict_of(
-        ModelConfig, {**sizes, "d_mlp": 4 * sizes["d_model"], "architecture": "gptj"}, str(path)
-    )
-    try:
-        config.check_complete()
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return config
+    return convert.model_config(path, {**sizes, "d_mlp": 4 * sizes["d_model"], "architecture": "gptj"})

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); get the file anew") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object; get the file anew")
@@ -94,16 +95,22 @@ def _open_torch(path: Path) -> dict[str, Stored]:
     dtypes = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 
     def read(tensor: Any) -> np.ndarray:
+        tensor = tensor.detach()  # a file may hold parameters
         if tensor.dtype == torch.bfloat16:  # NumPy has no such type of its own
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
 
     try:
-        # weights_only: nothing in the file is run. mmap: nothing is read before it is asked for.
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # weights_only: nothing in the file is run. mmap: nothing is read before it is asked for; files from before
+        # torch 1.6 (GPT-2's own) are no zip archives and are read whole.
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises what its unpickler and zip reader raise
-        raise InputError(f"{path}: not a file of weights ({str(error).splitlines()[0]}); get it anew") from error
-    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path}: not a file of weights ({reason}); get it anew") from error
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(t, torch.Tensor) and t.layout == torch.strided
+        for name, t in tensors.items()
+    ):
         raise InputError(f"{path}: holds something else than named tensors; get it anew")
     return {
         name: Stored(tuple(t.shape), FLOATS[dtypes[t.dtype]] if t.dtype in dtypes else None, functools.partial(read, t))
