@@ -158,11 +158,12 @@ def _lengths(
     prompts, budget = ev.prompts_of(config, 1), config.sampling.max_new_tokens or task.max_new_tokens
     longest = 0
     bodies: dict[str, int] = {}
-    for hint, prefix in ((False, prompts.plain), (True, prompts.hinted)):
+    for hint in (False, True):
         if hint and (split != "train" or config.star.direct or not config.star.rationalize):
             continue
-        shots = len(words.encode(prefix))
-        counts = {p.id: len(words.encode(task.render(p, hint))) for p in problems}
+        parts = {p.id: prompts.prompt(task, p, hint).parts for p in problems}
+        shots = len(words.encode(parts[problems[0].id][0]))
+        counts = {name: len(words.encode(own)) for name, (_, own) in parts.items()}
         name = max(counts, key=lambda key: counts[key])
         if shots + counts[name] + budget > sizes.max_positions:
             raise InputError(
@@ -174,7 +175,7 @@ def _lengths(
     references = [len(words.encode(text)) + 1 for p in problems if (text := task.reference(p)) is not None]
     return {
         "problems": len(problems),
-        "shots_tokens": len(words.encode(prompts.plain)),
+        "shots_tokens": len(words.encode(prompts.plain.rstrip())),
         "body_tokens_median": int(statistics.median(bodies.values())),
         "body_tokens_max": max(bodies.values()),
         "prompt_tokens_max": longest,

@@ -36,6 +36,16 @@ class Prompt:
     def text(self) -> str:
         return self.prefix + self.body
 
+    @property
+    def parts(self) -> tuple[str, str]:
+        """(shared, own) text as each is tokenized: the white space between them belongs to the second.
+
+        So that byte-level BPE makes of the two what it makes of the whole text: "\n\n" at a text's end is one token of
+        GPT-2's, and in front of a word it is two.
+        """
+        shared = self.prefix.rstrip()
+        return shared, self.text[len(shared) :]
+
 
 @dataclasses.dataclass(frozen=True)
 class Completion:

@@ -193,11 +193,12 @@ class Sampler:
         """Groups prompts by prefix and padded body length: (places, token ids of the bodies, that length, prefix)."""
         groups: dict[tuple[str, int], list[tuple[int, list[int]]]] = {}
         for place, prompt in enumerate(prompts):
-            body = self.tokenizer.encode(prompt.body)
+            shared, own = prompt.parts
+            body = self.tokenizer.encode(own)
             if not body:
                 raise InputError("a prompt's body has no tokens; a completion needs at least one to follow")
             padded = -(-len(body) // self.length_bucket) * self.length_bucket
-            groups.setdefault((prompt.prefix, padded), []).append((place, body))
+            groups.setdefault((shared, padded), []).append((place, body))
         for (text, _), members in groups.items():  # all of them, before the first is drawn
             size = len(self.tokenizer.encode(text)) + max(len(body) for _, body in members)
             if size + self.shape.max_new_tokens > self.model.config.max_positions:

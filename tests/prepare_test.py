@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, numpy_params
 
-from star_jax import checkpoint, config, prepare, tokenizer
+from star_jax import checkpoint, config, evaluate, prepare, tokenizer
 from star_jax import model as gpt
 from star_jax.errors import InputError
 
@@ -34,12 +34,15 @@ def test_every_real_prompt_fits_gpt_j_and_every_training_text_its_row(shared_dir
     words = tokenizer.Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
     changes = {"task__data_dir": str(shared_dir / "data" / data)} if data else {"task__train_per_length": 200}
     typed = settings(name, **changes)
-    task = typed.make_task()
+    task, prompts = typed.make_task(), evaluate.prompts_of(typed, 1)
     for split in ("train", "dev", "test"):
         found = prepare._lengths(typed, task, words, typed.model, split, task.problems(split))
         record_property(f"{name} {split}", found)
         assert found["prompt_tokens_max"] + found["new_tokens_budget"] <= typed.model.max_positions
         assert found["references_over_budget"] <= 1
+        shared, own = zip(*(prompts.prompt(task, p).parts for p in task.problems(split)[:200]), strict=True)
+        joined = [words.encode(a) + words.encode(b) for a, b in zip(shared, own, strict=True)]
+        assert joined == [words.encode(a + b) for a, b in zip(shared, own, strict=True)] and len(set(shared)) == 1
         shots = found["shots_tokens"] if typed.star.few_shot_train else 0
         assert shots + found["body_tokens_max"] + found["new_tokens_budget"] + 1 <= typed.train.row_tokens
 

@@ -87,3 +87,16 @@ def test_a_prompts_text_is_prefix_and_body():
 def test_records_cannot_be_changed():
     with pytest.raises(AttributeError):
         PROBLEM.answer = "73"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "body", "parts"),
+    [
+        ("Q: a\nA: b\n\n", "Q: c", ("Q: a\nA: b", "\n\nQ: c")),
+        ("", "Q: c", ("", "Q: c")),
+        ("x", " y", ("x", " y")),
+        ("\n\n", "y", ("", "\n\ny")),
+    ],
+)
+def test_white_space_between_shots_and_problem_goes_with_the_problem(prefix, body, parts):
+    assert Prompt(prefix, body).parts == parts and "".join(parts) == Prompt(prefix, body).text

@@ -268,7 +268,7 @@ def test_nothing_compiles_anew_for_other_weights_prompts_or_counts(lively, bodie
     model, params = lively
     options = COMMON | dict(decoding=WARM, slots=4, queue=8)
     sampler = Sampler(model, params, SYMBOLS, **options)
-    shots = ["1 + 1 , 2", "3 + 4 , 7 \n"]
+    shots = ["1 + 1 , 2", "3 + 4 \n , 7"]
     sampler([Prompt(shot, body) for shot in ("", shots[0]) for body in bodies])
     before = sampling._sample_queue._cache_size(), sampling._encode_prefix._cache_size()
     other = sampler.with_params(jax.tree.map(lambda leaf: 0.5 * leaf, params))

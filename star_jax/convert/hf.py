@@ -159,7 +159,7 @@ class HfSource:
 def _read_config(path: Path) -> ModelConfig:
     values = read_json(path)
     kind = values.get("model_type")
-    if kind not in TABLES:
+    if not isinstance(kind, str) or kind not in TABLES:
         raise InputError(f"{path}: model_type is {kind!r}; star_jax knows {' and '.join(TABLES)}")
     known = {
         "activation_function": "gelu_new",

@@ -105,7 +105,7 @@ def _open_torch(path: Path) -> dict[str, Stored]:
         # torch 1.6 (GPT-2's own) are no zip archives and are read whole.
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises what its unpickler and zip reader raise
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # what follows is advice to run the file after all
         raise InputError(f"{path}: not a file of weights ({reason}); get it anew") from error
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(t, torch.Tensor) and t.layout == torch.strided
