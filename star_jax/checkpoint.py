@@ -28,8 +28,11 @@ from star_jax.tokenizer import Tokenizer, from_spec
 
 def save_model(directory: Path, model: gpt.GPT, params: gpt.Params, tokenizer: Tokenizer | None) -> None:
     """Saves weights in their dtype, model sizes and tokenizer; an unfinished save of the same name is replaced."""
-    if (directory / "model.json").exists():
+    there = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    if "model.json" in there:
         raise InputError(f"{directory}: holds a model already; delete it or give another directory")
+    if other := sorted(name for name in there if not name.startswith(("weights", "model.json."))):
+        raise InputError(f"{directory}: holds files that are no unfinished model ({other[0]}); give another directory")
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     save_tree(directory / "weights", params)
@@ -93,13 +96,16 @@ def stored_dtype(directory: Path) -> str:
 
 
 def save_tree(directory: Path, tree: Any) -> None:
-    """Writes a tree of arrays with Orbax. Beside the arrays the host needs about a gigabyte.
+    """Writes a tree of arrays with Orbax. Beside the arrays the host needs about as much as the largest of them.
 
-    Uncompressed: weights shrink by a tenth only, and take twice as long and another gigabyte for it.
+    Uncompressed: weights shrink by a tenth only, and take twice as long for it. In chunks: another mesh reads its
+    shards without reading whole arrays.
     """
-    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1, use_compression=False)
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1 + largest // 10**9, use_compression=False)
+    chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=2**27), tree)
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(directory.absolute(), tree)
+        checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(tree, save_args=chunked))
 
 
 def load_tree(directory: Path, model: gpt.GPT, mesh: Mesh, dtype: Any) -> gpt.Params:
@@ -111,9 +117,25 @@ def load_tree(directory: Path, model: gpt.GPT, mesh: Mesh, dtype: Any) -> gpt.Pa
     )
     try:
         with ocp.StandardCheckpointer() as checkpointer:
+            described = checkpointer.metadata(directory.absolute()).item_metadata
+            if described is None:
+                raise ValueError("no whole Orbax checkpoint is there")
+            _check_shapes(directory, described.tree, target)
             return checkpointer.restore(directory.absolute(), target)
     except (ValueError, KeyError, OSError) as error:
         raise InputError(f"{directory}: cannot be restored ({str(error).splitlines()[0]})") from error
+
+
+def _check_shapes(directory: Path, stored: Any, wanted: gpt.Params) -> None:
+    """Orbax would notice too, but in a thread of its own and in many lines."""
+    shapes = [
+        {"/".join(str(key.key) for key in path): list(leaf.shape) for path, leaf in flat}
+        for flat in (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (stored, wanted))
+    ]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        there, asked = (shape.get(name, "missing") for shape in shapes)
+        if there != asked:
+            raise InputError(f"{directory}: cannot be restored: {name} is {there}, the model's sizes ask for {asked}")
 
 
 class Moments(NamedTuple):
@@ -224,6 +246,8 @@ def _describe(directory: Path) -> dict[str, Any]:
         described = json.loads(path.read_text(encoding="utf-8"))
         if described["format"] != "star_jax model 1":
             raise ValueError(f"unknown format {described['format']!r}")
-        return {"config": described["config"], "tokenizer": described["tokenizer"], **described}
+        if not isinstance(described["config"], dict) or not isinstance(described["tokenizer"], dict | type(None)):
+            raise ValueError("'config' and 'tokenizer' must be objects")
+        return described
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a model description ({error!r})") from error

@@ -1,5 +1,6 @@
 """The one exception for bad input: its text is the one line a user reads."""
 
+import logging
 import sys
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ def exit_on_bad_input(main: Callable[[], None]) -> None:
 
     So does Ctrl-C, with the shell's usual status 130: a run goes on with the same command.
     """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns there of what we say in our own line
     try:
         main()
     except KeyboardInterrupt:

@@ -302,8 +302,9 @@ def test_a_target_that_is_taken_keeps_its_files(good, tmp_path, there, target_fo
         (HF, tensors_with("lm_head.bias", spoiled(np.nan)), "lm_head.bias holds values"),
         (HF, torch_file(lambda f: {"a": Trap(f / "trap")}), f"{BIN}: not a file of weights"),
         (OURS, without("weights"), "weights: cannot be restored"),
+        (OURS, model_json_with(n_layers=3), "weights: cannot be restored: blocks/"),
     ],
-    ids=["integers", "NaN", "a program", "no weights"],
+    ids=["integers", "NaN", "a program", "no weights", "deeper"],
 )
 def test_a_process_of_its_own_says_no_more(good, tmp_path, kind, damage, expected):
     """Nothing native or logged comes beside the line."""

@@ -169,6 +169,8 @@ def _read_config(path: Path) -> ModelConfig:
         "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False,
     }
+    if values.get("activation_function") in ("gelu_pytorch_tanh", "gelu_fast"):
+        values["activation_function"] = "gelu_new"  # other names of the same function
     for key, value in known.items():
         if values.get(key, value) != value:
             raise InputError(f"{path}: {key} is {values[key]!r}; star_jax computes {value!r} only")

@@ -7,9 +7,10 @@ The sampling pass: 1,024 problems behind one prefix of 786 tokens (the seven sho
 tokens, 96 new tokens each. The train steps: 8 rows x 1,024 tokens, Adam, recomputed activations. Weights, moments
 and activations are bfloat16. Needs neither data files nor a tokenizer: prompts of those lengths are made of bytes.
 
-The least work of a pass: 2 FLOPs a weight and token (the head's for drawn tokens only, the embedding's never), and 4 a
-feature of each pair of tokens; each decode step reads every weight once, the prefix's keys and values once, and each row's own. A train step: 6 FLOPs a weight and token,
-8 with recomputation. Shares are of --bandwidth and --matrix_rate, where these are given.
+The least work of a pass: 2 FLOPs a weight and token (the head's for drawn tokens only, the embedding's never), and
+4 a feature of each pair of tokens; each decode step reads every weight once, the prefix's keys and values once, and
+each row's own. A train step: 6 FLOPs a weight and token, 8 with recomputation. Shares are of --bandwidth and
+--matrix_rate, where these are given.
 
 Not measured yet on an accelerator: no large GPU was at hand.
 """
