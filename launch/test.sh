@@ -15,4 +15,5 @@ star_setup "${STAR_EXTRAS:-test}"
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
 .venv/bin/python -m mypy
+[[ $# -gt 0 ]] || set -- -n auto  # a process a core
 exec .venv/bin/python -m pytest "$@"

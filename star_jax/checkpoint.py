@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,8 +186,22 @@ def fingerprint(params: gpt.Params) -> str:
 
 @jax.jit
 def _checksum(leaf: jax.Array) -> jax.Array:
+    if leaf.ndim < 3:
+        return _sums(leaf, jnp.uint32(0))
+    # Stacked over layers: one after the other, for the integers take twice a half-precision layer's room.
+    per_layer = math.prod(leaf.shape[1:])
+
+    def add(n: jax.Array, total: jax.Array) -> jax.Array:
+        layer = jax.lax.dynamic_index_in_dim(leaf, n, keepdims=False)
+        return total + _sums(layer, n.astype(jnp.uint32) * jnp.uint32(per_layer))
+
+    return jax.lax.fori_loop(0, leaf.shape[0], add, jnp.zeros(2, jnp.uint32))
+
+
+def _sums(leaf: jax.Array, first: jax.Array) -> jax.Array:
+    """Two sums of the scrambled values of a leaf whose first value stands at place `first`."""
     bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
-    place = functools.reduce(
+    place = first + functools.reduce(
         lambda total, axis: total * leaf.shape[axis] + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis),
         range(leaf.ndim),
         jnp.zeros(leaf.shape, jnp.uint32),
