@@ -16,7 +16,8 @@ from star_jax.config import MeshConfig, ModelConfig
 from star_jax.errors import InputError
 from star_jax.tokenizer import ByteTokenizer, SymbolTokenizer
 
-CONFIG = ModelConfig(n_layers=2, d_model=8, n_heads=2, d_mlp=16, rotary_dim=2, vocab_size=12, max_positions=32, architecture="gptj", compute_dtype="bfloat16")
+CONFIG = ModelConfig(n_layers=2, d_model=8, n_heads=2, d_mlp=16, rotary_dim=2, vocab_size=12, max_positions=32,
+                     architecture="gptj", compute_dtype="bfloat16")  # fmt: skip
 MODEL = gpt.GPT(CONFIG)
 MESHES = [MeshConfig(data=1), MeshConfig(fsdp=4, tensor=2), MeshConfig(data=2, fsdp=2, tensor=2)]
 # Orbax leaves coroutines behind that complain when they are collected.
