@@ -9,6 +9,7 @@ EXTRAS = {
     "gpu": ["jax[cuda12]"],
     # t5x is on no package index; its git address is what pip takes.
     "t5x": ["t5x @ git+https://github.com/google-research/t5x.git"],
+    "hub": ["datasets"],  # CommonsenseQA and GSM8K by their names on the Hugging Face hub
     "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy"],
     # The independent oracle of the parity tests. Plain `torch` brings gigabytes of CUDA; this has a CPU build.
     "parity": ["torch==2.13.0", "transformers>=5"],
@@ -31,9 +32,11 @@ setup(
         "jinja2",
         "matplotlib",
         "ml_collections",
+        "ml_dtypes",
         "numpy",
         "optax",
         "orbax-checkpoint",
+        "safetensors>=0.6",
         "seqio",
         "tensorboard",
         "tokenizers",

@@ -256,7 +256,7 @@ class StateKeeper:
 def _describe(directory: Path) -> dict[str, Any]:
     path = directory / "model.json"
     if not path.exists():
-        raise InputError(f"{directory}: no complete model is there (model.json is missing)")
+        raise InputError(f"{directory}: no complete model is there: neither model.json nor a Hugging Face config.json")
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
         if described["format"] != "star_jax model 1":

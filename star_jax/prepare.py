@@ -103,10 +103,10 @@ def open_run(config: Config, workdir: Path) -> Run:
         )
     lengths = {
         split: _lengths(config, task, words, sizes, split, problems)
-        for split, problems in {"train": train_problems, **eval_problems}.items()
+        for split, problems in {**eval_problems, "train": train_problems}.items()
     }
     ledger.open(config.to_dict(), may_change=("star.iterations", "tensorboard"))
-    for split, problems in {"train": train_problems, **eval_problems}.items():
+    for split, problems in {**eval_problems, "train": train_problems}.items():
         # Completions name their problem by id: with these files the directory can be read by itself.
         path = workdir / f"problems_{split}.jsonl"
         if not path.exists():

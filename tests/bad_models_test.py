@@ -137,7 +137,7 @@ BAD_SHARDS = [
 ]
 BAD_OURS = [
     ("truncated", cut_off("model.json", 60), "model.json: not a model description"),
-    ("missing", without("model.json"), "no complete model is there (model.json is missing)"),
+    ("missing", without("model.json"), "no complete model is there: neither model.json"),
     ("a list", content("model.json", b"[]"), "model.json: not a model description"),
     ("format", json_with("model.json", format="star_jax model 9"), "unknown format 'star_jax model 9'"),
     ("no tokenizer", json_with("model.json", tokenizer=None), "model.json: not a model description (KeyError('tok"),

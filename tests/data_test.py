@@ -98,6 +98,20 @@ def test_exclamation_marks_survive_gpt_2s_vocabulary(shared_dir):
     assert wanted > 50 and int(((rows.tokens_RT == 0) & (rows.segment_ids_RT > 0)).sum()) == wanted
 
 
+def test_texts_of_every_byte_come_back_from_their_packed_tokens(shared_dir):
+    """All bytes that UTF-8 has, each beside a "!", through GPT-2's tokens and packing and back to text."""
+    tokenizer = Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
+    signs = [chr(i) for i in [*range(0x800), *range(0x800, 0xD800, 97), *range(0xE000, 0x110000, 4099)]]
+    assert {b for sign in signs for b in sign.encode()} == {*range(256)} - {0xC0, 0xC1, *range(0xF5, 0x100)}
+    texts = ["!".join(signs[i : i + 8]) + "!" for i in range(0, len(signs), 8)]
+    examples = [example(a, b) for a, b in zip(texts[::2], texts[1::2], strict=False)]
+    rows = data.pack(examples, tokenizer, 256, seed=0)
+    found = []
+    for tokens_T, segments_T in zip(rows.tokens_RT, rows.segment_ids_RT, strict=True):
+        found += [tokenizer.decode(tokens_T[segments_T == n].tolist()) for n in range(1, segments_T.max() + 1)]
+    assert sorted(found) == sorted(e.prompt + e.completion for e in examples) and rows.too_long == 0
+
+
 def test_nothing_but_nul_bytes_survives():
     examples = [example("\0" * n, "\0" * n) for n in range(1, 12)]
     rows = data.pack(examples, BYTES, 32, seed=0)
