@@ -98,6 +98,8 @@ def standing(run: Run) -> str:
     by_number = {iteration.number: iteration for iteration in run.iterations}
     if max(by_number, default=0) == 0:
         evaluated = 0 in by_number and by_number[0].evaluation is not None
+        if evaluated and planned == 0:
+            return "done: the base model is evaluated, and no iteration was asked for"
         return f"the base model is evaluated; iteration 1{of_planned} comes next" if evaluated else "no evaluation yet"
     finished = [number for number, iteration in by_number.items() if iteration.done and number > 0]
     if isinstance(planned, int) and len(finished) >= planned:
