@@ -86,16 +86,17 @@ def index_with(tensor, file):
     return change
 
 
-def torch_file(make, pickled=False):
-    """pytorch_model.bin with what `make` returns, in place of the safetensors."""
+def torch_file(make, by="torch"):
+    """pytorch_model.bin with what `make` returns, in place of the safetensors; saved by torch, pickle or as it is."""
 
     def change(folder):
+        torch = pytest.importorskip("torch", reason="reading pytorch_model.bin needs torch")
         (folder / "model.safetensors").unlink()
-        if pickled:
-            (folder / "pytorch_model.bin").write_bytes(pickle.dumps(make(folder)))
+        path, made = folder / "pytorch_model.bin", make(folder)
+        if by == "torch":
+            torch.save(made, path)
         else:
-            torch = pytest.importorskip("torch", reason="reading pytorch_model.bin needs torch")
-            torch.save(make(folder), folder / "pytorch_model.bin")
+            path.write_bytes(pickle.dumps(made) if by == "pickle" else made)
 
     return change
 

@@ -52,6 +52,13 @@ def worst(found, expected) -> float:
     return max(float(np.max(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)))) for a, b in pairs)
 
 
+def check_silent(*trees) -> None:
+    """Takes GPT-2's key biases out of gradients: softmax takes no notice of them, so theirs are rounding alone."""
+    for tree in trees:
+        if "key_bias" in tree["blocks"]["attention"]:
+            assert np.max(np.abs(tree["blocks"]["attention"].pop("key_bias"))) < 1e-6
+
+
 def worst_relative(found, expected) -> float:
     """Largest difference of two trees, relative to each leaf's largest value."""
     assert jax.tree.structure(found) == jax.tree.structure(expected)
@@ -89,9 +96,7 @@ def test_logits_and_gradients_are_those_of_torch(shape, record_property):
     logits_BTV, gradients = logits_and_gradients(gpt.GPT(config), weights, tokens_BT)
 
     record_property("logits", worst(logits_BTV, expected))
-    if config.is_gpt2:  # softmax takes no notice of the same number added to all of a query's scores
-        silent = [tree["blocks"]["attention"].pop("key_bias") for tree in (gradients, expected_gradients)]
-        assert worst(silent[0], 0 * silent[1]) < 1e-6 and worst(*silent) < 1e-6
+    check_silent(gradients, expected_gradients)
     record_property("gradients", worst_relative(gradients, expected_gradients))
     assert 5 < np.max(np.abs(expected)) < 50
     assert worst(logits_BTV, expected) < 1e-4
@@ -243,7 +248,9 @@ def test_scan_unroll_and_remat_change_no_number(either):
     tokens_BT = np.random.default_rng(2).integers(0, 20, (2, 10)).astype(np.int32)
     expected = logits_and_gradients(model, params, tokens_BT)
     other = gpt.GPT(dataclasses.replace(model.config, scan_unroll=1, remat=True))
-    assert worst_relative(logits_and_gradients(other, params, tokens_BT), expected) < 1e-5
+    found = logits_and_gradients(other, params, tokens_BT)
+    check_silent(found[1], expected[1])
+    assert worst_relative(found, expected) < 1e-5
 
 
 def test_remat_computes_the_blocks_a_second_time(tiny):
