@@ -17,6 +17,7 @@ from star_jax.config import GPTJ_6B, default
 def get_config(variant: str = "") -> ConfigDict:
     """The config of an arm: "" (with rationalization) or one of the variants above."""
     config = default("arithmetic")
+    config.evaluation.report_split = "test"
     config.prompt.shots = 10
     config.train.checkpoint_every = 200
     config.star.update(

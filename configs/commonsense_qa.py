@@ -4,6 +4,7 @@ Command:  launch/run.sh --config=configs/commonsense_qa.py[:no_rationalization|:
               --config.base.path=MODEL --config.task.data_dir=DATA
           MODEL: a Hugging Face GPT-J or GPT-2 directory, or what star_jax.convert wrote; DATA: the folder of
           train_rand_split.jsonl and dev_rand_split.jsonl, or leave it out where `datasets` is installed.
+          A GPT-2, of 1,024 positions, takes --config.prompt.shots=6 and no more.
 Hardware: what the base model needs; configs/commonsense_qa_gptj.py is for GPT-J-6B.
 Expect:   the paper, GPT-J-6B: 72.5 % with rationalization, 68.8 % :no_rationalization, 60.0 % :direct, 36.6 %
           :few_shot, 20.9 % :few_shot_direct. Not measured here: no weights were at hand.

@@ -4,6 +4,7 @@ Command:  launch/run.sh --config=configs/gsm8k.py[:no_rationalization|:direct|:f
               --config.base.path=MODEL --config.task.data_dir=DATA
           MODEL: a Hugging Face GPT-J or GPT-2 directory, or what star_jax.convert wrote; DATA: the folder of
           train.jsonl and test.jsonl, or leave it out where `datasets` is installed.
+          A GPT-2, of 1,024 positions, takes --config.prompt.shots=4 and no more.
 Hardware: what the base model needs; configs/gsm8k_gptj.py is for GPT-J-6B.
 Expect:   the paper, GPT-J-6B: 10.7 % with rationalization, 10.1 % :no_rationalization, 5.8 % :direct, 3.1 %
           :few_shot, 3.0 % :few_shot_direct. Not measured here: no weights were at hand.

@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from star_jax.config import Config, from_dict
 from star_jax.errors import InputError, exit_on_bad_input
 from star_jax.ledger import Ledger
 from star_jax.prompting import PromptSet
-from star_jax.records import VERDICTS, Completion, Problem
+from star_jax.records import VERDICTS, Completion, Problem, natural_order
 from star_jax.sampler import Decoding, Draw, Sampler
 from star_jax.tasks import Task
 from star_jax.tokenizer import Tokenizer
@@ -112,7 +112,10 @@ def score(problems: Sequence[Problem], completions: Sequence[Completion]) -> dic
     by_class: dict[str, list[bool]] = collections.defaultdict(list)
     for problem in problems:
         by_class[problem.category].append(verdict[problem.id] == "right")
-    classes = {name: _accuracy(sum(right), len(right)) for name, right in sorted(by_class.items())}
+    classes = {
+        name: _accuracy(sum(right), len(right))
+        for name, right in sorted(by_class.items(), key=lambda item: natural_order(item[0]))
+    }
     counts = filter.counts(completions)
     return {
         **_accuracy(counts["right"], len(problems)),
@@ -127,17 +130,15 @@ def vote(task: Task, problems: Sequence[Problem], completions: Sequence[Completi
 
     pass@k is the chance that at least one of k draws is right, estimated without bias from all K (Chen et al., 2021).
     """
-    answers: dict[str, list[str]] = collections.defaultdict(list)
+    votes: dict[str, list[tuple[str, bool]]] = collections.defaultdict(list)
     right: collections.Counter[str] = collections.Counter()
+    by_id = {p.id: p for p in problems}
     for c in completions:
         if c.answer is not None and c.verdict != "cut_off":
-            answers[c.problem_id].append(c.answer)
+            votes[c.problem_id].append((task.canonical(by_id[c.problem_id], c.answer), c.verdict == "right"))
         right[c.problem_id] += c.verdict == "right"
     draws = len(completions) // len(problems)
-    voted = {
-        p.id: bool(answers[p.id]) and task.grade(p, collections.Counter(answers[p.id]).most_common(1)[0][0])
-        for p in problems
-    }
+    voted = {p.id: _elected(votes[p.id]) for p in problems}
     by_class: dict[str, list[bool]] = collections.defaultdict(list)
     for problem in problems:
         by_class[problem.category].append(voted[problem.id])
@@ -147,9 +148,21 @@ def vote(task: Task, problems: Sequence[Problem], completions: Sequence[Completi
         "majority": _accuracy(sum(voted.values()), len(problems)),
         **{f"pass@{k}": _mean([pass_at(k, draws, right[p.id]) for p in problems]) for k in sizes},
         f"pass@{draws}": _accuracy(sum(right[p.id] > 0 for p in problems), len(problems)),
-        "majority_by_class": {name: _accuracy(sum(found), len(found)) for name, found in sorted(by_class.items())},
+        "majority_by_class": {
+            name: _accuracy(sum(found), len(found))
+            for name, found in sorted(by_class.items(), key=lambda item: natural_order(item[0]))
+        },
         **filter.counts(completions),
     }
+
+
+def _elected(votes: Sequence[tuple[str, bool]]) -> bool:
+    """Whether the commonest of (answer, judged right) pairs is right: most of the draws that gave it were."""
+    if not votes:
+        return False
+    winner = collections.Counter(answer for answer, _ in votes).most_common(1)[0][0]
+    verdicts = [right for answer, right in votes if answer == winner]
+    return 2 * sum(verdicts) > len(verdicts)
 
 
 def pass_at(k: int, draws: int, right: int) -> float:
@@ -232,6 +245,10 @@ def _mean(values: Sequence[float]) -> dict[str, Any]:
     variance = sum((v - middle) ** 2 for v in values) / max(1, n - 1)
     half = Z95 * math.sqrt(variance / n)
     return {"n": n, "accuracy": middle, "ci95": [round(max(0.0, middle - half), 4), round(min(1.0, middle + half), 4)]}
+
+
+def _classes(right: Mapping[str, Sequence[bool]]) -> dict[str, dict[str, Any]]:
+    return {name: _accuracy(sum(right[name]), len(right[name])) for name in sorted(right, key=natural_order)}
 
 
 def _accuracy(right: int, n: int) -> dict[str, Any]:

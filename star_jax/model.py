@@ -220,7 +220,10 @@ class GPT(nn.Module):
     def embed(self, tokens_BT, positions_BT):
         """[B, T, D]."""
         x_BTD = self.embedding(tokens_BT)
-        return x_BTD + self.positions(positions_BT) if self.config.is_gpt2 else x_BTD
+        if not self.config.is_gpt2:
+            return x_BTD
+        # Padding and idle rows may count on; a lookup out of range would be NaN, which no mask takes out again.
+        return x_BTD + self.positions(jnp.minimum(positions_BT, self.config.max_positions - 1))
 
     def logits(self, x_BTD):
         """Output head: [..., V] in float32."""

@@ -101,6 +101,10 @@ def open_run(config: Config, workdir: Path) -> Run:
         raise InputError(
             f"train.row_tokens {config.train.row_tokens} exceeds the model's {sizes.max_positions} positions"
         )
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.train.batch_rows % ways:
+        raise InputError(f"train.batch_rows: {config.train.batch_rows} rows do not divide over {ways} devices")
+    sharding.param_shardings(gpt.GPT(sizes), mesh)
     lengths = {
         split: _lengths(config, task, words, sizes, split, problems)
         for split, problems in {**eval_problems, "train": train_problems}.items()
@@ -111,6 +115,10 @@ def open_run(config: Config, workdir: Path) -> Run:
         path = workdir / f"problems_{split}.jsonl"
         if not path.exists():
             ledger.write_text(path, write_lines(problems))
+        elif path.read_bytes() != write_lines(problems).encode():
+            raise InputError(
+                f"{path}: the run began with other {split} problems; give the same data or another --workdir"
+            )
     log = metrics.MetricsLog(workdir, config.tensorboard)
     for split, values in lengths.items():
         _report_lengths(log, split, values)

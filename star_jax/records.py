@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -122,6 +123,11 @@ def read_jsonl(kind: type[Record], path: Path) -> Iterator[Record]:
                     ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def natural_order(label: str) -> list[tuple[int, str]]:
+    """A key to sort class names by, in which "2 digits" stands before "10 digits"."""
+    return [(int(part or 0), text) for part, text in re.findall(r"([0-9]{0,18})([^0-9]*)", label)]
 
 
 def write_lines(records: Iterable[Any]) -> str:

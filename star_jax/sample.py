@@ -16,6 +16,7 @@ from star_jax import evaluate, sharding
 from star_jax.errors import InputError, exit_on_bad_input
 from star_jax.records import Problem
 from star_jax.sampler import Decoding
+from star_jax.tasks.choices import LETTERS
 
 
 def main() -> None:
@@ -58,7 +59,9 @@ def _read() -> Iterator[Problem]:
         try:
             values = json.loads(line)
             choices = tuple(map(str, values.get("choices") or ()))
-            answer = str(values.get("answer", ""))
+            answer = "" if values.get("answer") is None else str(values["answer"])
+            if choices and answer and answer not in LETTERS[: len(choices)]:
+                raise ValueError(f"the answer {answer!r} is no letter of the choices")
             yield Problem(id=str(number), question=str(values["question"]), answer=answer, choices=choices)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f'standard input:{number}: give {{"question": ...}} on each line ({error!r})') from error

@@ -60,9 +60,18 @@ def abstract_params(model: gpt.GPT) -> gpt.Params:
 
 
 def param_shardings(model: gpt.GPT, mesh: Mesh) -> gpt.Params:
-    """A NamedSharding for each parameter."""
-    specs = nn.get_partition_spec(abstract_params(model))
-    return nn.logical_to_mesh_sharding(specs, mesh, RULES)
+    """A NamedSharding for each parameter. Raises InputError for one that does not divide over its mesh axes."""
+    shapes = abstract_params(model)
+    places = nn.logical_to_mesh_sharding(nn.get_partition_spec(shapes), mesh, RULES)
+
+    def check(path: Any, leaf: jax.ShapeDtypeStruct, place: NamedSharding) -> None:
+        for size, axis in zip(leaf.shape, place.spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                name = "/".join(key.key for key in path)
+                raise InputError(f"mesh.{axis}: {mesh.shape[axis]} does not divide the {size} of {name} {leaf.shape}")
+
+    jax.tree_util.tree_map_with_path(check, unbox(shapes), places)
+    return places
 
 
 def unbox(tree: Any) -> Any:

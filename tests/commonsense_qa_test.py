@@ -145,3 +145,10 @@ def test_without_files_and_without_the_library_one_line_says_what_to_do(monkeypa
 def test_an_unknown_split_is_refused():
     with pytest.raises(InputError, match="unknown split 'validation'"):
         tasks.make("commonsense_qa").problems("validation")
+
+
+@pytest.mark.parametrize(
+    "text", [" The choice marked (CORRECT) is x. Therefore, the answer is x (e).", " x (CORRECT) (e)."]
+)
+def test_a_completion_that_repeats_the_hint_s_mark_has_no_answer(text):
+    assert tasks.make("commonsense_qa").parse(text) is None and tasks.make("jsonl").parse(text) is None

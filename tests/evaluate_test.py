@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from star_jax import evaluate
+from star_jax import evaluate, tasks
 from star_jax.config import Config, default, from_dict
 from star_jax.errors import InputError
 from star_jax.ledger import Ledger
 from star_jax.prompting import PromptSet
-from star_jax.records import Completion, Problem, read_jsonl
+from star_jax.records import Completion, Problem, from_json, natural_order, read_jsonl, to_json
 from star_jax.sampler import Draw
 from star_jax.tasks.arithmetic import Arithmetic
 
@@ -214,3 +214,36 @@ def test_prompts_and_problems_of_a_run():
     assert evaluate.split_problems(config, TASK, "dev") == TASK.problems("dev")[:3]
     with pytest.raises(InputError, match="split"):
         evaluate.split_problems(config, TASK, "validation")
+
+
+def drawn(answer, right: bool, problem_id: str = "p") -> Completion:
+    verdict = "right" if right else "wrong"
+    return Completion(problem_id, 0, 0, False, "", answer, verdict, None, -1.0, 3, "seed")
+
+
+def test_a_vote_is_the_same_from_memory_and_from_disk():
+    """A letter beside another choice's name is wrong; read back, the letter alone is left."""
+    problem = Problem("p", "?", "b", choices=("inkwell", "blotter"))
+    task = tasks.make("commonsense_qa")
+    for texts, expected in (
+        (["the answer is inkwell (b)."] * 4, 0.0),
+        (["the answer is inkwell (b).", *["the answer is blotter (b)."] * 3], 1.0),
+        (["(a).", "(b).", "(b)."], 1.0),
+    ):
+        answers = [task.parse(text) for text in texts]
+        completions = [drawn(a, task.grade(problem, a)) for a in answers]
+        read_back = [from_json(Completion, to_json(c)) for c in completions]
+        for found in (completions, read_back):
+            assert evaluate.vote(task, [problem], found)["majority"]["accuracy"] == expected
+
+
+def test_a_vote_counts_answers_and_not_their_spellings():
+    task, problem = tasks.make("jsonl"), Problem("p", "?", "72")
+    answers = ["5", "5", "72", "$72", "72.0"]
+    completions = [drawn(a, task.grade(problem, a)) for a in answers]
+    assert evaluate.vote(task, [problem], completions)["majority"]["accuracy"] == 1.0
+
+
+def test_classes_are_in_the_order_of_their_numbers():
+    names = ["10 digits", "2 digits", "1 digit", "8+ steps", "new", ""]
+    assert sorted(names, key=natural_order) == ["", "new", "1 digit", "2 digits", "8+ steps", "10 digits"]

@@ -6,6 +6,7 @@ import pytest
 
 from star_jax import tasks
 from star_jax.errors import InputError
+from star_jax.records import Problem
 
 SUM = {"question": "How many are 3 and 2?", "answer": 5}
 INK = {"question": "What absorbs ink?", "choices": ["an inkwell", "a blotter", "Blotter paper"], "answer": "b"}
@@ -213,3 +214,17 @@ def test_two_sources_of_the_dev_split_are_refused():
 
 def test_budgets():
     assert TASK.max_new_tokens == 256 and tasks.make("jsonl", max_tokens=64).max_new_tokens == 64
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "right"),
+    [
+        ("Vitamin (C)", "#### c", False),
+        ("Vitamin (C)", "The answer is (c).", False),
+        ("Vitamin (C)", "#### vitamin (c).", True),
+        ("(c)", "The answer is (c).", True),
+    ],
+)
+def test_a_lone_letter_is_right_only_where_the_answer_is_one(answer, text, right):
+    task = tasks.make("jsonl")
+    assert task.grade(Problem("p", "?", answer), task.parse(text)) == right

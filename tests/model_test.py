@@ -295,3 +295,13 @@ def test_padding_the_vocabulary_changes_no_other_logit(either):
     tokens_BT = np.array([PREFIX + BODIES[0]], np.int32)
     found = forward(gpt.GPT(wide), padded, tokens_BT)
     assert worst(found[..., : TINY.vocab_size], forward(model, params, tokens_BT)) < 1e-5
+
+
+def test_padding_beyond_gpt_2_s_positions_reaches_no_logit():
+    """Five tokens of prefix, padded to sixteen, for a model of eight positions: a lookup out of range would be NaN."""
+    config = dataclasses.replace(TINY, architecture="gpt2", rotary_dim=0, max_positions=8)
+    model, params = gpt.GPT(config), jax.tree.map(jnp.asarray, numpy_params(config))
+    prefix = prefix_of(model, params, PREFIX, padding=16 - len(PREFIX))
+    found, _ = prefill(model, params, *left_padded([[3, 4]], 2), prefix)
+    expected = forward(model, params, np.array([PREFIX + [3, 4]], np.int32))[:, -1]
+    assert worst(found, expected) < 1e-5

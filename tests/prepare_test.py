@@ -107,3 +107,25 @@ def test_a_second_opening_says_the_same_and_writes_nothing_anew(base, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("problems_*")}
     assert opened(base, tmp_path / "run").config == first.config
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("problems_*")} == before != {}
+
+
+def test_other_problems_than_the_run_began_with_are_refused(base, tmp_path):
+    opened(base, tmp_path / "run")
+    path = tmp_path / "run" / "problems_train.jsonl"
+    path.write_text(path.read_text().replace("3", "4"))
+    with pytest.raises(InputError, match="the run began with other train problems"):
+        opened(base, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"mesh__data": 8, "train__batch_rows": 12}, "12 rows do not divide over 8 devices"),
+        ({"mesh__data": 1, "mesh__fsdp": 3, "train__batch_rows": 12}, "mesh.fsdp: 3 does not divide the 32 of"),
+        ({"mesh__data": 1, "mesh__tensor": 8}, "mesh.tensor: 8 does not divide the"),
+    ],
+)
+def test_devices_that_do_not_divide_the_work_are_named_at_once(base, tmp_path, changes, reason):
+    with pytest.raises(InputError, match=re.escape(reason)):
+        opened(base, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from star_jax.errors import InputError
-from star_jax.records import Completion, Example, Problem, Record, read_jsonl
+from star_jax.records import Completion, Example, Problem, Record, natural_order, read_jsonl
 
 _ITERATION = re.compile(r"iter_(\d{3,})")
 
@@ -106,7 +106,7 @@ def read_run(workdir: Path) -> Run:
     problems = tuple(record for _, record in _records(Problem, workdir / f"problems_{split}.jsonl"))
     iterations = tuple(_iteration(number, directory, split, report_split) for number, directory in found)
     metrics, unread = _metrics(workdir / "metrics.jsonl")
-    classes = dict.fromkeys(sorted({problem.category for problem in problems}))
+    classes = dict.fromkeys(sorted({problem.category for problem in problems}, key=natural_order))
     for iteration in iterations:
         classes |= dict.fromkeys(iteration.evaluation.by_class if iteration.evaluation else ())
     name = workdir.resolve().name or "run"

@@ -48,6 +48,10 @@ class Task(abc.ABC):
         """Whether a parsed answer is right."""
         return answer == problem.answer
 
+    def canonical(self, problem: Problem, answer: str) -> str:
+        """The form in which equal answers are the same text, for votes."""
+        return str(answer)
+
     def available(self, problem: Problem, iteration: int) -> bool:
         """Whether a train problem may be drawn in iteration 1, 2, ...; a task may keep some for later."""
         return True

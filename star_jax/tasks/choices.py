@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 from star_jax.records import Problem
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+# Behind the right choice of a hinted problem. A completion that repeats it reasons from the mark: it has no answer.
+HINT = "(CORRECT)"
 
 _FULL_WIDTH = {code + 0xFEE0: code for code in range(0x21, 0x7F)}
 _QUOTES = dict(zip(map(ord, "‘’“”"), "''\"\"", strict=True))
@@ -166,7 +168,7 @@ def render(problem: Problem, hint: bool = False) -> str:
     """The problem as at the head of this file; with `hint`, " (CORRECT)" behind the right choice's text."""
     lines = [f"Q: {problem.question}", "Answer Choices:"]
     for letter, text in zip(LETTERS, problem.choices, strict=False):
-        lines.append(f"({letter}) {text}{' (CORRECT)' if hint and letter == problem.answer else ''}")
+        lines.append(f"({letter}) {text}{f' {HINT}' if hint and letter == problem.answer else ''}")
     return "\n".join([*lines, "A:"])
 
 
@@ -199,6 +201,8 @@ def agrees(problem: Problem, answer: str) -> bool:
     choice = answer if isinstance(answer, Choice) else parse_choice(answer)
     if choice is None or choice != problem.answer:
         return False
+    if problem.answer not in LETTERS[: len(problem.choices)]:
+        return True  # a question from outside that came without its choices
     texts = [normalised(text) for text in problem.choices]
     own = texts[LETTERS.index(problem.answer)]
     if choice.named in ("", own, choice):

@@ -63,7 +63,7 @@ class CommonsenseQa(FileTask):
         return choices.render(problem, hint)
 
     def parse(self, text: str) -> choices.Choice | None:
-        return choices.parse_choice(text)
+        return None if choices.HINT in text else choices.parse_choice(text)
 
     def grade(self, problem: Problem, answer: str) -> bool:
         """Whether the answer is the right letter, and what is named beside it is no other choice."""

@@ -22,7 +22,7 @@ from star_jax.errors import InputError
 from star_jax.records import Problem
 from star_jax.tasks import choices
 from star_jax.tasks.files import FileTask, text_of
-from star_jax.tasks.numbers import parse_number
+from star_jax.tasks.numbers import canonical, parse_number
 
 KEYS = ("question", "answer", "choices", "rationale", "id", "category")
 MARK = "####"  # what follows it on its line is the answer
@@ -84,6 +84,8 @@ class Jsonl(FileTask):
 
     def parse(self, text: str) -> str | None:
         """What follows the marks, where they agree; else the letter that is chosen; else, when direct, the text."""
+        if choices.HINT in text:
+            return None
         if MARK in text:
             marked = [part.partition("\n")[0].strip() for part in text.split(MARK)[1:]]
             return marked[-1] or None if all(same(answer, marked[0]) for answer in marked) else None
@@ -93,8 +95,14 @@ class Jsonl(FileTask):
     def grade(self, problem: Problem, answer: str) -> bool:
         if problem.choices:
             return choices.agrees(problem, answer)
-        # `parse` reads "(b)" as "b" whatever the problem: it is right where the reference is "(b)".
-        return same(problem.answer, answer) or choices.parse_choice(problem.answer) == answer
+        # `parse` reads "(b)" as "b" whatever the problem: right where the reference reads the same, name and all.
+        own = choices.parse_choice(problem.answer)
+        return same(problem.answer, answer) or (own == answer and own.named == getattr(answer, "named", ""))
+
+    def canonical(self, problem: Problem, answer: str) -> str:
+        """Numbers alone in one form, texts without what `same` takes no notice of."""
+        number = None if problem.choices or any(sign.isalpha() for sign in answer) else parse_number(answer)
+        return _folded(answer) if number is None else canonical(number)
 
     def reference(self, problem: Problem) -> str:
         if self.direct:
