@@ -112,10 +112,7 @@ def score(problems: Sequence[Problem], completions: Sequence[Completion]) -> dic
     by_class: dict[str, list[bool]] = collections.defaultdict(list)
     for problem in problems:
         by_class[problem.category].append(verdict[problem.id] == "right")
-    classes = {
-        name: _accuracy(sum(right), len(right))
-        for name, right in sorted(by_class.items(), key=lambda item: natural_order(item[0]))
-    }
+    classes = _classes(by_class)
     counts = filter.counts(completions)
     return {
         **_accuracy(counts["right"], len(problems)),
@@ -148,10 +145,7 @@ def vote(task: Task, problems: Sequence[Problem], completions: Sequence[Completi
         "majority": _accuracy(sum(voted.values()), len(problems)),
         **{f"pass@{k}": _mean([pass_at(k, draws, right[p.id]) for p in problems]) for k in sizes},
         f"pass@{draws}": _accuracy(sum(right[p.id] > 0 for p in problems), len(problems)),
-        "majority_by_class": {
-            name: _accuracy(sum(found), len(found))
-            for name, found in sorted(by_class.items(), key=lambda item: natural_order(item[0]))
-        },
+        "majority_by_class": _classes(by_class),
         **filter.counts(completions),
     }
 
