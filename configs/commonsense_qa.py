@@ -25,6 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.length_bucket = 64  # problems differ in length: fewer programs to compile
     # The paper's best rows keep the shots in the training text. Its rows without: --config.star.few_shot_train=False,
     # and --config.star.prompt_after_first_iteration=False to sample without them too once the model is trained.
+    # It goes on until dev accuracy saturates and names no number of loops; star.iterations may be raised later.
     config.star.update(dict(iterations=20, few_shot_train=True, keep_weights=1))
     if variant == "no_rationalization":
         config.star.rationalize = False
