@@ -11,12 +11,12 @@ Expect:   the paper: 89.5 % over 1 to 5 digits after 16 iterations; :direct, ans
 
 from ml_collections import ConfigDict
 
-from star_jax.config import GPTJ_6B, default
+from star_jax.config import at_gptj_6b, default
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config of an arm: "" (with rationalization) or one of the variants above."""
-    config = default("arithmetic")
+    config = at_gptj_6b(default("arithmetic"))
     config.evaluation.report_split = "test"
     config.prompt.shots = 10
     config.train.checkpoint_every = 200
@@ -30,9 +30,6 @@ def get_config(variant: str = "") -> ConfigDict:
             keep_weights=1,
         )
     )
-    config.model.update(dict(**GPTJ_6B, compute_dtype="bfloat16", remat=True))
-    config.mesh.update(dict(data=1, fsdp=-1))
-    config.sampling.slots = 64
     if variant == "no_rationalization":
         config.star.update(dict(rationalize=False, schedule="exponential", steps=40))
     elif variant == "direct":

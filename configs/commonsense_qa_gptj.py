@@ -14,13 +14,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from star_jax.config import GPTJ_6B
+from star_jax.config import at_gptj_6b
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The row of configs/commonsense_qa.py with GPT-J-6B's sizes."""
-    config = runpy.run_path(str(Path(__file__).with_name("commonsense_qa.py")))["get_config"](variant)
-    config.model.update(dict(**GPTJ_6B, compute_dtype="bfloat16", remat=True))
-    config.mesh.update(dict(data=1, fsdp=-1))
-    config.sampling.slots = 64
-    return config
+    return at_gptj_6b(runpy.run_path(str(Path(__file__).with_name("commonsense_qa.py")))["get_config"](variant))

@@ -86,7 +86,7 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
 def find_tokenizer(directory: Path | str) -> Tokenizer | None:
     """The tokenizer stored with a model, or None where there is none. Raises InputError."""
     if hf.is_model(Path(directory)):
-        return hf.HfSource(Path(directory)).tokenizer()
+        return hf.find_tokenizer(Path(directory))
     spec = _describe(Path(directory))["tokenizer"]
     return spec and from_spec(spec)
 
@@ -130,7 +130,7 @@ def load_tree(directory: Path, model: gpt.GPT, mesh: Mesh, dtype: Any) -> gpt.Pa
 def _check_shapes(directory: Path, stored: Any, wanted: gpt.Params) -> None:
     """Orbax would notice too, but in a thread of its own and in many lines."""
     shapes = [
-        {"/".join(str(key.key) for key in path): list(leaf.shape) for path, leaf in flat}
+        {sharding.leaf_name(path): list(leaf.shape) for path, leaf in flat}
         for flat in (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (stored, wanted))
     ]
     for name in sorted(shapes[0].keys() | shapes[1].keys()):

@@ -278,6 +278,14 @@ class Config:
         return dataclasses.asdict(self)
 
 
+def at_gptj_6b(config: ConfigDict) -> ConfigDict:
+    """The same config for GPT-J-6B: split over all devices, with recomputed bfloat16 activations."""
+    config.model.update(dict(**GPTJ_6B, compute_dtype="bfloat16", remat=True))
+    config.mesh.update(dict(data=1, fsdp=-1))
+    config.sampling.slots = 64
+    return config
+
+
 def default(task: str) -> ConfigDict:
     """All options with their defaults, those of the task included, as a ConfigDict to override."""
     values = dataclasses.asdict(Config())

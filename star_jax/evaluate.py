@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from star_jax import checkpoint, filter, metrics, prompting, sharding
 from star_jax import model as gpt
 from star_jax.config import Config, from_dict
@@ -207,12 +209,11 @@ class Opened:
     number: int  # 0: the base
     directory: Path  # of its model
 
-    def sampler(self, decoding: Decoding) -> tuple[Task, Sampler]:
-        """Its task, and a sampler of its model on the config's mesh. Raises InputError."""
-        task, mesh = self.config.make_task(), sharding.make_mesh(self.config.mesh)
+    def sampler(self, task: Task, mesh: Mesh, decoding: Decoding) -> Sampler:
+        """A sampler of its model on the mesh. Raises InputError."""
         words = checkpoint.load_tokenizer(self.directory)
         model, params = checkpoint.load_model(self.directory, mesh)
-        return task, make_sampler(self.config, task, model, params, words, decoding)
+        return make_sampler(self.config, task, model, params, words, decoding)
 
 
 def open_run(workdir: str, iteration: str) -> Opened:
@@ -273,8 +274,9 @@ def main() -> None:
             args.temperature or config.sampling.temperature or 0.7, config.sampling.top_k, config.sampling.top_p
         )
         name += f"_{args.samples}_samples_t{decoding.temperature:g}"
-    with sharding.use(sharding.make_mesh(config.mesh)):
-        _, sampler = opened.sampler(decoding)
+    mesh = sharding.make_mesh(config.mesh)
+    with sharding.use(mesh):
+        sampler = opened.sampler(task, mesh, decoding)
         completions = complete(
             ledger, ledger.path(number, name + ".jsonl"), sampler, task, problems, prompts_of(config, number + 1),
             what="evaluate", seed=config.seed, iteration=number, draws=max(1, args.samples),

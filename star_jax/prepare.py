@@ -101,9 +101,7 @@ def open_run(config: Config, workdir: Path) -> Run:
         raise InputError(
             f"train.row_tokens {config.train.row_tokens} exceeds the model's {sizes.max_positions} positions"
         )
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.train.batch_rows % ways:
-        raise InputError(f"train.batch_rows: {config.train.batch_rows} rows do not divide over {ways} devices")
+    sharding.check_rows(mesh, config.train.batch_rows)
     sharding.param_shardings(gpt.GPT(sizes), mesh)
     lengths = {
         split: _lengths(config, task, words, sizes, split, problems)

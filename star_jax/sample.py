@@ -31,8 +31,9 @@ def main() -> None:
         raise InputError("--draws must be at least 1 and --temperature must not be negative")
     opened = evaluate.open_run(args.workdir, args.iteration)
     config = opened.config
-    with sharding.use(sharding.make_mesh(config.mesh)):
-        task, sampler = opened.sampler(Decoding(args.temperature))
+    task, mesh = config.make_task(), sharding.make_mesh(config.mesh)
+    with sharding.use(mesh):
+        sampler = opened.sampler(task, mesh, Decoding(args.temperature))
         prompts = evaluate.prompts_of(config, opened.number + 1)
         # A person gets each answer before the next question; a file goes through the sampler at once.
         batches = ([p] for p in _asked()) if sys.stdin.isatty() else iter([list(_read())])

@@ -67,11 +67,17 @@ def param_shardings(model: gpt.GPT, mesh: Mesh) -> gpt.Params:
     def check(path: Any, leaf: jax.ShapeDtypeStruct, place: NamedSharding) -> None:
         for size, axis in zip(leaf.shape, place.spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
-                name = "/".join(key.key for key in path)
-                raise InputError(f"mesh.{axis}: {mesh.shape[axis]} does not divide the {size} of {name} {leaf.shape}")
+                raise InputError(
+                    f"mesh.{axis}: {mesh.shape[axis]} does not divide the {size} of {leaf_name(path)} {leaf.shape}"
+                )
 
     jax.tree_util.tree_map_with_path(check, unbox(shapes), places)
     return places
+
+
+def leaf_name(path: Any) -> str:
+    """A tree path as text: "blocks/attention/query"."""
+    return "/".join(str(key.key) for key in path)
 
 
 def unbox(tree: Any) -> Any:
@@ -92,9 +98,14 @@ def init_params(model: gpt.GPT, mesh: Mesh, seed: int) -> gpt.Params:
     return make(jax.random.key(seed))
 
 
+def check_rows(mesh: Mesh, rows: int) -> None:
+    """Raises InputError unless so many rows of a batch divide over the batch axes."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % ways:
+        raise InputError(f"train.batch_rows: {rows} rows do not divide over {ways} devices")
+
+
 def put_rows(mesh: Mesh, array_R: np.ndarray) -> jax.Array:
     """Puts an array on the mesh, its first axis along the batch axes. Raises InputError if it does not divide."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if array_R.shape[0] % ways:
-        raise InputError(f"train.batch_rows: {array_R.shape[0]} rows do not divide over {ways} devices")
+    check_rows(mesh, array_R.shape[0])
     return jax.device_put(array_R, NamedSharding(mesh, PartitionSpec(dict(RULES)["batch"])))

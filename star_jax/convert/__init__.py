@@ -44,6 +44,14 @@ class Source(Protocol):
         ...
 
 
+def read_sizes(path: Path, values: dict[str, Any], names: dict[str, str]) -> dict[str, int]:
+    """Our name -> the whole number at their name in the file `path`. Raises InputError naming it."""
+    for theirs in names.values():
+        if not isinstance(values.get(theirs), int) or isinstance(values[theirs], bool):
+            raise InputError(f"{path}: {theirs} must be a whole number, got {values.get(theirs)!r}")
+    return {ours: values[theirs] for ours, theirs in names.items()}
+
+
 def model_config(path: Path, values: dict[str, Any]) -> ModelConfig:
     """The sizes that the file `path` gives, checked. Raises InputError naming the file."""
     try:
@@ -57,7 +65,7 @@ def model_config(path: Path, values: dict[str, Any]) -> ModelConfig:
 def leaves(model: gpt.GPT) -> dict[str, jax.ShapeDtypeStruct]:
     """ "blocks/attention/query" -> shape and dtype, for every parameter."""
     flat = jax.tree_util.tree_flatten_with_path(sharding.unbox(sharding.abstract_params(model)))[0]
-    return {"/".join(key.key for key in path): leaf for path, leaf in flat}
+    return {sharding.leaf_name(path): leaf for path, leaf in flat}
 
 
 def tensors(model: gpt.GPT) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:
@@ -76,7 +84,7 @@ def load(source: Source, mesh: Mesh, dtype: np.dtype | str) -> tuple[gpt.GPT, gp
     """
     model = gpt.GPT(source.config)
     places = sharding.param_shardings(model, mesh)
-    flat_places = {"/".join(key.key for key in path): place for path, place in _flatten(places)}
+    flat_places = {sharding.leaf_name(path): place for path, place in _flatten(places)}
     flat: dict[str, jax.Array] = {}
     for leaf, layer, _ in tensors(model):
         tensor, place = source.read(leaf, layer), flat_places[leaf]
@@ -95,14 +103,14 @@ def load(source: Source, mesh: Mesh, dtype: np.dtype | str) -> tuple[gpt.GPT, gp
             shape = (source.config.n_layers, *tensor.shape)
             flat[leaf] = jnp.zeros(shape, dtype, device=flat_places[leaf])
         flat[leaf] = _put_layer(flat[leaf], layer, placed)
-    return model, jax.tree_util.tree_map_with_path(lambda path, _: flat["/".join(k.key for k in path)], places)
+    return model, jax.tree_util.tree_map_with_path(lambda path, _: flat[sharding.leaf_name(path)], places)
 
 
 def check_finite(place: Path, params: gpt.Params) -> None:
     """Raises InputError naming the first leaf that holds something else than finite numbers of its dtype."""
     for path, leaf in _flatten(params):
         if not _finite(leaf):
-            name = "/".join(key.key for key in path)
+            name = sharding.leaf_name(path)
             raise InputError(f"{place}: {name} holds values that are not finite numbers of {leaf.dtype}")
 
 
@@ -117,4 +125,4 @@ def _finite(tensor: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _put_layer(leaf: jax.Array, layer: int, tensor: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(leaf, tensor.astype(leaf.dtype), layer, 0)
+    return jax.lax.dynamic_update_index_in_dim(leaf, tensor, layer, 0)

@@ -104,6 +104,12 @@ def is_model(directory: Path) -> bool:
     return (directory / "config.json").is_file() and not (directory / "model.json").exists()
 
 
+def find_tokenizer(directory: Path) -> Gpt2Tokenizer | None:
+    """The tokenizer whose files lie in a directory, if there is one. Raises InputError where it is broken."""
+    names = ("tokenizer.json", "vocab.json", "merges.txt")
+    return Gpt2Tokenizer.load(directory) if any((directory / name).is_file() for name in names) else None
+
+
 class HfSource:
     """A Hugging Face directory, opened and checked. Raises InputError, also from `read`."""
 
@@ -130,8 +136,7 @@ class HfSource:
         return self._rows[leaf].to_ours(tensor, self._shapes[leaf, layer])
 
     def tokenizer(self) -> Gpt2Tokenizer | None:
-        names = ("tokenizer.json", "vocab.json", "merges.txt")
-        return Gpt2Tokenizer.load(self.place) if any((self.place / name).is_file() for name in names) else None
+        return find_tokenizer(self.place)
 
     def _check(self) -> None:
         """All tensors are there, none is left over, all have the shapes of config.json."""
@@ -176,10 +181,7 @@ def _read_config(path: Path) -> ModelConfig:
             raise InputError(f"{path}: {key} is {values[key]!r}; star_jax computes {value!r} only")
     names = {"n_layers": "n_layer", "d_model": "n_embd", "n_heads": "n_head", "vocab_size": "vocab_size"}
     names |= {"max_positions": "n_positions"} | ({"rotary_dim": "rotary_dim"} if kind == "gptj" else {})
-    for theirs in names.values():
-        if not isinstance(values.get(theirs), int) or isinstance(values[theirs], bool):
-            raise InputError(f"{path}: {theirs} must be a whole number, got {values.get(theirs)!r}")
-    sizes = {ours: values[theirs] for ours, theirs in names.items()}
+    sizes: dict[str, Any] = convert.read_sizes(path, values, names)
     sizes["d_mlp"] = values.get("n_inner") or 4 * values["n_embd"]
     return convert.model_config(path, {**sizes, "architecture": kind})
 

@@ -224,8 +224,5 @@ def _read_config(path: Path) -> ModelConfig:
             raise InputError(f"{path}: {key} is {values[key]!r}; star_jax reads checkpoints with {only!r}")
     names = {"n_layers": "layers", "d_model": "d_model", "n_heads": "n_heads", "vocab_size": "n_vocab"}
     names |= {"rotary_dim": "pe_rotary_dims", "max_positions": "seq"}
-    for theirs in names.values():
-        if not isinstance(values.get(theirs), int) or isinstance(values[theirs], bool):
-            raise InputError(f"{path}: {theirs} must be a whole number, got {values.get(theirs)!r}")
-    sizes = {ours: values[theirs] for ours, theirs in names.items()}
+    sizes: dict[str, Any] = convert.read_sizes(path, values, names)
     return convert.model_config(path, {**sizes, "d_mlp": 4 * sizes["d_model"], "architecture": "gptj"})
