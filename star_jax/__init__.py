@@ -10,9 +10,9 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 _SUBMODULES = (
-    "checkpoint", "config", "convert", "data", "evaluate", "filter", "ledger", "metrics", "model", "optimizer",
-    "prepare", "pretrain", "prompting", "records", "report", "sampler", "sharding", "star", "tasks", "tokenizer",
-    "train",
+    "cached", "checkpoint", "config", "convert", "data", "decoding", "evaluate", "filter", "hosts", "ledger",
+    "metrics", "model", "optimizer", "prepare", "pretrain", "prompting", "records", "report", "sampler",
+    "sharding", "star", "stops", "tasks", "tokenizer", "train",
 )  # fmt: skip
 
 

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
-from star_jax import __version__, convert, sharding
+from star_jax import __version__, convert, hosts, sharding
 from star_jax import model as gpt
 from star_jax.config import MeshConfig, ModelConfig, from_dict_of
 from star_jax.convert import hf
@@ -28,16 +28,13 @@ from star_jax.tokenizer import Tokenizer, from_spec
 
 
 def save_model(directory: Path, model: gpt.GPT, params: gpt.Params, tokenizer: Tokenizer | None) -> None:
-    """Saves weights in their dtype, model sizes and tokenizer; an unfinished save of the same name is replaced."""
-    there = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    if "model.json" in there:
-        raise InputError(f"{directory}: holds a model already; delete it or give another directory")
-    if other := sorted(name for name in there if not name.startswith(("weights", "model.json."))):
-        raise InputError(f"{directory}: holds files that are no unfinished model ({other[0]}); give another directory")
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    """Saves weights in their dtype, model sizes and tokenizer; an unfinished save of the same name is replaced.
+
+    All processes must call this together.
+    """
+    hosts.agree(lambda: _make_room(directory))
     save_tree(directory / "weights", params)
-    Ledger(directory).write_json(
+    Ledger(directory, hosts).write_json(
         directory / "model.json",
         {
             "format": "star_jax model 1",
@@ -48,6 +45,16 @@ def save_model(directory: Path, model: gpt.GPT, params: gpt.Params, tokenizer: T
             "tokenizer": tokenizer and tokenizer.spec(),
         },
     )
+
+
+def _make_room(directory: Path) -> None:
+    there = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    if "model.json" in there:
+        raise InputError(f"{directory}: holds a model already; delete it or give another directory")
+    if other := sorted(name for name in there if not name.startswith(("weights", "model.json."))):
+        raise InputError(f"{directory}: holds files that are no unfinished model ({other[0]}); give another directory")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
 
 
 def load_model(directory: Path | str, mesh: Mesh | None = None, dtype: Any = "float32") -> tuple[gpt.GPT, gpt.Params]:
@@ -89,6 +96,11 @@ def find_tokenizer(directory: Path | str) -> Tokenizer | None:
         return hf.find_tokenizer(Path(directory))
     spec = _describe(Path(directory))["tokenizer"]
     return spec and from_spec(spec)
+
+
+def stored_fingerprint(directory: Path) -> str:
+    """The fingerprint of the weights on disk. Raises InputError."""
+    return str(_describe(directory)["fingerprint"])
 
 
 def stored_dtype(directory: Path) -> str:
@@ -150,7 +162,7 @@ class Moments(NamedTuple):
 def save_moments(directory: Path, which: str, tree: gpt.Params, steps: int) -> None:
     """Stores the "first" or the "second" moments beside a model that `save_model` wrote."""
     save_tree(directory / "moments" / which, tree)
-    Ledger(directory).write_json(directory / "moments" / f"{which}.json", {"steps": steps})
+    Ledger(directory, hosts).write_json(directory / "moments" / f"{which}.json", {"steps": steps})
 
 
 def load_moments(directory: Path, mesh: Mesh) -> Moments:
@@ -179,13 +191,20 @@ def fingerprint(params: gpt.Params) -> str:
     order), and names, shapes and sums are hashed.
     """
     digest = hashlib.sha256()
+    everywhere = sharding.replicated(sharding.mesh_of(params))
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype} {np.asarray(_checksum(leaf))}".encode())
+        sums = np.asarray(_checksum(leaf, everywhere))
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype} {sums}".encode())
     return digest.hexdigest()[:12]
 
 
-@jax.jit
-def _checksum(leaf: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=1)
+def _checksum(leaf: jax.Array, everywhere: NamedSharding) -> jax.Array:
+    # Whole on every device, so that every process can read it.
+    return jax.lax.with_sharding_constraint(_two_sums(leaf), everywhere)
+
+
+def _two_sums(leaf: jax.Array) -> jax.Array:
     if leaf.ndim < 3:
         return _sums(leaf, jnp.uint32(0))
     # Stacked over layers: one after the other, for the integers take twice a half-precision layer's room.
@@ -236,21 +255,23 @@ class StateKeeper:
             raise RuntimeError(f"Orbax did not save step {int(state.step)} into {self._directory}")
         self._manager.wait_until_finished()
 
-    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """(state, totals) of the latest complete checkpoint, placed as `like` is, or None."""
-        step = self._manager.latest_step()
-        if step is None:
-            return None
+    def holds_one(self) -> bool:
+        """Whether there is a complete checkpoint to go on from."""
+        return hosts.agree(lambda: self._manager.latest_step() is not None)
+
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]]:
+        """(state, totals) of the latest complete checkpoint, placed as the (possibly abstract) `like` is."""
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         found = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), totals=ocp.args.JsonRestore())
+            self._manager.latest_step(),
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), totals=ocp.args.JsonRestore()),
         )
         return type(like)(*found.state), found.totals
 
     def remove(self) -> None:
-        """Deletes the checkpoints: their fine-tuning is over."""
+        """Deletes the checkpoints: their fine-tuning is over. All processes must call this together."""
         self._manager.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        hosts.agree(lambda: shutil.rmtree(self._directory, ignore_errors=True))
 
 
 def _describe(directory: Path) -> dict[str, Any]:

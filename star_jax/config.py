@@ -28,8 +28,10 @@ class ModelConfig:
     vocab_size: int = 0  # rows of the embedding; may exceed the tokenizer's (padding)
     max_positions: int = 0  # longest text, prompt included, in tokens
     architecture: str = ""  # "gptj" or "gpt2", see model.py; "" without a base: "gptj"
-    compute_dtype: str = "float32"  # of activations and caches; parameters are float32
-    remat: bool = False  # recompute block activations in the backward pass: less memory, a third more FLOPs
+    compute_dtype: str = "float32"  # of activations and caches; see train.param_dtype and sampling.weights_dtype
+    # What the backward pass recomputes: "none"; "dots", all but matrix products; "full", whole blocks: least memory,
+    # a third more FLOPs
+    remat: str = "none"
     scan_unroll: int = 1  # layers a turn of the training scan: more is faster to run and slower to compile
 
     @property
@@ -44,7 +46,8 @@ class ModelConfig:
         _at_least(0, self, *SIZES)
         _at_least(1, self, "scan_unroll")
         _one_of(self, "architecture", ("", "gptj", "gpt2"))
-        _one_of(self, "compute_dtype", ("float32", "bfloat16"))
+        _one_of(self, "compute_dtype", FLOATS)
+        _one_of(self, "remat", ("none", "dots", "full"))
         known = self.d_model and self.n_heads
         if (known and (self.d_model % self.n_heads or self.rotary_dim > self.head_dim)) or self.rotary_dim % 2:
             raise InputError("model: d_model must divide by n_heads; rotary_dim must be even and at most a head's size")
@@ -57,6 +60,7 @@ class ModelConfig:
             raise InputError(f"model.rotary_dim is {self.rotary_dim}: a gptj rotates, a gpt2 does not (0)")
 
 
+FLOATS = ("float32", "bfloat16")
 GPTJ_6B = dict(
     n_layers=28,
     d_model=4096,
@@ -162,12 +166,18 @@ class SamplingConfig:
     top_k: int = 0  # 0: all tokens
     top_p: float = 1.0  # 1: all tokens
     max_new_tokens: int = 0  # token budget of one completion; 0: the task's own
-    slots: int = 128  # rows that decode together
+    slots: int = 128  # rows that decode together, on each group of `tensor` devices
     refill: int = 0  # free slots gathered before a prefill; 0: a quarter of the slots
-    queue: int = 2048  # problems handed to the device at a time; also what a crash loses at most
+    queue: int = 2048  # problems handed to each such group at a time; also what a crash loses at most
     length_bucket: int = 16  # prompt bodies are padded to a multiple of this; one program is compiled a multiple
+    # Devices among which heads, mlp and vocabulary are split, inside a process; the others draw apart. -1: all of them
+    tensor: int = 1
+    weights_dtype: str = "float32"  # the weights are cast to it once an iteration
 
     def check(self) -> None:
+        _one_of(self, "weights_dtype", FLOATS)
+        if self.tensor < 1 and self.tensor != -1:
+            raise InputError(f"sampling.tensor must be at least 1, or -1 for all devices, got {self.tensor}")
         _at_least(0, self, "temperature", "top_k", "refill", "max_new_tokens")
         _at_least(1, self, "slots", "queue", "length_bucket")
         if not 0 < self.top_p <= 1 or self.refill > self.slots:
@@ -188,11 +198,14 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0  # decoupled (AdamW)
     clip_norm: float = 1.0  # global gradient norm; 0: no clipping
+    # Of Adam's first moment. The second stays float32: in bfloat16 it could not change by a thousandth (1 - b2).
+    moment_dtype: str = "float32"
     base_moments: bool = False  # begin with the Adam moments stored with the base, as the released code does
 
     def check(self) -> None:
         _at_least(0, self, "warmup_steps", "weight_decay", "clip_norm", "learning_rate", "eps")
         _one_of(self, "decay", ("constant", "linear", "cosine"))
+        _one_of(self, "moment_dtype", FLOATS)
         _share(self, "decay_share", "end_fraction", "b1", "b2")
 
 
@@ -201,13 +214,17 @@ class TrainConfig:
     """One fine-tuning."""
 
     batch_rows: int = 8  # packed rows a step
+    microbatches: int = 1  # parts of a step's rows, one after the other: activations of a part, gradients twice
+    # Of the trained weights. bfloat16 loses what changes a weight by less than 1/256: at the paper's rate, nearly all
+    param_dtype: str = "float32"
     row_tokens: int = 1024  # tokens a row; a longer example is left out and counted
     z_loss: float = 0.0  # weight of log(sum(exp(logits - max)))^2 a token (the released code: 1e-4)
     log_every: int = 10  # steps
     checkpoint_every: int = 0  # steps between checkpoints inside a fine-tuning; 0: none, a crash repeats it
 
     def check(self) -> None:
-        _at_least(1, self, "batch_rows", "log_every")
+        _at_least(1, self, "batch_rows", "log_every", "microbatches")
+        _one_of(self, "param_dtype", FLOATS)
         _at_least(2, self, "row_tokens")
         _at_least(0, self, "checkpoint_every", "z_loss")
 
@@ -279,10 +296,10 @@ class Config:
 
 
 def at_gptj_6b(config: ConfigDict) -> ConfigDict:
-    """The same config for GPT-J-6B: split over all devices, with recomputed bfloat16 activations."""
-    config.model.update(dict(**GPTJ_6B, compute_dtype="bfloat16", remat=True))
+    """The same config for GPT-J-6B, split over all devices; bfloat16 but for the trained weights and their moments."""
+    config.model.update(dict(**GPTJ_6B, compute_dtype="bfloat16", remat="full"))
     config.mesh.update(dict(data=1, fsdp=-1))
-    config.sampling.slots = 64
+    config.sampling.update(dict(slots=256, tensor=-1, weights_dtype="bfloat16"))
     return config
 
 

@@ -6,6 +6,7 @@ word. So ids (and loss weights) go in plus one, and one is taken off again where
 
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import os
 import sys
@@ -33,6 +34,10 @@ class PackedRows:
     @property
     def rows(self) -> int:
         return self.tokens_RT.shape[0]
+
+    def digest(self) -> str:
+        """Names the rows' content."""
+        return hashlib.sha256(self.tokens_RT.tobytes() + self.weights_RT.tobytes()).hexdigest()
 
     def take(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """A batch of the given rows."""

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from typing import Any
 
 
 class InputError(Exception):
@@ -17,11 +18,18 @@ def exit_on_bad_input(main: Callable[[], None]) -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns there of what we say in our own line
     try:
         main()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, InputError) as error:
+        sys.exit(say(error))
+
+
+def say(error: BaseException) -> Any:
+    """Prints the line of an InputError, a Ctrl-C or a SystemExit on standard error; returns the exit status."""
+    if isinstance(error, SystemExit):
+        return error.code or 0
+    if isinstance(error, KeyboardInterrupt):
         print("star_jax: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-    except InputError as error:
-        # The text may quote a file's content: without control characters it cannot drive the terminal.
-        line = "".join(c if c.isprintable() else " " for c in str(error))
-        print(f"star_jax: {' '.join(line.split())}", file=sys.stderr)
-        sys.exit(2)
+        return 130
+    # The text may quote a file's content: without control characters it cannot drive the terminal.
+    line = "".join(c if c.isprintable() else " " for c in str(error))
+    print(f"star_jax: {' '.join(line.split())}", file=sys.stderr)
+    return 2

@@ -14,14 +14,15 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from star_jax import checkpoint, filter, metrics, prompting, sharding
+from star_jax import checkpoint, filter, hosts, metrics, prompting, sharding
 from star_jax import model as gpt
 from star_jax.config import Config, from_dict
+from star_jax.decoding import Decoding
 from star_jax.errors import InputError, exit_on_bad_input
 from star_jax.ledger import Ledger
 from star_jax.prompting import PromptSet
 from star_jax.records import VERDICTS, Completion, Problem, natural_order
-from star_jax.sampler import Decoding, Draw, Sampler
+from star_jax.sampler import Draw, Sampler
 from star_jax.tasks import Task
 from star_jax.tokenizer import Tokenizer
 
@@ -29,14 +30,15 @@ Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
 def make_sampler(
-    config: Config, task: Task, model: gpt.GPT, params: gpt.Params, tokenizer: Tokenizer, decoding: Decoding
+    config: Config, task: Task, model: gpt.GPT, params: gpt.Params, tokenizer: Tokenizer, decoding: Decoding, mesh: Mesh
 ) -> Sampler:
-    """The sampler of a run's settings."""
+    """The sampler of a run's settings, for parameters on its sampling mesh."""
     options = config.sampling
     return Sampler(
         model,
         params,
         tokenizer,
+        mesh=mesh,
         stop=task.stop,
         max_new_tokens=options.max_new_tokens or task.max_new_tokens,
         decoding=decoding,
@@ -191,13 +193,10 @@ def split_problems(config: Config, task: Task, split: str) -> list[Problem]:
 
 def best_iteration(ledger: Ledger, split: str) -> int:
     """The iteration of the highest accuracy on the split that evaluation uses, the earliest of equals."""
-    found = {}
-    for path in ledger.workdir.glob(f"iter_*/eval_{split}.json"):
-        result = ledger.read_json(path)
-        found[int(result["iteration"])] = float(result["accuracy"])
-    if not found:
+    results = [ledger.read_json(path) for path in ledger.find(f"iter_*/eval_{split}.json")]
+    if not results:
         raise InputError(f"{ledger.workdir}: no iteration has been evaluated on {split!r} yet")
-    return min(found, key=lambda n: (-found[n], n))
+    return int(min(results, key=lambda result: (-result["accuracy"], result["iteration"]))["iteration"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,15 +209,17 @@ class Opened:
     directory: Path  # of its model
 
     def sampler(self, task: Task, mesh: Mesh, decoding: Decoding) -> Sampler:
-        """A sampler of its model on the mesh. Raises InputError."""
-        words = checkpoint.load_tokenizer(self.directory)
-        model, params = checkpoint.load_model(self.directory, mesh)
-        return make_sampler(self.config, task, model, params, words, decoding)
+        """A sampler of its model, loaded onto the (training) mesh. Raises InputError."""
+        options, words = self.config.sampling, checkpoint.load_tokenizer(self.directory)
+        drawing = sharding.sampling_mesh(mesh, options.tensor)
+        model, params = checkpoint.load_model(self.directory, mesh, self.config.train.param_dtype)
+        params = sharding.to_sampling(model, params, drawing, options.weights_dtype)
+        return make_sampler(self.config, task, model, params, words, decoding, drawing)
 
 
 def open_run(workdir: str, iteration: str) -> Opened:
     """`base`, `best` or a numbered iteration of a run. Raises InputError."""
-    ledger = Ledger(workdir)
+    ledger = Ledger(workdir, hosts)
     config = from_dict(ledger.read_json(ledger.workdir / "config.json"))
     if iteration == "best":
         number = best_iteration(ledger, config.evaluation.split)
@@ -229,7 +230,7 @@ def open_run(workdir: str, iteration: str) -> Opened:
     else:
         raise InputError(f"--iteration={iteration}: give a number, 'base' or 'best'")
     directory = ledger.path(number, "params") if number else ledger.workdir / "base"
-    if not checkpoint.exists(directory):
+    if not hosts.agree(lambda: checkpoint.exists(directory)):
         raise InputError(f"{directory}: no complete model is there; not made yet, or let go by star.keep_weights")
     return Opened(ledger, config, number, directory)
 
@@ -264,6 +265,11 @@ def main() -> None:
         raise InputError("--samples and --temperature must not be negative; --samples=0 is greedy")
     if args.temperature and not args.samples:
         raise InputError("--temperature goes with --samples=K; without it decoding is greedy")
+    with hosts.joined():
+        _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
     opened = open_run(args.workdir, args.iteration)
     config, ledger, number = opened.config, opened.ledger, opened.number
     task = config.make_task()
@@ -274,19 +280,19 @@ def main() -> None:
             args.temperature or config.sampling.temperature or 0.7, config.sampling.top_k, config.sampling.top_p
         )
         name += f"_{args.samples}_samples_t{decoding.temperature:g}"
-    mesh = sharding.make_mesh(config.mesh)
-    with sharding.use(mesh):
-        sampler = opened.sampler(task, mesh, decoding)
-        completions = complete(
-            ledger, ledger.path(number, name + ".jsonl"), sampler, task, problems, prompts_of(config, number + 1),
-            what="evaluate", seed=config.seed, iteration=number, draws=max(1, args.samples),
-        )  # fmt: skip
-    result = {"iteration": number, "split": args.split, "weights": checkpoint.fingerprint(sampler.params)}
+    sampler = opened.sampler(task, sharding.make_mesh(config.mesh), decoding)
+    completions = complete(
+        ledger, ledger.path(number, name + ".jsonl"), sampler, task, problems, prompts_of(config, number + 1),
+        what="evaluate", seed=config.seed, iteration=number, draws=max(1, args.samples),
+    )  # fmt: skip
+    weights = hosts.agree(lambda: checkpoint.stored_fingerprint(opened.directory))
+    result = {"iteration": number, "split": args.split, "weights": weights}
     result |= {"temperature": decoding.temperature}
     result |= vote(task, problems, completions) if args.samples else score(problems, completions)
     ledger.write_json(ledger.path(number, name + ".json"), result)
-    _print(result)
-    print(f"written to {ledger.path(number, name + '.json')}")
+    if hosts.first():
+        _print(result)
+        print(f"written to {ledger.path(number, name + '.json')}")
 
 
 def _print(result: dict[str, Any]) -> None:

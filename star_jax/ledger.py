@@ -6,19 +6,38 @@ which becomes `<name>` when the last chunk is there.
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from star_jax.errors import InputError
-from star_jax.records import Completion, from_json, read_jsonl, write_lines
+from star_jax.records import Completion, Record, from_json, read_jsonl, to_json, write_lines
+
+_T = TypeVar("_T")
+
+
+class Processes(Protocol):
+    """Those that work on a run; star_jax.hosts is one."""
+
+    def agree(self, make: Callable[[], _T], /) -> _T:
+        """What `make` (JSON, or an InputError) gives where the files are, for all processes."""
+        ...
+
+
+class Alone:
+    """One process."""
+
+    def agree(self, make: Callable[[], _T], /) -> _T:
+        return make()
 
 
 class Ledger:
-    """The directory of one run."""
+    """The directory of one run. Only one of several processes reads and writes it; all of them learn what it saw."""
 
-    def __init__(self, workdir: Path | str) -> None:
+    def __init__(self, workdir: Path | str, processes: Processes = Alone()) -> None:
         self.workdir = Path(workdir)
+        self._agree = processes.agree
 
     def open(self, config: Mapping[str, Any], may_change: Sequence[str] = ()) -> None:
         """Makes the directory and stores the config, or checks that the stored one is the same.
@@ -26,6 +45,9 @@ class Ledger:
         The keys of `may_change` ("star.iterations": go on for longer) change no finished result; they are
         stored anew. Raises InputError naming the keys that differ, or why the directory cannot be written.
         """
+        self._agree(lambda: self._open(config, may_change))
+
+    def _open(self, config: Mapping[str, Any], may_change: Sequence[str]) -> None:
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -34,13 +56,13 @@ class Ledger:
         if not path.exists():
             if any(self.workdir.glob("iter_*")):
                 raise InputError(f"{self.workdir}: holds iterations and no config.json; give an empty workdir")
-            self.write_json(path, config)
+            _write(path, _json(config))
             return
-        changed = _differences(self.read_json(path), json.loads(json.dumps(config)))
+        changed = _differences(_read_json(path), json.loads(json.dumps(config)))
         if refused := [text for key, text in changed.items() if key not in may_change]:
             raise InputError(f"{path} is of a run with other settings: {'; '.join(refused)}; give another --workdir")
         if changed:
-            self.write_json(path, config)
+            _write(path, _json(config))
 
     def path(self, iteration: int, name: str = "") -> Path:
         """The place of an iteration's file."""
@@ -48,36 +70,39 @@ class Ledger:
 
     def done(self, iteration: int, name: str = "DONE") -> bool:
         """Whether a stage's output is complete."""
-        return self.path(iteration, name).exists()
+        return self.exists(self.path(iteration, name))
+
+    def exists(self, path: Path) -> bool:
+        """Whether a file or a directory is there."""
+        return self._agree(path.exists)
+
+    def find(self, pattern: str) -> list[Path]:
+        """The files of the run that match, in order."""
+        names = self._agree(lambda: sorted(str(path.relative_to(self.workdir)) for path in self.workdir.glob(pattern)))
+        return [self.workdir / name for name in names]
 
     def write_text(self, path: Path, text: str) -> None:
         """Writes a file aside and renames it into place. Raises InputError where the disk will not have it."""
-        aside = path.with_name(path.name + ".tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(aside, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror}); mend that and run again") from error
+        self._agree(lambda: _write(path, text))
 
     def write_json(self, path: Path, value: Mapping[str, Any]) -> None:
         """Writes a JSON object."""
-        self.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        self.write_text(path, _json(value))
+
+    def remove(self, directory: Path) -> None:
+        """Deletes a directory that is not needed any more."""
+        self._agree(lambda: shutil.rmtree(directory, ignore_errors=True))
 
     def read_json(self, path: Path) -> dict[str, Any]:
         """Reads a JSON object. Raises InputError where it is missing or broken."""
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise InputError(f"{path}: not JSON ({error}); delete it and run again") from error
-        if not isinstance(value, dict):
-            raise InputError(f"{path}: not a JSON object; delete it and run again")
-        return value
+        return self._agree(lambda: _read_json(path))
+
+    def read_lines(self, kind: type[Record], path: Path) -> list[Record]:
+        """The records of a JSON-lines file. Raises InputError naming file and line of what is broken."""
+        return self._told(kind, lambda: list(read_jsonl(kind, path)))
+
+    def _told(self, kind: type[Record], read: Callable[[], list[Record]]) -> list[Record]:
+        return [from_json(kind, line) for line in self._agree(lambda: [to_json(record) for record in read()])]
 
     def completions(
         self,
@@ -91,41 +116,75 @@ class Ledger:
           wanted: (problem id, draw) of every completion, in the order of the finished file.
           draw: called with the places of `wanted` that are not on disk yet and a function that stores a chunk.
         """
-        if path.exists():
-            return list(read_jsonl(Completion, path))
+        if self.exists(path):
+            return self.read_lines(Completion, path)
         part = path.with_name(path.name + ".part")
-        found = {(c.problem_id, c.draw): c for c in self._complete_lines(part)}
+        found = {(c.problem_id, c.draw): c for c in self._told(Completion, lambda: _complete_lines(part))}
 
         def store(chunk: Sequence[Completion]) -> None:
-            try:
-                with open(part, "a", encoding="utf-8") as file:
-                    file.write(write_lines(chunk))
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                raise InputError(f"{part}: cannot be written ({error.strerror}); mend that and run again") from error
+            self._agree(lambda: _append(part, write_lines(chunk)))
             found.update({(c.problem_id, c.draw): c for c in chunk})
 
         if missing := [i for i, key in enumerate(wanted) if key not in found]:
             draw(missing, store)
         completions = [found[key] for key in wanted]
         self.write_text(path, write_lines(completions))
-        part.unlink(missing_ok=True)
+        self._agree(lambda: part.unlink(missing_ok=True))
         return completions
 
-    def _complete_lines(self, part: Path) -> list[Completion]:
-        """The whole lines of an unfinished file, which is cut behind the last of them."""
-        part.parent.mkdir(parents=True, exist_ok=True)
-        if not part.exists():
-            return []
-        completions = []
-        for line in part.read_bytes().split(b"\n")[:-1]:
-            try:
-                completions.append(from_json(Completion, line.decode()))
-            except ValueError:
-                break
-        self.write_text(part, write_lines(completions))
-        return completions
+
+def _complete_lines(part: Path) -> list[Completion]:
+    """The whole lines of an unfinished file, which is cut behind the last of them."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    if not part.exists():
+        return []
+    completions = []
+    for line in part.read_bytes().split(b"\n")[:-1]:
+        try:
+            completions.append(from_json(Completion, line.decode()))
+        except ValueError:
+            break
+    _write(part, write_lines(completions))
+    return completions
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); mend that and run again") from error
+
+
+def _append(path: Path, text: str) -> None:
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); mend that and run again") from error
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); delete it and run again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object; delete it and run again")
+    return value
 
 
 def _differences(stored: Any, given: Any, name: str = "") -> dict[str, str]:

@@ -27,12 +27,19 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("star_jax").setLevel(logging.INFO)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from star_jax import config, star
+    from star_jax import config, hosts
 
     typed = config.from_dict(_CONFIG.value)
     file, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     name = "_".join(filter(None, [Path(file).stem, variant]))
-    print(star.run(typed, _WORKDIR.value or Path("runs") / name))
+    with hosts.joined():
+        from star_jax import star
+
+        if not hosts.first():  # what concerns the run is said once
+            logging.getLogger("star_jax").setLevel(logging.WARNING)
+        path = star.run(typed, _WORKDIR.value or Path("runs") / name)
+        if hosts.first():
+            print(path)
 
 
 def _parse(argv: list[str]) -> None:

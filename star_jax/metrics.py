@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from star_jax import hosts
 from star_jax.errors import InputError
 
 LOG = logging.getLogger("star_jax")
@@ -19,7 +20,8 @@ class MetricsLog:
     """Appends to metrics.jsonl and, with `tensorboard`, to an events file beside it.
 
     A line is {"time" (unix seconds), "stage", "iteration", "step", and the values}. A stage that is repeated
-    after a crash writes its lines again: of equal (stage, iteration, step) the last counts.
+    after a crash writes its lines again: of equal (stage, iteration, step) the last counts. Of several processes
+    the first writes.
     """
 
     def __init__(self, workdir: Path, tensorboard: bool = False) -> None:
@@ -28,6 +30,8 @@ class MetricsLog:
 
     def log(self, stage: str, iteration: int, step: int, values: dict[str, Any]) -> None:
         """Writes one line of numbers. Raises InputError when the file cannot be written."""
+        if not hosts.first():
+            return
         line = {"time": round(time.time(), 3), "stage": stage, "iteration": iteration, "step": step, **values}
         try:
             with open(self._path, "a+b") as file:
@@ -66,5 +70,6 @@ class MetricsLog:
 
 
 def progress(total: int, what: str, unit: str) -> tqdm:
-    """A progress bar on standard error; silent where that is not a terminal."""
-    return tqdm(total=total, desc=what, unit=unit, disable=None, leave=False, dynamic_ncols=True, smoothing=0.1)
+    """A progress bar on standard error; silent where that is not a terminal, and in all processes but the first."""
+    silent = None if hosts.first() else True
+    return tqdm(total=total, desc=what, unit=unit, disable=silent, leave=False, dynamic_ncols=True, smoothing=0.1)

@@ -11,11 +11,11 @@ The letters in array names, here and everywhere in the package:
     B rows or slots   T query tokens   S key slots   P prefix tokens   M new tokens   Q queued problems
     N layers   D model   H heads   K head dim   F mlp   V vocabulary   R packed rows, or rows of a refill
 
-Parameters are a plain tree; the blocks' leaves carry a leading layer axis N. Training scans over it
-(compile time does not grow with depth); the cached passes unroll it, so that each layer's cache is an
-array of its own that the decode loop updates in place.
+Parameters are a plain tree; the blocks' leaves carry a leading layer axis N. Training scans over it, so that
+compile time does not grow with depth; the passes with a cache (cached.py) do not.
 """
 
+import functools
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -41,28 +41,6 @@ class Keys(NamedTuple):
     v: jax.Array
 
 
-class Prefix(NamedTuple):
-    """A shared prefix, encoded once.
-
-    `layers`: N x Keys of [H, P, K]; P may be 0. `length`: how many of the P tokens are real, the rest is padding.
-    """
-
-    layers: tuple[Keys, ...]
-    length: jax.Array
-
-
-class RingCache(NamedTuple):
-    """Keys and values of B rows in a ring of S slots that all rows write at the same place.
-
-    `layers`: N x Keys of [B, H, S, K]. `time`: the next write goes to slot `time % S`, so a decode step is one
-    contiguous update, whatever the rows' lengths. `filled_B`: how many of the latest slots belong to a row.
-    """
-
-    layers: tuple[Keys, ...]
-    time: jax.Array
-    filled_B: jax.Array
-
-
 class Attention(nn.Module):
     """Causal self-attention with rotary positions."""
 
@@ -86,14 +64,14 @@ class Attention(nn.Module):
         x_BTD = x_BTD.astype(cfg.compute_dtype)
 
         def project(name):
-            kernel_DHK = self._weight(
-                name, _INIT_HEADS_IN, (cfg.d_model, cfg.n_heads, cfg.head_dim), ("embed", "heads", "kv")
+            kernel_DHK = _weight(
+                self, name, _INIT_HEADS_IN, (cfg.d_model, cfg.n_heads, cfg.head_dim), ("embed", "heads", "kv")
             )
             projected_BHTK = jnp.einsum("BTD,DHK->BHTK", x_BTD, kernel_DHK)
-            if not cfg.is_gpt2:
-                return projected_BHTK
-            bias_HK = self._weight(f"{name}_bias", _ZEROS, (cfg.n_heads, cfg.head_dim), ("heads", "kv"))
-            return projected_BHTK + bias_HK[None, :, None]
+            if cfg.is_gpt2:
+                bias_HK = _weight(self, f"{name}_bias", _ZEROS, (cfg.n_heads, cfg.head_dim), ("heads", "kv"))
+                projected_BHTK += bias_HK[None, :, None]
+            return nn.with_logical_constraint(projected_BHTK, ("batch", "heads", "length", "kv"))
 
         q_BHTK, k_BHTK = project("query"), project("key")
         if not cfg.is_gpt2:
@@ -104,17 +82,27 @@ class Attention(nn.Module):
             write = jax.lax.dynamic_update_slice_in_dim
             keys = Keys(write(cached.k, keys.k, slot, axis=2), write(cached.v, keys.v, slot, axis=2))
         y_BHTK = _attend(q_BHTK, keys, mask_BTS, prefix, prefix_length)
-        out_HKD = self._weight(
-            "out", _INIT_HEADS_OUT, (cfg.n_heads, cfg.head_dim, cfg.d_model), ("heads", "kv", "embed")
+        out_HKD = _weight(
+            self, "out", _INIT_HEADS_OUT, (cfg.n_heads, cfg.head_dim, cfg.d_model), ("heads", "kv", "embed")
         )
         y_BTD = jnp.einsum("BHTK,HKD->BTD", y_BHTK, out_HKD)
         if cfg.is_gpt2:
-            y_BTD += self._weight("out_bias", _ZEROS, (cfg.d_model,), ("embed",))[None, None]
+            y_BTD += _weight(self, "out_bias", _ZEROS, (cfg.d_model,), ("embed",))[None, None]
         return y_BTD, keys
 
-    def _weight(self, name, init, shape, axes):
-        weight = self.param(name, nn.with_logical_partitioning(init, axes), shape)
-        return jnp.asarray(weight, self.config.compute_dtype)
+
+class Linear(nn.Module):
+    """x @ kernel + bias, for logical axes (of the inputs, of the outputs)."""
+
+    config: ModelConfig
+    features: int
+    axes: tuple[str, str]
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = _weight(self, "kernel", _INIT, (x.shape[-1], self.features), self.axes)
+        bias = _weight(self, "bias", _ZEROS, (self.features,), self.axes[1:])
+        return x.astype(kernel.dtype) @ kernel + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class Mlp(nn.Module):
@@ -125,21 +113,9 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BTD):
         cfg = self.config
-        wide = nn.Dense(
-            cfg.d_mlp,
-            dtype=cfg.compute_dtype,
-            kernel_init=nn.with_logical_partitioning(_INIT, ("embed", "mlp")),
-            bias_init=nn.with_logical_partitioning(_ZEROS, ("mlp",)),
-            name="in",
-        )
-        narrow = nn.Dense(
-            cfg.d_model,
-            dtype=cfg.compute_dtype,
-            kernel_init=nn.with_logical_partitioning(_INIT, ("mlp", "embed")),
-            bias_init=nn.with_logical_partitioning(_ZEROS, ("embed",)),
-            name="out",
-        )
-        return narrow(nn.gelu(wide(x_BTD), approximate=True))
+        wide_BTF = Linear(cfg, cfg.d_mlp, ("embed", "mlp"), name="in")(x_BTD)
+        wide_BTF = nn.with_logical_constraint(wide_BTF, ("batch", "length", "mlp"))
+        return Linear(cfg, cfg.d_model, ("mlp", "embed"), name="out")(nn.gelu(wide_BTF, approximate=True))
 
 
 class Block(nn.Module):
@@ -153,11 +129,12 @@ class Block(nn.Module):
         attended_BTD, keys = Attention(self.config, name="attention")(
             normed_BTD, positions_BT, mask_BTS, cached, slot, prefix, prefix_length
         )
-        x_BTD = x_BTD + attended_BTD
         if self.config.is_gpt2:
+            x_BTD, attended_BTD = x_BTD + attended_BTD, 0.0
             normed_BTD = _norm(self.config, "mlp_norm")(x_BTD)
-        x_BTD = x_BTD + Mlp(self.config, name="mlp")(normed_BTD)
-        return nn.with_logical_constraint(x_BTD, ("batch", "length", "embed")), keys
+        # Attention and MLP are summed before they meet x: where heads and mlp are split, one all-reduce does for both.
+        x_BTD = x_BTD + (attended_BTD + Mlp(self.config, name="mlp")(normed_BTD))
+        return nn.with_logical_constraint(x_BTD, ("batch", "length", None)), keys
 
 
 class GPT(nn.Module):
@@ -180,7 +157,8 @@ class GPT(nn.Module):
                 dtype=cfg.compute_dtype,
                 embedding_init=nn.with_logical_partitioning(_INIT_EMBED, ("length", "embed")),
             )
-        block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
+        policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+        block = Block if cfg.remat == "none" else nn.remat(Block, prevent_cse=False, policy=policies[cfg.remat])
         self.blocks = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -192,12 +170,7 @@ class GPT(nn.Module):
         )(cfg)
         self.final_norm = _norm(cfg, None)
         if not cfg.is_gpt2:
-            self.head = nn.Dense(
-                cfg.vocab_size,
-                dtype=cfg.compute_dtype,
-                kernel_init=nn.with_logical_partitioning(_INIT, ("embed", "vocab")),
-                bias_init=nn.with_logical_partitioning(_ZEROS, ("vocab",)),
-            )
+            self.head = Linear(cfg, cfg.vocab_size, ("embed", "vocab"))
 
     def __call__(self, tokens_BT, positions_BT=None, segment_ids_BT=None):
         """Logits [B, T, V] in float32.
@@ -213,7 +186,7 @@ class GPT(nn.Module):
         mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
         if segment_ids_BT is not None:
             mask_BTS &= segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-        x_BTD = nn.with_logical_constraint(self.embed(tokens_BT, positions_BT), ("batch", "length", "embed"))
+        x_BTD = nn.with_logical_constraint(self.embed(tokens_BT, positions_BT), ("batch", "length", None))
         x_BTD, _ = self.blocks(x_BTD, positions_BT, mask_BTS)
         return self.logits(x_BTD)
 
@@ -228,7 +201,8 @@ class GPT(nn.Module):
     def logits(self, x_BTD):
         """Output head: [..., V] in float32."""
         head = self.embedding.attend if self.config.is_gpt2 else self.head
-        return head(self.final_norm(x_BTD)).astype(jnp.float32)
+        logits = head(self.final_norm(x_BTD)).astype(jnp.float32)
+        return nn.with_logical_constraint(logits, ("batch", *("length",) * (logits.ndim - 2), "vocab"))
 
 
 def apply(
@@ -239,104 +213,26 @@ def apply(
     segment_ids_BT: jax.Array | None = None,
 ) -> jax.Array:
     """One full forward pass: logits [B, T, V] in float32 for int32 tokens [B, T]; see GPT.__call__."""
-    return _call(model, params, jnp.asarray(tokens_BT), positions_BT, segment_ids_BT)
+    return call(model, params, jnp.asarray(tokens_BT), positions_BT, segment_ids_BT)
+
+
+def log_probability(logits_BTV: jax.Array, ids_BT: jax.Array) -> jax.Array:
+    """log p [...] of the ids [...] under logits [..., V], nats.
+
+    The logit is picked by comparing and not by indexing, which would gather a vocabulary that is split over devices.
+    """
+    at_id = jnp.arange(logits_BTV.shape[-1]).reshape((1,) * ids_BT.ndim + (-1,)) == ids_BT[..., None]
+    return jnp.sum(jnp.where(at_id, logits_BTV, 0.0), axis=-1) - jax.nn.logsumexp(logits_BTV, axis=-1)
+
+
+def call(model: GPT, params: Params, *args: Any, method: str | None = None) -> jax.Array:
+    """`model.apply` (of one of its methods) without mutable collections, so what comes back is the result alone."""
+    return cast(jax.Array, model.apply({"params": params}, *args, method=method))
 
 
 def init(model: GPT, key: jax.Array) -> Params:
     """Freshly drawn float32 parameters, boxed with their logical axes: see sharding.unbox."""
     return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
-
-
-def encode_prefix(model: GPT, params: Params, tokens_P: jax.Array, length: jax.Array) -> Prefix:
-    """Keys and values of a prefix that all rows share; `tokens_P` is right-padded, `length` of it are real."""
-    size = tokens_P.shape[0]
-    if size == 0:
-        cfg = model.config
-        empty = jnp.zeros((cfg.n_heads, 0, cfg.head_dim), cfg.compute_dtype)
-        return Prefix((Keys(empty, empty),) * cfg.n_layers, jnp.asarray(0))
-    mask_BTS = jnp.tril(jnp.ones((1, size, size), bool))
-    _, layers = _cached_pass(model, params, tokens_P[None], jnp.arange(size)[None], mask_BTS)
-    return Prefix(tuple(Keys(keys.k[0], keys.v[0]) for keys in layers), jnp.asarray(length))
-
-
-def prefill(
-    model: GPT, params: Params, tokens_RT: jax.Array, lengths_R: jax.Array, prefix: Prefix
-) -> tuple[jax.Array, tuple[Keys, ...]]:
-    """Runs prompt bodies through the model, behind the prefix.
-
-    Args:
-      tokens_RT: bodies, LEFT-padded, so that all rows end at the same place.
-      lengths_R: how many of a row's T tokens are real, at least 1.
-
-    Returns:
-      (logits [R, V] behind each row's last token, N x Keys [R, H, T, K]; keys of padding are garbage).
-    """
-    _, size = tokens_RT.shape
-    index_T = jnp.arange(size)
-    first_R = size - lengths_R
-    positions_RT = prefix.length + jnp.maximum(index_T[None] - first_R[:, None], 0)
-    mask_RTS = (index_T[:, None] >= index_T[None])[None] & (index_T[None, None] >= first_R[:, None, None])
-    x_RTD, layers = _cached_pass(model, params, tokens_RT, positions_RT, mask_RTS, prefix=prefix)
-    return _call(model, params, x_RTD[:, -1], method="logits"), layers
-
-
-def decode_step(
-    model: GPT, params: Params, tokens_B: jax.Array, cache: RingCache, prefix: Prefix
-) -> tuple[jax.Array, RingCache]:
-    """One token a row: writes it to the cache and returns (logits [B, V], the cache one step on)."""
-    slots = cache.layers[0].k.shape[2]
-    slot = cache.time % slots
-    age_S = (slot - jnp.arange(slots)) % slots  # 0 for the slot that is written now
-    mask_BTS = (age_S[None] <= cache.filled_B[:, None])[:, None, :]
-    positions_BT = (prefix.length + cache.filled_B)[:, None]
-    x_BTD, layers = _cached_pass(model, params, tokens_B[:, None], positions_BT, mask_BTS, cache.layers, slot, prefix)
-    logits_BV = _call(model, params, x_BTD[:, 0], method="logits")
-    return logits_BV, RingCache(layers, cache.time + 1, cache.filled_B + 1)
-
-
-def empty_cache(config: ModelConfig, rows: int, slots: int) -> RingCache:
-    """A cache of `rows` rows and `slots` slots that holds nothing."""
-    shape = (rows, config.n_heads, slots, config.head_dim)
-    layers = tuple(
-        Keys(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
-        for _ in range(config.n_layers)
-    )
-    return RingCache(layers, jnp.asarray(0), jnp.zeros((rows,), jnp.int32))
-
-
-def insert_rows(cache: RingCache, rows_R: jax.Array, new: tuple[Keys, ...], lengths_R: jax.Array) -> RingCache:
-    """Puts prefilled keys [R, H, T, K] (left-padded bodies) into rows `rows_R`, so that they end at the cache's `time`.
-
-    A row index out of range is dropped. T must not exceed the number of slots.
-    """
-    slots = cache.layers[0].k.shape[2]
-
-    def place(old_BHSK, new_RHTK):
-        padded_RHSK = jnp.pad(new_RHTK, ((0, 0), (0, 0), (slots - new_RHTK.shape[2], 0), (0, 0)))
-        # The body's last key now sits at slot S - 1; turn the ring until that is slot (time - 1) % S.
-        return old_BHSK.at[rows_R].set(jnp.roll(padded_RHSK, cache.time % slots, axis=2), mode="drop")
-
-    layers = tuple(Keys(place(o.k, n.k), place(o.v, n.v)) for o, n in zip(cache.layers, new, strict=True))
-    return RingCache(layers, cache.time, cache.filled_B.at[rows_R].set(lengths_R, mode="drop"))
-
-
-def _call(model: GPT, params: Params, *args: Any, method: str | None = None) -> jax.Array:
-    """`apply` without mutable collections, so what comes back is the result alone."""
-    return cast(jax.Array, model.apply({"params": params}, *args, method=method))
-
-
-def _cached_pass(model, params, tokens_BT, positions_BT, mask_BTS, caches=None, slot=None, prefix=None):
-    """The blocks, unrolled. Returns (activations [B, T, D], N x Keys)."""
-    x_BTD = _call(model, params, tokens_BT, positions_BT, method="embed")
-    block, layers = Block(model.config), []
-    for n in range(model.config.n_layers):
-        of_layer = jax.tree.map(lambda leaf, n=n: leaf[n], params["blocks"])
-        shared, shared_length = (prefix.layers[n], prefix.length) if prefix is not None else (None, None)
-        x_BTD, keys = block.apply(
-            {"params": of_layer}, x_BTD, positions_BT, mask_BTS, caches and caches[n], slot, shared, shared_length
-        )
-        layers.append(keys)
-    return x_BTD, tuple(layers)
 
 
 def _attend(q_BHTK, keys, mask_BTS, prefix, prefix_length):
@@ -366,6 +262,32 @@ def _rotate(x_BHTK, positions_BT, rotary_dim):
     even, odd = turning[..., 0::2], turning[..., 1::2]
     turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(turning.shape)
     return jnp.concatenate([turned.astype(x_BHTK.dtype), x_BHTK[..., rotary_dim:]], axis=-1)
+
+
+def _weight(module, name, init, shape, axes):
+    """A parameter in the compute dtype, gathered over the mesh axis that only stores it."""
+    weight = module.param(name, nn.with_logical_partitioning(init, axes), shape)
+    return _gather(jnp.asarray(weight, module.config.compute_dtype), axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(weight, axes):
+    """Whole along "embed", which is split for storage alone (fsdp); so the weights move and not the activations.
+
+    Said of the gradient too it would be summed whole on every device; this way each gets the sum of its own share.
+    """
+    return nn.with_logical_constraint(weight, tuple(None if axis == "embed" else axis for axis in axes))
+
+
+def _gather_forward(weight, axes):
+    return _gather(weight, axes), None
+
+
+def _gather_backward(axes, _, gradient):
+    return (nn.with_logical_constraint(gradient, axes),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def _norm(cfg, name):

@@ -11,7 +11,7 @@ def chain(config: OptimizerConfig) -> optax.GradientTransformation:
     """Everything but the learning rate, which `train_step` takes as a number: a new one compiles nothing."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.moment_dtype),
         optax.add_decayed_weights(config.weight_decay) if config.weight_decay else optax.identity(),
     )
 

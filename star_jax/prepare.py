@@ -1,6 +1,7 @@
 """What a run needs before its first long stage: all that can be checked is checked, then the base is made."""
 
 import dataclasses
+import json
 import logging
 import statistics
 import threading
@@ -11,14 +12,15 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from star_jax import checkpoint, data, metrics, pretrain, sharding, tokenizer
+from star_jax import checkpoint, data, hosts, metrics, pretrain, sharding, tokenizer
 from star_jax import evaluate as ev
 from star_jax import model as gpt
 from star_jax.config import SIZES, Config, ModelConfig
+from star_jax.decoding import Decoding
 from star_jax.errors import InputError
 from star_jax.ledger import Ledger
 from star_jax.records import Problem, write_lines
-from star_jax.sampler import Decoding, Sampler
+from star_jax.sampler import Sampler
 from star_jax.tasks import Task
 
 LOG = logging.getLogger("star_jax")
@@ -32,33 +34,46 @@ class Run:
     ledger: Ledger
     task: Task
     tokenizer: tokenizer.Tokenizer
-    mesh: Mesh
+    mesh: Mesh  # for training
+    sampling_mesh: Mesh
     model: gpt.GPT
     train_problems: list[Problem]
     eval_problems: dict[str, list[Problem]]  # of the split that selects, first, and of the one that is only reported
     log: metrics.MetricsLog
-    _weights: dict[int, tuple[gpt.Params, str]] = dataclasses.field(default_factory=dict)
+    _drawing: tuple[int, gpt.Params] | None = None  # the iteration whose weights are on the sampling mesh
     _samplers: dict[Decoding, Sampler] = dataclasses.field(default_factory=dict)
 
-    def weights(self, n: int) -> gpt.Params:
-        """The weights of iteration n, 0 for the base: from memory, from disk, or made."""
-        if n not in self._weights:
-            directory = self.ledger.path(n, "params") if n else self.ledger.workdir / "base"
-            if n == 0 and not checkpoint.exists(directory):
-                _make_base(self, directory)
-            else:
-                self.remember(n, checkpoint.load_model(directory, self.mesh)[1])
-        return self._weights[n][0]
+    def directory(self, n: int) -> Path:
+        """Where the model of iteration n is, 0 for the base."""
+        return self.ledger.path(n, "params") if n else self.ledger.workdir / "base"
+
+    def has_model(self, n: int) -> bool:
+        """Whether iteration n's model is complete."""
+        return hosts.agree(lambda: checkpoint.exists(self.directory(n)))
+
+    def load(self, n: int) -> gpt.Params:
+        """The weights of iteration n, on the training mesh; the base is made where there is none yet.
+
+        They come from disk each time: while weights are trained nothing else of their size is in memory.
+        """
+        if n == 0 and not self.has_model(0):
+            return _make_base(self)
+        return checkpoint.load_model(self.directory(n), self.mesh, self.config.train.param_dtype)[1]
 
     def fingerprint(self, n: int) -> str:
-        """What provenance calls these weights."""
-        self.weights(n)
-        return self._weights[n][1]
+        """What provenance calls the weights of iteration n."""
+        return hosts.agree(lambda: checkpoint.stored_fingerprint(self.directory(n)))
 
-    def remember(self, n: int, params: gpt.Params) -> None:
-        """Keeps the base and the latest weights in memory, so that a restart from base reads nothing."""
-        self._weights = {k: v for k, v in self._weights.items() if k == 0}
-        self._weights[n] = (params, checkpoint.fingerprint(params))
+    def keep(self, n: int, params: gpt.Params) -> None:
+        """Stores the weights of iteration n, and puts them on the sampling mesh, where they are drawn from."""
+        if not self.has_model(n):
+            checkpoint.save_model(self.directory(n), self.model, params, self.tokenizer)
+        drawing = sharding.to_sampling(self.model, params, self.sampling_mesh, self.config.sampling.weights_dtype)
+        self._drawing = n, drawing
+
+    def let_go(self) -> None:
+        """Frees the weights that were drawn from: training needs the room."""
+        self._drawing = None
 
     def moments(self) -> checkpoint.Moments | None:
         """The Adam moments each fine-tuning begins with, from disk: they do not exist while sampling."""
@@ -66,10 +81,16 @@ class Run:
             return None
         return checkpoint.load_moments(Path(self.config.base.path), self.mesh)
 
-    def sampler(self, params: gpt.Params, decoding: Decoding) -> Sampler:
-        """A sampler of these weights; what does not depend on them (the stop automaton) is made once."""
+    def sampler(self, n: int, decoding: Decoding) -> Sampler:
+        """A sampler of iteration n's weights; what does not depend on them (the stop automaton) is made once."""
+        if self._drawing is None or self._drawing[0] != n:
+            self.keep(n, self.load(n))
+        assert self._drawing is not None
+        params = self._drawing[1]
         if decoding not in self._samplers:
-            made = ev.make_sampler(self.config, self.task, self.model, params, self.tokenizer, decoding)
+            made = ev.make_sampler(
+                self.config, self.task, self.model, params, self.tokenizer, decoding, self.sampling_mesh
+            )
             self._samplers[decoding] = made.with_params(None)  # weights of a past iteration must not stay alive
         return self._samplers[decoding].with_params(params)
 
@@ -79,10 +100,10 @@ def open_run(config: Config, workdir: Path) -> Run:
     threading.Thread(target=data.warm_up, daemon=True).start()
     task = config.make_task()
     ev.prompts_of(config, 1)
-    ledger = Ledger(workdir)
-    mesh = sharding.make_mesh(config.mesh)
+    ledger = Ledger(workdir, hosts)
     # The run's own copy of the base, once it is there: going on needs nothing outside its directory.
-    base = workdir / "base" if checkpoint.exists(workdir / "base") else Path(config.base.path)
+    copied = hosts.agree(lambda: checkpoint.exists(workdir / "base"))
+    base = workdir / "base" if copied else Path(config.base.path)
     sizes = _model_config(config, base)
     config = dataclasses.replace(config, model=sizes)  # what is stored says what was run
     if config.optimizer.base_moments and not checkpoint.has_moments(Path(config.base.path)):
@@ -101,26 +122,39 @@ def open_run(config: Config, workdir: Path) -> Run:
         raise InputError(
             f"train.row_tokens {config.train.row_tokens} exceeds the model's {sizes.max_positions} positions"
         )
-    sharding.check_rows(mesh, config.train.batch_rows)
-    sharding.param_shardings(gpt.GPT(sizes), mesh)
+    mesh, sampling_mesh = meshes(config)
     lengths = {
         split: _lengths(config, task, words, sizes, split, problems)
         for split, problems in {**eval_problems, "train": train_problems}.items()
     }
     ledger.open(config.to_dict(), may_change=("star.iterations", "tensorboard"))
     for split, problems in {**eval_problems, "train": train_problems}.items():
-        # Completions name their problem by id: with these files the directory can be read by itself.
-        path = workdir / f"problems_{split}.jsonl"
-        if not path.exists():
-            ledger.write_text(path, write_lines(problems))
-        elif path.read_bytes() != write_lines(problems).encode():
-            raise InputError(
-                f"{path}: the run began with other {split} problems; give the same data or another --workdir"
-            )
+        _store_problems(ledger, split, problems)
+    hosts.check_equal("the tokenizer", json.dumps(words.spec(), sort_keys=True))
     log = metrics.MetricsLog(workdir, config.tensorboard)
     for split, values in lengths.items():
         _report_lengths(log, split, values)
-    return Run(config, ledger, task, words, mesh, gpt.GPT(sizes), train_problems, eval_problems, log)
+    return Run(config, ledger, task, words, mesh, sampling_mesh, gpt.GPT(sizes), train_problems, eval_problems, log)
+
+
+def meshes(config: Config) -> tuple[Mesh, Mesh]:
+    """The meshes for training and for sampling. Raises InputError where the model or the rows do not divide."""
+    mesh, model = sharding.make_mesh(config.mesh), gpt.GPT(config.model)
+    sharding.check_rows(mesh, config.train.batch_rows, config.train.microbatches)
+    sharding.param_shardings(model, mesh)
+    drawing = sharding.sampling_mesh(mesh, config.sampling.tensor)
+    sharding.param_shardings(model, drawing, "sampling")
+    return mesh, drawing
+
+
+def _store_problems(ledger: Ledger, split: str, problems: Sequence[Problem]) -> None:
+    """Completions name their problem by id: with these files the directory can be read by itself."""
+    path, lines = ledger.workdir / f"problems_{split}.jsonl", write_lines(problems)
+    hosts.check_equal(f"the {split} split", lines)
+    if not ledger.exists(path):
+        ledger.write_text(path, lines)
+    elif not hosts.agree(lambda: path.read_bytes() == lines.encode()):
+        raise InputError(f"{path}: the run began with other {split} problems; give the same data or another --workdir")
 
 
 def _model_config(config: Config, directory: Path) -> ModelConfig:
@@ -205,23 +239,21 @@ def _report_lengths(log: metrics.MetricsLog, split: str, values: dict[str, int])
         )  # fmt: skip
 
 
-def _make_base(run: Run, directory: Path) -> None:
-    """Takes the base from `base.path`, or pretrains it, and stores it in the run."""
+def _make_base(run: Run) -> gpt.Params:
+    """Takes the base from `base.path`, or pretrains it."""
     config = run.config
     if config.base.path:
-        _, params = checkpoint.load_model(config.base.path, run.mesh)
-    else:
-        total, started = sum(stage.steps for stage in config.base.stages), time.monotonic()
-        with metrics.progress(total, "pretraining the base", "step") as bar:
+        return checkpoint.load_model(config.base.path, run.mesh, config.train.param_dtype)[1]
+    total, started = sum(stage.steps for stage in config.base.stages), time.monotonic()
+    with metrics.progress(total, "pretraining the base", "step") as bar:
 
-            def on_step(step: int, values: dict[str, Any]) -> None:
-                bar.update(step - bar.n)
-                bar.set_postfix_str(f"loss {values['loss']:.3f}")
-                run.log.log("pretrain", 0, step, values)
+        def on_step(step: int, values: dict[str, Any]) -> None:
+            bar.update(step - bar.n)
+            bar.set_postfix_str(f"loss {values['loss']:.3f}")
+            run.log.log("pretrain", 0, step, values)
 
-            params, reports = pretrain.make_base(config, run.model, run.tokenizer, run.mesh, on_step)
-        seconds = time.monotonic() - started
-        run.log.log("base", 0, 0, {"seconds": round(seconds, 2), "tokens": sum(r.tokens for r in reports)})
-        LOG.info("base: %d steps in %.0f s, loss %.3f", total, seconds, reports[-1].loss_last)
-    checkpoint.save_model(directory, run.model, params, run.tokenizer)
-    run.remember(0, params)
+        params, reports = pretrain.make_base(config, run.model, run.tokenizer, run.mesh, on_step)
+    seconds = time.monotonic() - started
+    run.log.log("base", 0, 0, {"seconds": round(seconds, 2), "tokens": sum(r.tokens for r in reports)})
+    LOG.info("base: %d steps in %.0f s, loss %.3f", total, seconds, reports[-1].loss_last)
+    return params

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Iterator
 
 from star_jax import evaluate, sharding
+from star_jax.decoding import Decoding
 from star_jax.errors import InputError, exit_on_bad_input
 from star_jax.records import Problem
-from star_jax.sampler import Decoding
 from star_jax.tasks.choices import LETTERS
 
 
@@ -32,27 +32,26 @@ def main() -> None:
     opened = evaluate.open_run(args.workdir, args.iteration)
     config = opened.config
     task, mesh = config.make_task(), sharding.make_mesh(config.mesh)
-    with sharding.use(mesh):
-        sampler = opened.sampler(task, mesh, Decoding(args.temperature))
-        prompts = evaluate.prompts_of(config, opened.number + 1)
-        # A person gets each answer before the next question; a file goes through the sampler at once.
-        batches = ([p] for p in _asked()) if sys.stdin.isatty() else iter([list(_read())])
-        for batch in batches:
-            wanted = [(problem, draw) for problem in batch for draw in range(args.draws)]
-            draws = sampler(
-                [prompts.prompt(task, p) for p, _ in wanted], [f"{config.seed}/{p.question}/{d}" for p, d in wanted]
-            )
-            for (problem, _), drawn in zip(wanted, draws, strict=True):
-                answer = None if drawn.cut_off else task.parse(drawn.text)
-                line = {
-                    "question": problem.question,
-                    "text": drawn.text,
-                    "answer": answer,
-                    "right": answer is not None and task.grade(problem, answer) if problem.answer else None,
-                    "cut_off": drawn.cut_off,
-                    "log_probability": round(drawn.log_probability, 4),
-                }
-                print(json.dumps(line, ensure_ascii=False), flush=True)
+    sampler = opened.sampler(task, mesh, Decoding(args.temperature))
+    prompts = evaluate.prompts_of(config, opened.number + 1)
+    # A person gets each answer before the next question; a file goes through the sampler at once.
+    batches = ([p] for p in _asked()) if sys.stdin.isatty() else iter([list(_read())])
+    for batch in batches:
+        wanted = [(problem, draw) for problem in batch for draw in range(args.draws)]
+        draws = sampler(
+            [prompts.prompt(task, p) for p, _ in wanted], [f"{config.seed}/{p.question}/{d}" for p, d in wanted]
+        )
+        for (problem, _), drawn in zip(wanted, draws, strict=True):
+            answer = None if drawn.cut_off else task.parse(drawn.text)
+            line = {
+                "question": problem.question,
+                "text": drawn.text,
+                "answer": answer,
+                "right": answer is not None and task.grade(problem, answer) if problem.answer else None,
+                "cut_off": drawn.cut_off,
+                "log_probability": round(drawn.log_probability, 4),
+            }
+            print(json.dumps(line, ensure_ascii=False), flush=True)
 
 
 def _read() -> Iterator[Problem]:

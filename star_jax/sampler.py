@@ -5,8 +5,11 @@
         while fewer than R slots are free, or nothing is left to put there:
             one decode step for all B slots; rows that reach a stop go quiet
 
+Each place along the mesh's `data` axis runs that loop for a queue of its own, so devices wait for each other only
+where they split one model (`tensor`); and each process draws its own share of the problems.
+
 A draw is a pure function of (weights, prompt, key, how to draw): the key belongs to the problem, never to
-its slot, so batch size, order and restarts change no text.
+its slot, so batch size, order, restarts, devices and processes change no text.
 """
 
 import dataclasses
@@ -18,49 +21,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from star_jax import cached, hosts, sharding, stops
 from star_jax import model as gpt
 from star_jax.config import ModelConfig
+from star_jax.decoding import Decoding
 from star_jax.errors import InputError
 from star_jax.records import Prompt
 from star_jax.tokenizer import Tokenizer
 
 STOPPED, CUT_OFF = 1, 2  # values of Outputs.reason_Q; 0: not drawn
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoding:
-    """How a token is drawn from logits. Temperature 0 is greedy and ignores the other two.
-
-    top_k: only the k likeliest tokens (0: all). top_p: only the smallest set of likeliest tokens that holds
-    this much probability (1: all), after the temperature and top_k have been applied.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def draw(self, logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
-        """Token ids [B], one key a row (Gumbel-max for a positive temperature)."""
-        if self.temperature == 0:
-            return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-        kept_BV = self._truncate(logits_BV / self.temperature)
-        gumbel_BV = jax.vmap(lambda key: jax.random.gumbel(key, kept_BV.shape[1:]))(keys_B)
-        return jnp.argmax(kept_BV + gumbel_BV, axis=-1).astype(jnp.int32)
-
-    def _truncate(self, logits_BV: jax.Array) -> jax.Array:
-        size = logits_BV.shape[-1]
-        if 0 < self.top_k < size:
-            least = jax.lax.top_k(logits_BV, self.top_k)[0][:, -1:]
-            logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
-        if self.top_p < 1:
-            order_BV = jnp.argsort(-logits_BV, axis=-1)
-            sorted_BV = jax.nn.softmax(jnp.take_along_axis(logits_BV, order_BV, axis=-1), axis=-1)
-            # A token stays while the mass before it is short of top_p, so the likeliest always stays.
-            stays_BV = jnp.cumsum(sorted_BV, axis=-1) - sorted_BV < self.top_p
-            back_BV = jnp.argsort(order_BV, axis=-1)
-            logits_BV = jnp.where(jnp.take_along_axis(stays_BV, back_BV, axis=-1), logits_BV, -jnp.inf)
-        return logits_BV
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +45,15 @@ class Draw:
 
 
 class Queue(NamedTuple):
-    """The problems of one call: LEFT-padded bodies, their lengths, their keys' data and how many are real."""
+    """The problems of one call: LEFT-padded bodies, their lengths, their keys' data and how many are real.
+
+    Outside of the loop Q runs over the queues of all G places along `data`, one after the other.
+    """
 
     tokens_QT: jax.Array
     lengths_Q: jax.Array
     keys_Q2: jax.Array
-    real: jax.Array
+    real_G: jax.Array
 
 
 class Outputs(NamedTuple):
@@ -89,13 +63,13 @@ class Outputs(NamedTuple):
     drawn_Q: jax.Array
     log_probability_Q: jax.Array
     reason_Q: jax.Array
-    steps: jax.Array  # decode steps taken for all of them
+    steps_G: jax.Array  # decode steps taken for all of a queue
 
 
 class Slots(NamedTuple):
     """The loop's state."""
 
-    cache: gpt.RingCache
+    cache: cached.RingCache
     problem_B: jax.Array  # place in the queue; Q for a slot that never held one
     token_B: jax.Array  # the last drawn token, not yet in the cache
     drawn_B: jax.Array  # tokens drawn for this problem
@@ -109,7 +83,7 @@ class Slots(NamedTuple):
 class Shape:
     """The static part of a call: one compiled program for each distinct value."""
 
-    slots: int  # B
+    slots: int  # B, at each place along `data`
     refill: int  # R: how many free slots are gathered before a prefill
     max_new_tokens: int  # M
     vocab_used: int  # ids at and above it are never drawn
@@ -119,6 +93,7 @@ class Sampler:
     """Draws completions for prompts that share a few-shot prefix.
 
     `with_params` gives the same sampler for other weights; compiled programs are shared between them.
+    Where several processes run, all of them must make the same calls.
     """
 
     def __init__(
@@ -127,6 +102,7 @@ class Sampler:
         params: gpt.Params,
         tokenizer: Tokenizer,
         *,
+        mesh: Mesh | None = None,
         stop: Sequence[str] = (),
         max_new_tokens: int = 128,
         decoding: Decoding = Decoding(),
@@ -137,9 +113,12 @@ class Sampler:
     ) -> None:
         """
         Args:
+          params: on `mesh`, or anywhere (then they are put there as they are; see sharding.to_sampling).
+          mesh: a sampling mesh, sharding.sampling_mesh; default: the devices on which the parameters lie.
           stop: strings that end a completion; end-of-text always does.
-          slots: rows that decode together. refill: free slots gathered before a prefill (0: a quarter of them).
-          queue: problems handed to the device at a time.
+          slots: rows that decode together, at each place along the mesh's data axis.
+          refill: free slots gathered before a prefill (0: a quarter of them).
+          queue: problems handed to each such place at a time.
           length_bucket: bodies are padded to a multiple of this many tokens; one program is compiled a multiple.
 
         Raises InputError for sizes that do not fit each other.
@@ -151,16 +130,21 @@ class Sampler:
                 f"the model has {model.config.vocab_size} rows of vocabulary and the tokenizer {tokenizer.vocab_size} "
                 "ids; they do not belong together"
             )
-        self.model, self.params, self.tokenizer = model, params, tokenizer
+        self.model, self.tokenizer = model, tokenizer
+        if mesh is None:
+            given = sharding.mesh_of(params)
+            mesh = sharding.sampling_mesh(given, given.shape["tensor"])
+        self.mesh, self.params = mesh, sharding.to_sampling(model, params, mesh)
         self.stop, self.decoding, self.queue, self.length_bucket = tuple(stop), decoding, queue, length_bucket
         self.shape = Shape(slots, refill or max(1, slots // 4), max_new_tokens, tokenizer.vocab_size)
-        self._automaton_SV = jnp.asarray(stop_automaton(tokenizer, self.stop))
-        self._prefixes: dict[str, gpt.Prefix] = {}
+        self._automaton_SV = jnp.asarray(stops.automaton(tokenizer, self.stop))
+        self._prefixes: dict[str, cached.Prefix] = {}
 
     def with_params(self, params: gpt.Params) -> "Sampler":
-        """The same sampler with other weights."""
+        """The same sampler with other weights; with None it holds none until it is given some in this way."""
         other = object.__new__(Sampler)
-        other.__dict__.update(self.__dict__, params=params, _prefixes={})
+        placed = params if params is None else sharding.to_sampling(self.model, params, self.mesh)
+        other.__dict__.update(self.__dict__, params=placed, _prefixes={})
         return other
 
     def __call__(
@@ -180,17 +164,20 @@ class Sampler:
         """
         seeds = [str(i) for i in range(len(prompts))] if seeds is None else seeds
         draws: dict[int, Draw] = {}
-        for places, bodies, padded, prefix in self._queues(prompts):
-            queue = self._queue(bodies, padded, [seeds[i] for i in places])
-            out = _sample_queue(self.model, self.decoding, self.shape, self.params, prefix, queue, self._automaton_SV)
-            new = self._read(out, len(places))
+        for places, bodies, padded, shots in self._chunks(prompts):
+            new = self._draw(bodies, padded, shots, [seeds[i] for i in places])
             draws.update(zip(places, new, strict=True))
             if progress:
                 progress(places, new)
         return [draws[i] for i in range(len(prompts))]
 
-    def _queues(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], list[list[int]], int, gpt.Prefix]]:
-        """Groups prompts by prefix and padded body length: (places, token ids of the bodies, that length, prefix)."""
+    @property
+    def _groups(self) -> int:
+        """Queues that run side by side in this process."""
+        return self.mesh.shape["data"]
+
+    def _chunks(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], list[list[int]], int, str]]:
+        """Prompts that go through the queues at once: (places, token ids of bodies, their padded length, prefix)."""
         groups: dict[tuple[str, int], list[tuple[int, list[int]]]] = {}
         for place, prompt in enumerate(prompts):
             shared, own = prompt.parts
@@ -206,20 +193,38 @@ class Sampler:
                     f"a prompt of {size} tokens and {self.shape.max_new_tokens} new ones "
                     f"do not fit the model's {self.model.config.max_positions} positions; give fewer shots"
                 )
+        size = self.queue * self._groups * hosts.count()
         for (text, padded), members in sorted(groups.items()):
-            for start in range(0, len(members), self.queue):
-                chunk = members[start : start + self.queue]
-                yield [place for place, _ in chunk], [body for _, body in chunk], padded, self._prefix(text)
+            for start in range(0, len(members), size):
+                chunk = members[start : start + size]
+                yield [place for place, _ in chunk], [body for _, body in chunk], padded, text
 
-    def _queue(self, bodies: Sequence[Sequence[int]], padded: int, seeds: Sequence[str]) -> Queue:
-        tokens_QT = np.zeros((self.queue, padded), np.int32)
-        lengths_Q, keys_Q2 = np.ones((self.queue,), np.int32), np.zeros((self.queue, 2), np.uint32)
-        for i, (body, seed) in enumerate(zip(bodies, seeds, strict=True)):
-            tokens_QT[i, padded - len(body) :] = body
-            lengths_Q[i], keys_Q2[i] = len(body), key_data(seed)
-        return Queue(*map(jnp.asarray, (tokens_QT, lengths_Q, keys_Q2, np.int32(len(bodies)))))
+    def _draw(self, bodies: Sequence[Sequence[int]], padded: int, shots: str, seeds: Sequence[str]) -> list[Draw]:
+        """One completion a body. They are dealt out, one after the other, to all processes and their queues."""
+        ways = hosts.count() * self._groups
+        first = hosts.index() * self._groups
+        mine = [(bodies[way::ways], seeds[way::ways]) for way in range(first, first + self._groups)]
+        with sharding.use(self.mesh, rows_apart=True):
+            prefix, queue = self._prefix(shots), self._queue(mine, padded)
+            out = _sample_queue(
+                self.model, self.decoding, self.shape, self.mesh, self.params, prefix, queue, self._automaton_SV
+            )
+        out = hosts.gather(jax.device_get(out))
+        return [self._read(out, i % ways * self.queue + i // ways) for i in range(len(bodies))]
 
-    def _prefix(self, text: str) -> gpt.Prefix:
+    def _queue(self, dealt: Sequence[tuple[Sequence[Sequence[int]], Sequence[str]]], padded: int) -> Queue:
+        rows = self.queue * len(dealt)
+        tokens_QT = np.zeros((rows, padded), np.int32)
+        lengths_Q, keys_Q2 = np.ones((rows,), np.int32), np.zeros((rows, 2), np.uint32)
+        for group, (bodies, seeds) in enumerate(dealt):
+            for i, (body, seed) in enumerate(zip(bodies, seeds, strict=True), start=group * self.queue):
+                tokens_QT[i, padded - len(body) :] = body
+                lengths_Q[i], keys_Q2[i] = len(body), key_data(seed)
+        real_G = np.array([len(bodies) for bodies, _ in dealt], np.int32)
+        place = NamedSharding(self.mesh, PartitionSpec("data"))
+        return Queue(*(jax.device_put(array, place) for array in (tokens_QT, lengths_Q, keys_Q2, real_G)))
+
+    def _prefix(self, text: str) -> cached.Prefix:
         if text not in self._prefixes:
             ids = self.tokenizer.encode(text)
             # Padded by an eighth at most, so that prompts of similar size share a compiled program.
@@ -229,17 +234,11 @@ class Sampler:
             self._prefixes[text] = _encode_prefix(self.model, self.params, jnp.asarray(tokens_P), len(ids))
         return self._prefixes[text]
 
-    def _read(self, out: Outputs, rows: int) -> list[Draw]:
-        out = jax.device_get(out)
-        draws = []
-        for i in range(rows):
-            ids = out.tokens_QM[i, : out.drawn_Q[i]].tolist()
-            text = self.tokenizer.decode(ids)
-            cut = min((text.find(stop) for stop in self.stop if stop in text), default=len(text))
-            draws.append(
-                Draw(text[:cut], tuple(ids), float(out.log_probability_Q[i]), bool(out.reason_Q[i] == CUT_OFF))
-            )
-        return draws
+    def _read(self, out: Outputs, i: int) -> Draw:
+        ids = out.tokens_QM[i, : out.drawn_Q[i]].tolist()
+        text = self.tokenizer.decode(ids)
+        cut = min((text.find(stop) for stop in self.stop if stop in text), default=len(text))
+        return Draw(text[:cut], tuple(ids), float(out.log_probability_Q[i]), bool(out.reason_Q[i] == CUT_OFF))
 
 
 def key_data(seed: str) -> np.ndarray:
@@ -247,50 +246,36 @@ def key_data(seed: str) -> np.ndarray:
     return np.frombuffer(hashlib.sha256(seed.encode()).digest()[:8], ">u4").astype(np.uint32)
 
 
-def stop_automaton(tokenizer: Tokenizer, stops: Sequence[str]) -> np.ndarray:
-    """Transition table [S, V] of an automaton over tokens that finds the stop strings byte by byte.
-
-    A state is the longest tail of the text so far that begins a stop string (Aho & Corasick, 1975); state 0 is
-    the empty tail, state S - 1 means "a stop was seen". Raises InputError for an empty stop string.
-    """
-    patterns = [tokenizer.stop_bytes(stop) for stop in stops]
-    if not all(patterns):
-        raise InputError("a stop string must not be empty")
-    tails = sorted({p[:i] for p in patterns for i in range(len(p))} | {b""}, key=lambda tail: (len(tail), tail))
-    state_of, seen = {tail: i for i, tail in enumerate(tails)}, len(tails)
-
-    def step(tail: bytes, byte: int) -> int:
-        text = tail + bytes([byte])
-        if any(text.endswith(p) for p in patterns):
-            return seen
-        return next(state_of[text[i:]] for i in range(len(text) + 1) if text[i:] in state_of)
-
-    by_byte = np.array([[step(tail, b) for b in range(256)] for tail in tails] + [[seen] * 256], np.int32)
-    longest = max(map(len, tokenizer.pieces))
-    padded = np.array([list(p) + [-1] * (longest - len(p)) for p in tokenizer.pieces], np.int32)
-    table_SV = np.repeat(np.arange(seen + 1, dtype=np.int32)[:, None], len(padded), axis=1)
-    for byte_V in padded.T:
-        table_SV = np.where(byte_V >= 0, by_byte[table_SV, byte_V], table_SV)
-    table_SV[:, tokenizer.end_of_text] = seen
-    return table_SV.astype(np.int32)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _encode_prefix(model, params, tokens_P, length):
-    return gpt.encode_prefix(model, params, tokens_P, length)
+    return cached.encode_prefix(model, params, tokens_P, length)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _sample_queue(model, decoding, shape, params, prefix, queue, automaton_SV) -> Outputs:
-    """Draws a completion for each of the first `queue.real` problems."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _sample_queue(model, decoding, shape, mesh, params, prefix, queue, automaton_SV) -> Outputs:
+    """Draws a completion for each problem of the queues, one queue a place along the mesh's data axis."""
+    apart, shared = PartitionSpec("data"), PartitionSpec()
+    loop = jax.shard_map(
+        functools.partial(_loop, model, decoding, shape),
+        mesh=mesh,
+        in_specs=(shared, shared, apart, shared),
+        out_specs=apart,
+        axis_names={"data"},
+        check_vma=False,
+    )
+    return loop(params, prefix, queue, automaton_SV)
+
+
+def _loop(model, decoding, shape, params, prefix, queue, automaton_SV) -> Outputs:
+    """Draws a completion for each of the first `queue.real_G[0]` problems of one queue."""
     emit = functools.partial(_emit, decoding, shape, queue, automaton_SV)
 
     def is_idle(slots):
-        return slots.next < queue.real, jnp.sum(~slots.active_B) >= shape.refill
+        return slots.next < queue.real_G[0], jnp.sum(~slots.active_B) >= shape.refill
 
     def decode(slots):
-        logits_BV, cache = gpt.decode_step(model, params, slots.token_B, slots.cache, prefix)
-        slots = slots._replace(cache=cache, out=slots.out._replace(steps=slots.out.steps + 1))
+        logits_BV, filled = cached.decode_step(model, params, slots.token_B, slots.cache, prefix)
+        slots = slots._replace(cache=filled, out=slots.out._replace(steps_G=slots.out.steps_G + 1))
         rows_B = jnp.arange(shape.slots)
         return emit(slots, rows_B, logits_BV, slots.active_B)
 
@@ -303,7 +288,7 @@ def _sample_queue(model, decoding, shape, params, prefix, queue, automaton_SV) -
         return jax.lax.while_loop(keep_decoding, decode, _refill(model, shape, params, prefix, queue, emit, slots))
 
     def unfinished(slots):
-        return (slots.next < queue.real) | jnp.any(slots.active_B)
+        return (slots.next < queue.real_G[0]) | jnp.any(slots.active_B)
 
     return jax.lax.while_loop(unfinished, refill_and_decode, _empty_slots(model.config, shape, queue)).out
 
@@ -312,13 +297,13 @@ def _refill(model, shape, params, prefix, queue, emit, slots: Slots) -> Slots:
     """Gives the next R problems of the queue to free slots and draws their first tokens."""
     free_R = jnp.argsort(slots.active_B, stable=True)[: shape.refill]  # free slots come first
     problem_R = slots.next + jnp.arange(shape.refill)
-    valid_R = ~slots.active_B[free_R] & (problem_R < queue.real)
+    valid_R = ~slots.active_B[free_R] & (problem_R < queue.real_G[0])
     safe_R = jnp.where(valid_R, problem_R, 0)
     rows_R = jnp.where(valid_R, free_R, shape.slots)  # out of range: dropped by every scatter
     lengths_R = queue.lengths_Q[safe_R]
-    logits_RV, new = gpt.prefill(model, params, queue.tokens_QT[safe_R], lengths_R, prefix)
+    logits_RV, new = cached.prefill(model, params, queue.tokens_QT[safe_R], lengths_R, prefix)
     slots = slots._replace(
-        cache=gpt.insert_rows(slots.cache, rows_R, new, lengths_R),
+        cache=cached.insert_rows(slots.cache, rows_R, new, lengths_R),
         problem_B=slots.problem_B.at[rows_R].set(problem_R, mode="drop"),
         drawn_B=slots.drawn_B.at[rows_R].set(0, mode="drop"),
         matched_B=slots.matched_B.at[rows_R].set(0, mode="drop"),
@@ -336,7 +321,7 @@ def _emit(decoding, shape, queue, automaton_SV, slots: Slots, rows_R, logits_RV,
     data_R2 = queue.keys_Q2.at[problem_R].get(mode="clip")
     keys_R = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(data_R2, impl="threefry2x32"), drawn_R)
     token_R = decoding.draw(logits_RV, keys_R)
-    logp_R = jnp.take_along_axis(jax.nn.log_softmax(logits_RV, axis=-1), token_R[:, None], axis=-1)[:, 0]
+    logp_R = gpt.log_probability(logits_RV, token_R)
     matched_R = automaton_SV[slots.matched_B.at[rows_R].get(mode="clip"), token_R]
     stopped_R = matched_R == automaton_SV.shape[0] - 1
     ended_R = stopped_R | (drawn_R + 1 >= shape.max_new_tokens)
@@ -364,7 +349,7 @@ def _empty_slots(config: ModelConfig, shape: Shape, queue: Queue) -> Slots:
     places, length = queue.tokens_QT.shape
     zeros_B = jnp.zeros((shape.slots,), jnp.int32)
     return Slots(
-        cache=gpt.empty_cache(config, shape.slots, length + shape.max_new_tokens),
+        cache=cached.empty_cache(config, shape.slots, length + shape.max_new_tokens),
         problem_B=jnp.full((shape.slots,), places, jnp.int32),
         token_B=zeros_B,
         drawn_B=zeros_B,
@@ -376,6 +361,6 @@ def _empty_slots(config: ModelConfig, shape: Shape, queue: Queue) -> Slots:
             jnp.zeros((places,), jnp.int32),
             jnp.zeros((places,), jnp.float32),
             jnp.zeros((places,), jnp.int32),
-            jnp.asarray(0),
+            jnp.zeros((1,), jnp.int32),
         ),
     )

@@ -1,13 +1,19 @@
-"""The mesh, and the one table that says which logical axis lies along which mesh axis."""
+"""The mesh, and the one table that says which logical axis lies along which mesh axis.
+
+Training and sampling use the same devices as two meshes. Training: data x fsdp x tensor over the devices of all
+processes. Sampling: data x tensor over those of one process; each process draws its own problems there, and so does
+each place along `data`. `to_sampling` takes the weights from one to the other.
+"""
 
 import contextlib
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from star_jax import model as gpt
@@ -22,18 +28,18 @@ RULES = (
     ("vocab", "tensor"),
     ("heads", "tensor"),
     ("mlp", "tensor"),
-    ("embed", "fsdp"),
+    ("embed", "fsdp"),  # of parameters, for storage; activations name None there and keep it whole
     ("length", None),
     ("kv", None),
     ("layers", None),
 )
-# Activations keep their model axis whole: their batch axis already lies along fsdp.
-_ACTIVATION_RULES = tuple((name, None if name == "embed" else axis) for name, axis in RULES)
+# Each place along `data` draws problems of its own: what is done for rows there concerns no other device.
+_ROWS_APART = (("batch", None), *(rule for rule in RULES if rule[0] != "batch"))
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of a config over the first devices; an axis of -1 takes what the other two leave. Raises InputError."""
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     left = len(devices) // config.tensor
     data = left // config.fsdp if config.data == -1 else config.data
     fsdp = left // config.data if config.fsdp == -1 else config.fsdp
@@ -42,14 +48,45 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} "
             f"does not fit {len(devices)} devices"
         )
-    grid = np.array(devices[: data * fsdp * config.tensor]).reshape(data, fsdp, config.tensor)
-    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    used = devices[: data * fsdp * config.tensor]
+    if len({device.process_index for device in used}) < len({device.process_index for device in devices}):
+        raise InputError(
+            f"mesh: data {data} x fsdp {fsdp} x tensor {config.tensor} leaves processes without a device: "
+            f"there are {len(devices)} devices; let one of mesh.data and mesh.fsdp be -1"
+        )
+    # The physical layout counts on TPUs: neighbours along an axis are neighbours in the torus.
+    grid = mesh_utils.create_device_mesh((data, fsdp, config.tensor), used, allow_split_physical_axes=True)
+    return _mesh(grid)
+
+
+def sampling_mesh(mesh: Mesh, tensor: int, process: int | None = None) -> Mesh:
+    """This process's devices of a training mesh, `tensor` ways split, the rest along `data`. Raises InputError."""
+    process = jax.process_index() if process is None else process
+    own = _by_process(mesh)[process]
+    tensor = len(own) if tensor == -1 else tensor
+    if len(own) % tensor:
+        raise InputError(
+            f"sampling.tensor: {tensor} does not divide the {len(own)} devices of a process; weights are split for "
+            "sampling inside a process"
+        )
+    return _mesh(np.array(own).reshape(-1, 1, tensor))
+
+
+def mesh_of(params: gpt.Params) -> Mesh:
+    """The mesh on which parameters lie; one device where they lie on none."""
+    leaf = jax.tree.leaves(params)[0]
+    if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
+        return cast(Mesh, leaf.sharding.mesh)
+    return make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
 
 
 @contextlib.contextmanager
-def use(mesh: Mesh) -> Iterator[None]:
-    """Makes the mesh and the table current, so that the model's logical constraints mean something."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(_ACTIVATION_RULES):
+def use(mesh: Mesh, rows_apart: bool = False) -> Iterator[None]:
+    """Makes the mesh and the table current, so that the model's logical constraints mean something.
+
+    `rows_apart`: for sampling, where each place along `data` has rows of its own.
+    """
+    with jax.set_mesh(mesh), nn.logical_axis_rules(_ROWS_APART if rows_apart else RULES):
         yield
 
 
@@ -59,8 +96,11 @@ def abstract_params(model: gpt.GPT) -> gpt.Params:
     return jax.eval_shape(lambda: gpt.init(model, jax.random.key(0)))
 
 
-def param_shardings(model: gpt.GPT, mesh: Mesh) -> gpt.Params:
-    """A NamedSharding for each parameter. Raises InputError for one that does not divide over its mesh axes."""
+def param_shardings(model: gpt.GPT, mesh: Mesh, options: str = "mesh") -> gpt.Params:
+    """A NamedSharding for each parameter. Raises InputError for one that does not divide over its mesh axes.
+
+    `options`: the group of options that made the mesh, for that message.
+    """
     shapes = abstract_params(model)
     places = nn.logical_to_mesh_sharding(nn.get_partition_spec(shapes), mesh, RULES)
 
@@ -68,11 +108,17 @@ def param_shardings(model: gpt.GPT, mesh: Mesh) -> gpt.Params:
         for size, axis in zip(leaf.shape, place.spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise InputError(
-                    f"mesh.{axis}: {mesh.shape[axis]} does not divide the {size} of {leaf_name(path)} {leaf.shape}"
+                    f"{options}.{axis}: {mesh.shape[axis]} does not divide the {size} of {leaf_name(path)} {leaf.shape}"
                 )
 
     jax.tree_util.tree_map_with_path(check, unbox(shapes), places)
     return places
+
+
+def constrain_params(model: gpt.GPT, params: gpt.Params) -> gpt.Params:
+    """Inside a program: a tree of the parameters' shapes (gradients, say) lies as the table says."""
+    specs = nn.get_partition_spec(abstract_params(model))
+    return jax.tree.map(nn.with_logical_constraint, params, jax.tree.map(tuple, specs, is_leaf=_is_spec))
 
 
 def leaf_name(path: Any) -> str:
@@ -98,14 +144,70 @@ def init_params(model: gpt.GPT, mesh: Mesh, seed: int) -> gpt.Params:
     return make(jax.random.key(seed))
 
 
-def check_rows(mesh: Mesh, rows: int) -> None:
-    """Raises InputError unless so many rows of a batch divide over the batch axes."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % ways:
-        raise InputError(f"train.batch_rows: {rows} rows do not divide over {ways} devices")
+def to_sampling(model: gpt.GPT, params: gpt.Params, mesh: Mesh, dtype: Any = None) -> gpt.Params:
+    """The weights (in `dtype`, if it is given) on this process's sampling mesh, from wherever they lie.
+
+    Leaf by leaf: what is held besides the two trees is one leaf. All processes must call this together.
+    """
+    training = mesh_of(params)
+    tensor = mesh.shape["tensor"]
+    everywhere = _mesh(np.array([d for own in _by_process(training).values() for d in own]).reshape(-1, 1, tensor))
+
+    def move(leaf: Any, place: NamedSharding) -> jax.Array:
+        smaller = leaf if dtype is None else leaf.astype(dtype)
+        if jax.process_count() == 1:
+            return jax.device_put(smaller, place)
+        spread = jax.device_put(smaller, NamedSharding(everywhere, place.spec))
+        return jax.make_array_from_single_device_arrays(leaf.shape, place, [s.data for s in spread.addressable_shards])
+
+    return jax.tree.map(move, params, param_shardings(model, mesh))
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Over how many places the rows of a batch are spread."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_rows(mesh: Mesh, rows: int, microbatches: int = 1) -> None:
+    """Raises InputError unless so many rows of a batch divide over the batch axes, in each of its microbatches."""
+    if rows % microbatches or rows // microbatches % batch_ways(mesh):
+        raise InputError(
+            f"train.batch_rows: {rows} rows do not divide over {batch_ways(mesh)} devices"
+            + (f" in {microbatches} microbatches (train.microbatches)" if microbatches > 1 else "")
+        )
 
 
 def put_rows(mesh: Mesh, array_R: np.ndarray) -> jax.Array:
-    """Puts an array on the mesh, its first axis along the batch axes. Raises InputError if it does not divide."""
+    """Puts an array on the mesh, its first axis along the batch axes. Raises InputError if it does not divide.
+
+    Every process has the whole array and puts only the rows of its own devices.
+    """
     check_rows(mesh, array_R.shape[0])
-    return jax.device_put(array_R, NamedSharding(mesh, PartitionSpec(dict(RULES)["batch"])))
+    place = NamedSharding(mesh, PartitionSpec(dict(RULES)["batch"]))
+    return put(array_R, place)
+
+
+def put(array: np.ndarray, place: NamedSharding) -> jax.Array:
+    """An array that every process has whole, on the devices of all of them: each puts its own shards."""
+    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _mesh(grid: np.ndarray) -> Mesh:
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _by_process(mesh: Mesh) -> dict[int, list[Any]]:
+    """The devices of each process, in an order in which neighbours lie close."""
+    found: dict[int, list[Any]] = {}
+    for device in sorted(mesh.devices.flat, key=lambda device: (device.process_index, device.id)):
+        found.setdefault(device.process_index, []).append(device)
+    return found
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, PartitionSpec)

@@ -7,7 +7,6 @@ is there. So the command that started a run also goes on with it.
 import dataclasses
 import logging
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from star_jax import checkpoint, data, filter, metrics, prepare, report, sharding, train
+from star_jax import data, filter, hosts, metrics, prepare, report, train
 from star_jax import evaluate as ev
-from star_jax import model as gpt
 from star_jax.config import Config, StarConfig
+from star_jax.decoding import Decoding
 from star_jax.errors import InputError
 from star_jax.prepare import Run
-from star_jax.records import Completion, Example, Problem, read_jsonl, write_lines
-from star_jax.sampler import Decoding
+from star_jax.records import Completion, Example, Problem, write_lines
 
 LOG = logging.getLogger("star_jax")
 
@@ -33,25 +31,24 @@ def run(config: Config, workdir: Path | str) -> Path:
     Raises InputError for settings that do not fit each other, the files, or an earlier run in this directory.
     """
     star = prepare.open_run(config, Path(workdir))
-    with sharding.use(star.mesh):
-        _evaluate(star, 0, star.weights(0))
-        _finish(star, 0)
-        for n in range(1, config.star.iterations + 1):
-            if star.ledger.done(n):
-                continue
-            available = [p for p in star.train_problems if star.task.available(p, n)]
-            problems = iteration_problems(available, config.star.problems_per_iteration, n, config.seed)
-            if config.star.direct:
-                samples, rationalizations = [], []
-            else:
-                samples = _sample(star, n, problems)
-                rationalizations = _rationalize(star, n, problems, samples)
-            examples = _filter(star, n, problems, samples, rationalizations)
-            params = _fine_tune(star, n, examples)
-            _evaluate(star, n, params)
-            _finish(star, n)
+    _evaluate(star, 0)
+    _finish(star, 0)
+    for n in range(1, config.star.iterations + 1):
+        if star.ledger.done(n):
+            continue
+        available = [p for p in star.train_problems if star.task.available(p, n)]
+        problems = iteration_problems(available, config.star.problems_per_iteration, n, config.seed)
+        if config.star.direct:
+            samples, rationalizations = [], []
+        else:
+            samples = _sample(star, n, problems)
+            rationalizations = _rationalize(star, n, problems, samples)
+        examples = _filter(star, n, problems, samples, rationalizations)
+        _fine_tune(star, n, examples)
+        _evaluate(star, n)
+        _finish(star, n)
     star.log.close()
-    path = report.write(star.ledger.workdir)
+    path = Path(hosts.agree(lambda: str(report.write(star.ledger.workdir))))
     LOG.info("report: %s", path)
     return path
 
@@ -113,7 +110,7 @@ def _draw(star: Run, n: int, name: str, problems: list[Problem], hinted: bool) -
     return ev.complete(
         star.ledger,
         star.ledger.path(n, name),
-        star.sampler(star.weights(n - 1), decoding),
+        star.sampler(n - 1, decoding),
         star.task,
         problems,
         ev.prompts_of(star.config, n),
@@ -132,7 +129,7 @@ def _filter(
     """Lines 5 and 6: what reached the right answer, hint-free, with its provenance."""
     kept_path, options = star.ledger.path(n, "kept.jsonl"), star.config.star
     if star.ledger.done(n, "filter.json"):
-        return list(read_jsonl(Example, kept_path))
+        return star.ledger.read_lines(Example, kept_path)
     prompts = ev.prompts_of(star.config, n)
     if options.direct:
         examples = filter.references(star.task, problems, prompts, few_shot_train=options.few_shot_train, iteration=n)
@@ -151,7 +148,8 @@ def _filter(
         )
     for earlier in range(max(1, n - options.keep_previous), n):
         # Only what that iteration itself kept: its file may hold still earlier ones.
-        examples += [e for e in read_jsonl(Example, star.ledger.path(earlier, "kept.jsonl")) if e.iteration == earlier]
+        before = star.ledger.read_lines(Example, star.ledger.path(earlier, "kept.jsonl"))
+        examples += [e for e in before if e.iteration == earlier]
     if not examples:
         raise InputError(
             f"iteration {n} kept nothing: no completion reached a right answer; give shots (prompt.shots), "
@@ -170,14 +168,15 @@ def _filter(
     return examples
 
 
-def _fine_tune(star: Run, n: int, examples: list[Example]) -> gpt.Params:
+def _fine_tune(star: Run, n: int, examples: list[Example]) -> None:
     """Line 7: the ORIGINAL model, fine-tuned on what was kept."""
-    config, ledger, directory = star.config, star.ledger, star.ledger.path(n, "params")
+    config, ledger = star.config, star.ledger
     if ledger.done(n, "finetune.json"):
-        return star.weights(n)
-    start = star.weights(0 if config.star.restart_from == "base" else n - 1)
+        return
+    star.let_go()
     seed = 1_000_000 * (config.seed + 1) + n
     rows = data.pack(examples, star.tokenizer, config.train.row_tokens, seed)
+    hosts.check_equal("what the examples were packed into", rows.digest())
     steps = fine_tuning_steps(config.star, n, rows.rows, config.train.batch_rows)
     with metrics.progress(steps, f"iteration {n}: fine-tune", "step") as bar:
 
@@ -188,7 +187,7 @@ def _fine_tune(star: Run, n: int, examples: list[Example]) -> gpt.Params:
 
         params, done = train.fine_tune(
             star.model,
-            start,
+            star.load(0 if config.star.restart_from == "base" else n - 1),
             rows,
             steps=steps,
             seed=seed,
@@ -199,9 +198,7 @@ def _fine_tune(star: Run, n: int, examples: list[Example]) -> gpt.Params:
             state_dir=ledger.path(n, "train_state"),
             on_step=on_step,
         )
-    if not checkpoint.exists(directory):
-        checkpoint.save_model(directory, star.model, params, star.tokenizer)
-    star.remember(n, params)
+    star.keep(n, params)
     if rows.too_long:
         LOG.warning("iteration %d: %d of %d kept examples exceed train.row_tokens = %d and were left out", n,
                     rows.too_long, len(examples), config.train.row_tokens)  # fmt: skip
@@ -211,23 +208,22 @@ def _fine_tune(star: Run, n: int, examples: list[Example]) -> gpt.Params:
     LOG.info(
         "iteration %d: %d steps in %.0f s, loss %.3f -> %.3f", n, steps, done.seconds, done.loss_first, done.loss_last
     )
-    return params
 
 
-def _evaluate(star: Run, n: int, params: gpt.Params) -> None:
+def _evaluate(star: Run, n: int) -> None:
     """Accuracy of M_n on the split that selects, and on the one that is only reported."""
     for split, problems in star.eval_problems.items():
-        _evaluate_split(star, n, params, split, problems)
+        _evaluate_split(star, n, split, problems)
 
 
-def _evaluate_split(star: Run, n: int, params: gpt.Params, split: str, problems: list[Problem]) -> None:
+def _evaluate_split(star: Run, n: int, split: str, problems: list[Problem]) -> None:
     """Drawn greedily behind the prompts that iteration n + 1 would use."""
     if star.ledger.done(n, f"eval_{split}.json"):
         return
     completions = ev.complete(
         star.ledger,
         star.ledger.path(n, f"eval_{split}.jsonl"),
-        star.sampler(params, Decoding()),
+        star.sampler(n, Decoding()),
         star.task,
         problems,
         ev.prompts_of(star.config, n + 1),
@@ -256,7 +252,7 @@ def _finish(star: Run, n: int) -> None:
     if not star.ledger.done(n):
         star.ledger.write_text(star.ledger.path(n, "DONE"), f"{time.time():.0f}\n")
         _let_weights_go(star, n)
-        report.write(star.ledger.workdir)
+        hosts.agree(lambda: str(report.write(star.ledger.workdir)))
 
 
 def _let_weights_go(star: Run, n: int) -> None:
@@ -266,4 +262,4 @@ def _let_weights_go(star: Run, n: int) -> None:
         best = ev.best_iteration(star.ledger, star.config.evaluation.split)
         for earlier in range(1, n - keep + 1):
             if earlier != best:
-                shutil.rmtree(star.ledger.path(earlier, "params"), ignore_errors=True)
+                star.ledger.remove(star.directory(earlier))

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -48,16 +48,16 @@ def loss_sums(
     The loss is the cross-entropy + z_loss * log(sum(exp(logits - their maximum)))^2, as the released code has it (the
     usual form does not subtract the maximum).
     """
-    logits_RTV = gpt.apply(model, params, batch["tokens_RT"], batch["positions_RT"], batch["segment_ids_RT"])
-    losses_RT = optax.softmax_cross_entropy_with_integer_labels(logits_RTV[:, :-1], batch["tokens_RT"][:, 1:])
+    logits_RTV = gpt.apply(model, params, batch["tokens_RT"], batch["positions_RT"], batch["segment_ids_RT"])[:, :-1]
+    losses_RT = -gpt.log_probability(logits_RTV, batch["tokens_RT"][:, 1:])
     if z_loss:
-        top_RT1 = jax.lax.stop_gradient(jnp.max(logits_RTV[:, :-1], axis=-1, keepdims=True))
-        losses_RT += z_loss * jax.nn.logsumexp(logits_RTV[:, :-1] - top_RT1, axis=-1) ** 2
+        top_RT1 = jax.lax.stop_gradient(jnp.max(logits_RTV, axis=-1, keepdims=True))
+        losses_RT += z_loss * jax.nn.logsumexp(logits_RTV - top_RT1, axis=-1) ** 2
     weights_RT = batch["weights_RT"][:, 1:]
     return jnp.sum(losses_RT * weights_RT), jnp.sum(weights_RT)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1, 5, 6), donate_argnums=2)
 def train_step(
     model: gpt.GPT,
     config: OptimizerConfig,
@@ -65,47 +65,92 @@ def train_step(
     batch: dict[str, jax.Array],
     learning_rate: jax.Array,
     z_loss: float = 0.0,
+    microbatches: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on the mean loss of the batch's weighted tokens. The old state's buffers are given up."""
+    weight = jnp.sum(batch["weights_RT"][:, 1:])
 
-    def mean_loss(params):
-        total, weight = loss_sums(model, params, batch, z_loss)
-        return total / jnp.maximum(weight, 1.0), weight
+    def share_of_loss(params, part):
+        return loss_sums(model, params, part, z_loss)[0] / jnp.maximum(weight, 1.0)
 
-    (loss, weight), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    loss, gradients = _in_parts(jax.value_and_grad(share_of_loss), state.params, batch, microbatches)
+    # Summed over the devices and laid out as the parameters are, before anything is computed from them.
+    gradients = sharding.constrain_params(model, gradients)
     updates, opt_state = optimizer.chain(config).update(gradients, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+    params = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates)
     metrics = {
         "loss": loss,
         "loss_tokens": weight,
         "tokens": jnp.sum(batch["segment_ids_RT"] > 0),
         "gradient_norm": optax.tree.norm(gradients),
     }
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return TrainState(state.step + 1, sharding.constrain_params(model, params), opt_state), metrics
+
+
+def _in_parts(
+    value_and_grad: Callable[..., tuple[jax.Array, gpt.Params]],
+    params: gpt.Params,
+    batch: dict[str, jax.Array],
+    microbatches: int,
+) -> tuple[jax.Array, gpt.Params]:
+    """The sum of value and float32 gradients over the batch's microbatches, one after the other."""
+
+    def widen(tree: gpt.Params) -> gpt.Params:
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+    if microbatches == 1:
+        loss, gradients = value_and_grad(params, batch)
+        return loss, widen(gradients)
+
+    def deal(array_RT: jax.Array) -> jax.Array:
+        # Row i goes into part i % microbatches: every device keeps its rows.
+        rows, length = array_RT.shape
+        return array_RT.reshape(rows // microbatches, microbatches, length).swapaxes(0, 1)
+
+    def add(total: tuple[jax.Array, gpt.Params], part: dict[str, jax.Array]) -> tuple[Any, None]:
+        loss, gradients = value_and_grad(params, part)
+        return jax.tree.map(jnp.add, total, (loss, widen(gradients))), None
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
+    return jax.lax.scan(add, (jnp.zeros(()), zeros), jax.tree.map(deal, batch))[0]
 
 
 def initial_state(config: OptimizerConfig, params: gpt.Params, moments: checkpoint.Moments | None = None) -> TrainState:
-    """Step 0 from these weights, which are copied: training gives its own buffers up, the base must stay.
+    """Step 0 from these weights, whose buffers the first step gives up.
 
     `moments`: Adam begins with them, and as many steps on, instead of with zeros.
 
     Adam's moments lie where their parameters lie and the counts on every device, as a step returns them: without
     that the moments would all begin on one device, and the second step would be compiled anew.
     """
-    copied = jax.tree.map(jnp.copy, params)
-    state = TrainState(jnp.zeros((), jnp.int32), copied, jax.eval_shape(optimizer.chain(config).init, copied))
-    places = state_shardings(config, state, jax.tree.map(lambda leaf: leaf.sharding, copied))
-    make = jax.jit(optimizer.chain(config).init, out_shardings=places.opt_state)
-    opt_state = make(copied)
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, params))
+    opt_state = jax.jit(lambda: _fresh(config, params), out_shardings=places.opt_state)()
     if moments is not None:
         adam = optax.ScaleByAdamState(jnp.asarray(moments.steps, jnp.int32), moments.first, moments.second)
         opt_state = jax.tree.map(
-            lambda part, place: jax.device_put(adam, place) if isinstance(part, optax.ScaleByAdamState) else part,
+            lambda part, place: _cast_like(adam, part, place) if isinstance(part, optax.ScaleByAdamState) else part,
             opt_state,
             places.opt_state,
             is_leaf=lambda part: isinstance(part, optax.ScaleByAdamState),
         )
-    return TrainState(jax.device_put(state.step, places.step), copied, opt_state)
+    return TrainState(jax.device_put(np.zeros((), np.int32), places.step), params, opt_state)
+
+
+def abstract_state(config: OptimizerConfig, params: gpt.Params) -> TrainState:
+    """Shapes, dtypes and shardings of the state of (possibly abstract) parameters that have shardings."""
+    opt_state = jax.eval_shape(lambda: _fresh(config, params))
+    state = TrainState(cast(jax.Array, jax.ShapeDtypeStruct((), jnp.int32)), params, opt_state)
+    places = state_shardings(config, state, jax.tree.map(lambda leaf: leaf.sharding, params))
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
+
+
+def _fresh(config: OptimizerConfig, params: gpt.Params) -> optax.OptState:
+    # From float32 whatever the parameters are: of them only shapes count, and moments take the dtype they see.
+    return optimizer.chain(config).init(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params))
+
+
+def _cast_like(tree: Any, like: Any, places: Any) -> Any:
+    return jax.tree.map(lambda x, y, place: jax.device_put(x.astype(y.dtype), place), tree, like, places)
 
 
 def state_shardings(config: OptimizerConfig, state: TrainState, params: gpt.Params) -> TrainState:
@@ -133,9 +178,10 @@ def fine_tune(
     state_dir: Path | None = None,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[gpt.Params, Report]:
-    """Trains `steps` steps from `params` and returns the new weights.
+    """Trains `steps` steps from `params`, whose buffers are given up, and returns the new weights.
 
     Args:
+      params: on `mesh`.
       rows: packed examples; gone over in an order fixed by `seed`, as often as the steps need.
       peak: learning rate in place of the config's.
       moments: Adam's state to begin with; a fresh one where not given.
@@ -144,29 +190,29 @@ def fine_tune(
 
     Raises InputError when the loss is not finite, naming the step.
     """
-    state, begin = initial_state(optimizer_config, params, moments), 0
-    totals: dict[str, Any] = {
-        "tokens": 0,
-        "loss_tokens": 0,
-        "loss_first": math.nan,
-        "loss_last": math.nan,
-        "seconds": 0.0,
-    }
     keeper = checkpoint.StateKeeper(state_dir) if state_dir and train.checkpoint_every else None
-    if keeper and (found := keeper.restore(state)):
-        state, totals = found
-        begin = int(state.step)
+    if keeper and keeper.holds_one():
+        like = abstract_state(optimizer_config, params)
+        jax.tree.map(lambda leaf: leaf.delete(), params)  # both at once may be too much
+        state, totals = keeper.restore(like)
+    else:
+        state = initial_state(optimizer_config, params, moments)
+        totals = {"tokens": 0, "loss_tokens": 0, "loss_first": math.nan, "loss_last": math.nan, "seconds": 0.0}
+    begin = int(state.step)
     started, pending = time.monotonic() - totals["seconds"], None
-    for step, batch in zip(range(begin, steps), _on_mesh(rows, train, seed, begin, mesh), strict=False):
-        rate = optimizer.learning_rate(optimizer_config, step, steps, peak)
-        state, metrics = train_step(model, optimizer_config, state, batch, np.float32(rate), train.z_loss)
-        if pending:  # the device works on this step while the last one's numbers are fetched
-            _account(totals, *pending, steps, train.log_every, on_step)
-        pending = (step, {**metrics, "learning_rate": rate})
-        if keeper and (step + 1) % train.checkpoint_every == 0 and step + 1 < steps:
-            _account(totals, *pending, steps, train.log_every, on_step)
-            pending = None
-            keeper.save(state, {**totals, "seconds": time.monotonic() - started})
+    with sharding.use(mesh):
+        for step, batch in zip(range(begin, steps), _on_mesh(rows, train, seed, begin, mesh), strict=False):
+            rate = optimizer.learning_rate(optimizer_config, step, steps, peak)
+            state, metrics = train_step(
+                model, optimizer_config, state, batch, np.float32(rate), train.z_loss, train.microbatches
+            )
+            if pending:  # the device works on this step while the last one's numbers are fetched
+                _account(totals, *pending, steps, train.log_every, on_step)
+            pending = (step, {**metrics, "learning_rate": rate})
+            if keeper and (step + 1) % train.checkpoint_every == 0 and step + 1 < steps:
+                _account(totals, *pending, steps, train.log_every, on_step)
+                pending = None
+                keeper.save(state, {**totals, "seconds": time.monotonic() - started})
     if pending:
         _account(totals, *pending, steps, train.log_every, on_step)
     if keeper:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from star_jax import config, optimizer, sampler, sharding, star, train
+from star_jax import cached, config, optimizer, sampler, sharding, star, train
 from star_jax import model as gpt
 from star_jax.errors import InputError
 
@@ -114,7 +114,7 @@ def lowered_sampler(settings, model, params) -> str:
     shape = sampler.Shape(options.slots, options.slots // 4, settings.make_task().max_new_tokens, 50257)
     shared = jax.ShapeDtypeStruct((cfg.n_heads, 1024, cfg.head_dim), jnp.bfloat16)
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    prefix = gpt.Prefix((gpt.Keys(shared, shared),) * cfg.n_layers, number)
+    prefix = cached.Prefix((gpt.Keys(shared, shared),) * cfg.n_layers, number)
     queue = sampler.Queue(
         jax.ShapeDtypeStruct((options.queue, 128), jnp.int32),
         jax.ShapeDtypeStruct((options.queue,), jnp.int32),

@@ -13,14 +13,15 @@ import pytest
 from conftest import TINY, numpy_params
 from weights import from_torch, torch_model
 
+from star_jax import cached
 from star_jax import model as gpt
 from star_jax.config import ModelConfig
 
 forward = jax.jit(gpt.apply, static_argnums=0)
-encode_prefix = jax.jit(gpt.encode_prefix, static_argnums=0)
-prefill = jax.jit(gpt.prefill, static_argnums=0)
-decode_step = jax.jit(gpt.decode_step, static_argnums=0)
-insert_rows = jax.jit(gpt.insert_rows)
+encode_prefix = jax.jit(cached.encode_prefix, static_argnums=0)
+prefill = jax.jit(cached.prefill, static_argnums=0)
+decode_step = jax.jit(cached.decode_step, static_argnums=0)
+insert_rows = jax.jit(cached.insert_rows)
 
 _TORCH = functools.partial(ModelConfig, max_positions=64)
 _GPT2 = functools.partial(_TORCH, architecture="gpt2")
@@ -142,7 +143,7 @@ def test_prefill_is_that_of_the_original(shared_dir, record_property):
         tokens_RT, lengths_R = file["padded"].astype(np.int32), file["lengths"].astype(np.int32)
         expected = file["greedy_f32_logits_first8"][:, 0]
     fits = lengths_R < model.config.max_positions  # a full row slides the original's window before its first draw
-    empty = gpt.encode_prefix(model, params, jnp.zeros((0,), jnp.int32), 0)
+    empty = cached.encode_prefix(model, params, jnp.zeros((0,), jnp.int32), 0)
     found, _ = prefill(model, params, tokens_RT[fits], lengths_R[fits], empty)
     record_property("logits", worst(found, expected[fits]))
     assert np.sum(fits) == 6
@@ -166,7 +167,7 @@ def decode_rows(model, params, prefix, slots=12, steps=6, start=7):
     Yields (row's body and drawn tokens, its logits) after the prefills and after every step.
     """
     tokens_RT, lengths_R = left_padded(BODIES, 6)
-    cache = gpt.empty_cache(model.config, rows=3, slots=slots)._replace(time=jnp.asarray(start))
+    cache = cached.empty_cache(model.config, rows=3, slots=slots)._replace(time=jnp.asarray(start))
     logits_RV, new = prefill(model, params, tokens_RT, lengths_R, prefix)
     cache = insert_rows(cache, np.arange(3), new, lengths_R)
     texts = [list(body) for body in BODIES]

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from star_jax import model as gpt
 from star_jax import sampler as sampling
+from star_jax import stops as stop_strings
 from star_jax.config import ModelConfig
+from star_jax.decoding import Decoding
 from star_jax.errors import InputError
 from star_jax.records import Prompt
-from star_jax.sampler import Decoding, Draw, Sampler, stop_automaton
+from star_jax.sampler import Draw, Sampler
 from star_jax.tasks.arithmetic import Arithmetic
 from star_jax.tokenizer import ByteTokenizer, Gpt2Tokenizer, SymbolTokenizer
 
@@ -229,7 +231,7 @@ def test_nothing_after_a_stop_and_nothing_lost_before_it(stops):
 @given(st.lists(st.text("ab\né", min_size=1, max_size=4), max_size=3), st.text("ab\né", max_size=24))
 def test_the_automaton_finds_a_stop_at_its_last_byte(stops, text):
     tokenizer = ByteTokenizer()
-    check_automaton(stop_automaton(tokenizer, stops), tokenizer, stops, tokenizer.encode(text))
+    check_automaton(stop_strings.automaton(tokenizer, stops), tokenizer, stops, tokenizer.encode(text))
 
 
 def check_automaton(table_SV, tokenizer, stops, ids):
@@ -246,7 +248,7 @@ def test_stops_across_the_borders_of_gpt2_tokens(shared_dir):
     """Every split of a text into tokens that exist finds the same stop; the sampler cuts inside a token."""
     tokenizer = Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
     stops = ["ne.\nQ", "n: a", "\n\n"]
-    table_SV = stop_automaton(tokenizer, stops)
+    table_SV = stop_strings.automaton(tokenizer, stops)
     id_of = {piece: i for i, piece in enumerate(tokenizer.pieces)}
     rng = np.random.default_rng(0)
     for text in [b"So it is nine.\nQuestion: and", b"A man: and\n\n\nQ", b"nine.\n Question : a \n n:: an"] * 20:

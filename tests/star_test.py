@@ -133,15 +133,15 @@ def test_stopped_before_any_file_and_started_again_gives_the_same(stop_at, base,
 
 
 def test_stopped_inside_sampling_draws_only_what_is_missing(base, finished, tmp_path, monkeypatch):
-    real, calls = sampler.Sampler._read, []
+    real, calls = sampler.Sampler._draw, []
 
-    def die_at_second_chunk(self, out, rows):
-        calls.append(rows)
+    def die_at_second_chunk(self, bodies, *more):
+        calls.append(len(bodies))
         if len(calls) == 3:  # the base's evaluation, the first chunk of samples, and now the second
             raise KeyboardInterrupt
-        return real(self, out, rows)
+        return real(self, bodies, *more)
 
-    monkeypatch.setattr(sampler.Sampler, "_read", die_at_second_chunk)
+    monkeypatch.setattr(sampler.Sampler, "_draw", die_at_second_chunk)
     with pytest.raises(KeyboardInterrupt):
         run_with(base, tmp_path)
     assert (tmp_path / "iter_001" / "samples.jsonl.part").exists()

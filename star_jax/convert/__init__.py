@@ -90,7 +90,7 @@ def load(source: Source, mesh: Mesh, dtype: np.dtype | str) -> tuple[gpt.GPT, gp
         tensor, place = source.read(leaf, layer), flat_places[leaf]
         if layer is not None:
             place = NamedSharding(mesh, PartitionSpec(*place.spec[1:]))
-        placed = jax.device_put(tensor, place).astype(dtype)
+        placed = sharding.put(tensor, place).astype(dtype)
         if not _finite(placed):
             raise InputError(
                 f"{source.place}: {source.name(leaf, layer)} holds values that are not finite numbers "

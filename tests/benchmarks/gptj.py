@@ -48,7 +48,7 @@ def main() -> None:
     heads = max(1, args.d_model // 256)
     sizes = {**config.GPTJ_6B, "n_layers": args.layers, "d_model": args.d_model, "n_heads": heads}
     sizes |= {"d_mlp": 4 * args.d_model, "rotary_dim": min(64, args.d_model // heads)}
-    cfg = config.ModelConfig(**sizes, compute_dtype="bfloat16", remat=True)
+    cfg = config.ModelConfig(**sizes, compute_dtype="bfloat16", remat="full")
     model, mesh = gpt.GPT(cfg), sharding.make_mesh(config.MeshConfig(data=1))
     with sharding.use(mesh):
         params = random_params(model, mesh)

@@ -28,12 +28,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from star_jax import cached, prompting, sharding
 from star_jax import model as gpt
-from star_jax import prompting, sharding
 from star_jax import sampler as sampling
 from star_jax.config import ModelConfig
+from star_jax.decoding import Decoding
 from star_jax.records import Prompt
-from star_jax.sampler import Decoding, Sampler
+from star_jax.sampler import Sampler
 from star_jax.tasks.arithmetic import Arithmetic
 from star_jax.tokenizer import SymbolTokenizer
 
@@ -127,7 +128,7 @@ def draw_plain(sampler: Sampler, prompts: list[Prompt]) -> tuple[list[tuple[int,
 def plain_batch(model, shape, params, tokens_BT, lengths_B, keys_B2, count, automaton_SV):
     """(tokens [B, M], drawn [B], log p [B], decode steps) for the first `count` rows of a batch."""
     rows, length = tokens_BT.shape
-    no_prefix = gpt.encode_prefix(model, params, jnp.zeros((0,), jnp.int32), 0)
+    no_prefix = cached.encode_prefix(model, params, jnp.zeros((0,), jnp.int32), 0)
     keys_B = jax.random.wrap_key_data(keys_B2, impl="threefry2x32")
 
     def emit(state, logits_BV):
@@ -143,15 +144,15 @@ def plain_batch(model, shape, params, tokens_BT, lengths_B, keys_B2, count, auto
 
     def decode(carry):
         cache, state = carry
-        logits_BV, cache = gpt.decode_step(model, params, state[1], cache, no_prefix)
+        logits_BV, cache = cached.decode_step(model, params, state[1], cache, no_prefix)
         return cache, emit(state, logits_BV)
 
     def unfinished(carry):
         return jnp.any(carry[1][3]) & (carry[1][0] < shape.max_new_tokens)
 
-    logits_BV, new = gpt.prefill(model, params, tokens_BT, lengths_B, no_prefix)
-    cache = gpt.empty_cache(model.config, rows, length + shape.max_new_tokens)
-    cache = gpt.insert_rows(cache, jnp.arange(rows), new, lengths_B)
+    logits_BV, new = cached.prefill(model, params, tokens_BT, lengths_B, no_prefix)
+    cache = cached.empty_cache(model.config, rows, length + shape.max_new_tokens)
+    cache = cached.insert_rows(cache, jnp.arange(rows), new, lengths_B)
     zeros_B, active_B = jnp.zeros((rows,), jnp.int32), jnp.arange(rows) < count
     tokens_BM = jnp.zeros((rows, shape.max_new_tokens), jnp.int32)
     state = emit((jnp.asarray(0), zeros_B, zeros_B, active_B, tokens_BM, zeros_B, jnp.zeros((rows,))), logits_BV)
