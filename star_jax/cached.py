@@ -1,10 +1,10 @@
 """The passes that decoding is made of: a prefix that all rows share, prefill, and steps over a ring of keys.
 
-The layers are unrolled here, so that each layer's cache is an array of its own that the decode loop updates in place.
+A decode step unrolls the layers, so that each layer's cache is an array of its own that the loop updates in place.
 The letters in array names are listed at the head of model.py.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ from star_jax.model import GPT, Block, Keys, Params, call
 class Prefix(NamedTuple):
     """A shared prefix, encoded once.
 
-    `layers`: N x Keys of [H, P, K]; P may be 0. `length`: how many of the P tokens are real, the rest is padding.
+    `layers`: Keys of [N, H, P, K]; P may be 0. `length`: how many of the P tokens are real, the rest is padding.
     """
 
-    layers: tuple[Keys, ...]
+    layers: Keys
     length: jax.Array
 
 
@@ -37,19 +37,18 @@ class RingCache(NamedTuple):
 
 def encode_prefix(model: GPT, params: Params, tokens_P: jax.Array, length: jax.Array) -> Prefix:
     """Keys and values of a prefix that all rows share; `tokens_P` is right-padded, `length` of it are real."""
-    size = tokens_P.shape[0]
+    size, cfg = tokens_P.shape[0], model.config
     if size == 0:
-        cfg = model.config
-        empty = jnp.zeros((cfg.n_heads, 0, cfg.head_dim), cfg.compute_dtype)
-        return Prefix((Keys(empty, empty),) * cfg.n_layers, jnp.asarray(0))
+        empty = jnp.zeros((cfg.n_layers, cfg.n_heads, 0, cfg.head_dim), cfg.compute_dtype)
+        return Prefix(Keys(empty, empty), jnp.asarray(0))
     mask_BTS = jnp.tril(jnp.ones((1, size, size), bool))
-    _, layers = _cached_pass(model, params, tokens_P[None], jnp.arange(size)[None], mask_BTS)
-    return Prefix(tuple(Keys(keys.k[0], keys.v[0]) for keys in layers), jnp.asarray(length))
+    _, keys = call(model, params, tokens_P[None], jnp.arange(size)[None], mask_BTS, method="hidden")
+    return Prefix(Keys(keys.k[:, 0], keys.v[:, 0]), jnp.asarray(length))
 
 
 def prefill(
     model: GPT, params: Params, tokens_RT: jax.Array, lengths_R: jax.Array, prefix: Prefix
-) -> tuple[jax.Array, tuple[Keys, ...]]:
+) -> tuple[jax.Array, Keys]:
     """Runs prompt bodies through the model, behind the prefix.
 
     Args:
@@ -57,15 +56,15 @@ def prefill(
       lengths_R: how many of a row's T tokens are real, at least 1.
 
     Returns:
-      (logits [R, V] behind each row's last token, N x Keys [R, H, T, K]; keys of padding are garbage).
+      (logits [R, V] behind each row's last token, Keys [N, R, H, T, K]; keys of padding are garbage).
     """
     _, size = tokens_RT.shape
     index_T = jnp.arange(size)
     first_R = size - lengths_R
     positions_RT = prefix.length + jnp.maximum(index_T[None] - first_R[:, None], 0)
     mask_RTS = (index_T[:, None] >= index_T[None])[None] & (index_T[None, None] >= first_R[:, None, None])
-    x_RTD, layers = _cached_pass(model, params, tokens_RT, positions_RT, mask_RTS, prefix=prefix)
-    return call(model, params, x_RTD[:, -1], method="logits"), layers
+    x_RTD, keys = call(model, params, tokens_RT, positions_RT, mask_RTS, prefix.layers, prefix.length, method="hidden")
+    return call(model, params, x_RTD[:, -1], method="logits"), keys
 
 
 def decode_step(
@@ -77,9 +76,18 @@ def decode_step(
     age_S = (slot - jnp.arange(slots)) % slots  # 0 for the slot that is written now
     mask_BTS = (age_S[None] <= cache.filled_B[:, None])[:, None, :]
     positions_BT = (prefix.length + cache.filled_B)[:, None]
-    x_BTD, layers = _cached_pass(model, params, tokens_B[:, None], positions_BT, mask_BTS, cache.layers, slot, prefix)
+    x_BTD = call(model, params, tokens_B[:, None], positions_BT, method="embed")
+    block = Block(model.config)
+    layers: list[Keys] = []
+    for n, of_layer in enumerate(cache.layers):
+        weights, shared = jax.tree.map(lambda leaf, n=n: leaf[n], (params["blocks"], prefix.layers))
+        x_BTD, keys = cast(
+            Any,
+            block.apply({"params": weights}, x_BTD, positions_BT, mask_BTS, of_layer, slot, shared, prefix.length),
+        )
+        layers.append(keys)
     logits_BV = call(model, params, x_BTD[:, 0], method="logits")
-    return logits_BV, RingCache(layers, cache.time + 1, cache.filled_B + 1)
+    return logits_BV, RingCache(tuple(layers), cache.time + 1, cache.filled_B + 1)
 
 
 def empty_cache(config: ModelConfig, rows: int, slots: int) -> RingCache:
@@ -92,8 +100,8 @@ def empty_cache(config: ModelConfig, rows: int, slots: int) -> RingCache:
     return RingCache(layers, jnp.asarray(0), jnp.zeros((rows,), jnp.int32))
 
 
-def insert_rows(cache: RingCache, rows_R: jax.Array, new: tuple[Keys, ...], lengths_R: jax.Array) -> RingCache:
-    """Puts prefilled keys [R, H, T, K] (left-padded bodies) into rows `rows_R`, so that they end at the cache's `time`.
+def insert_rows(cache: RingCache, rows_R: jax.Array, new: Keys, lengths_R: jax.Array) -> RingCache:
+    """Puts prefilled keys [N, R, H, T, K] (left-padded bodies) into rows `rows_R`, to end at the cache's `time`.
 
     A row index out of range is dropped. T must not exceed the number of slots.
     """
@@ -104,19 +112,5 @@ def insert_rows(cache: RingCache, rows_R: jax.Array, new: tuple[Keys, ...], leng
         # The body's last key now sits at slot S - 1; turn the ring until that is slot (time - 1) % S.
         return old_BHSK.at[rows_R].set(jnp.roll(padded_RHSK, cache.time % slots, axis=2), mode="drop")
 
-    layers = tuple(Keys(place(o.k, n.k), place(o.v, n.v)) for o, n in zip(cache.layers, new, strict=True))
+    layers = tuple(Keys(place(old.k, new.k[n]), place(old.v, new.v[n])) for n, old in enumerate(cache.layers))
     return RingCache(layers, cache.time, cache.filled_B.at[rows_R].set(lengths_R, mode="drop"))
-
-
-def _cached_pass(model, params, tokens_BT, positions_BT, mask_BTS, caches=None, slot=None, prefix=None):
-    """The blocks, unrolled. Returns (activations [B, T, D], N x Keys)."""
-    x_BTD = call(model, params, tokens_BT, positions_BT, method="embed")
-    block, layers = Block(model.config), []
-    for n in range(model.config.n_layers):
-        of_layer = jax.tree.map(lambda leaf, n=n: leaf[n], params["blocks"])
-        shared, shared_length = (prefix.layers[n], prefix.length) if prefix is not None else (None, None)
-        x_BTD, keys = block.apply(
-            {"params": of_layer}, x_BTD, positions_BT, mask_BTS, caches and caches[n], slot, shared, shared_length
-        )
-        layers.append(keys)
-    return x_BTD, tuple(layers)

@@ -12,7 +12,7 @@ The letters in array names, here and everywhere in the package:
     N layers   D model   H heads   K head dim   F mlp   V vocabulary   R packed rows, or rows of a refill
 
 Parameters are a plain tree; the blocks' leaves carry a leading layer axis N. Training scans over it, so that
-compile time does not grow with depth; the passes with a cache (cached.py) do not.
+compile time does not grow with depth; decoding (cached.py) does not.
 """
 
 import functools
@@ -99,23 +99,25 @@ class Linear(nn.Module):
     axes: tuple[str, str]
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, plus=None):
+        """The same with `plus` [..., features] added before the bias, where it is given."""
         kernel = _weight(self, "kernel", _INIT, (x.shape[-1], self.features), self.axes)
         bias = _weight(self, "bias", _ZEROS, (self.features,), self.axes[1:])
-        return x.astype(kernel.dtype) @ kernel + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        y = x.astype(kernel.dtype) @ kernel
+        return (y if plus is None else plus + y) + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class Mlp(nn.Module):
-    """Two layers with biases and the tanh form of gelu."""
+    """Two layers with biases and the tanh form of gelu; `plus` [B, T, D] is added to the result."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD):
+    def __call__(self, x_BTD, plus=None):
         cfg = self.config
         wide_BTF = Linear(cfg, cfg.d_mlp, ("embed", "mlp"), name="in")(x_BTD)
         wide_BTF = nn.with_logical_constraint(wide_BTF, ("batch", "length", "mlp"))
-        return Linear(cfg, cfg.d_model, ("mlp", "embed"), name="out")(nn.gelu(wide_BTF, approximate=True))
+        return Linear(cfg, cfg.d_model, ("mlp", "embed"), name="out")(nn.gelu(wide_BTF, approximate=True), plus)
 
 
 class Block(nn.Module):
@@ -130,10 +132,11 @@ class Block(nn.Module):
             normed_BTD, positions_BT, mask_BTS, cached, slot, prefix, prefix_length
         )
         if self.config.is_gpt2:
-            x_BTD, attended_BTD = x_BTD + attended_BTD, 0.0
+            x_BTD = x_BTD + attended_BTD
+            attended_BTD = None
             normed_BTD = _norm(self.config, "mlp_norm")(x_BTD)
-        # Attention and MLP are summed before they meet x: where heads and mlp are split, one all-reduce does for both.
-        x_BTD = x_BTD + (attended_BTD + Mlp(self.config, name="mlp")(normed_BTD))
+        # Attention and MLP are summed before bias and x: where heads and mlp are split, one all-reduce does for both.
+        x_BTD = x_BTD + Mlp(self.config, name="mlp")(normed_BTD, attended_BTD)
         return nn.with_logical_constraint(x_BTD, ("batch", "length", None)), keys
 
 
@@ -163,7 +166,7 @@ class GPT(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=(*(nn.broadcast,) * 4, 0, nn.broadcast),  # the prefix's keys are a layer's own
             length=cfg.n_layers,
             unroll=min(cfg.scan_unroll, cfg.n_layers),
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -186,9 +189,15 @@ class GPT(nn.Module):
         mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
         if segment_ids_BT is not None:
             mask_BTS &= segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+        return self.logits(self.hidden(tokens_BT, positions_BT, mask_BTS)[0])
+
+    def hidden(self, tokens_BT, positions_BT, mask_BTS, prefix=None, prefix_length=None):
+        """(activations [B, T, D] behind the blocks, Keys [N, B, H, T, K]); see Attention for the arguments.
+
+        prefix: Keys [N, H, P, K] or None.
+        """
         x_BTD = nn.with_logical_constraint(self.embed(tokens_BT, positions_BT), ("batch", "length", None))
-        x_BTD, _ = self.blocks(x_BTD, positions_BT, mask_BTS)
-        return self.logits(x_BTD)
+        return self.blocks(x_BTD, positions_BT, mask_BTS, None, None, prefix, prefix_length)
 
     def embed(self, tokens_BT, positions_BT):
         """[B, T, D]."""

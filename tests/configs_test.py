@@ -112,9 +112,9 @@ def lowered_sampler(settings, model, params) -> str:
     """Behind a prefix of 1,024 tokens, with bodies of 128 and the task's own budget."""
     cfg, options = model.config, settings.sampling
     shape = sampler.Shape(options.slots, options.slots // 4, settings.make_task().max_new_tokens, 50257)
-    shared = jax.ShapeDtypeStruct((cfg.n_heads, 1024, cfg.head_dim), jnp.bfloat16)
+    shared = jax.ShapeDtypeStruct((cfg.n_layers, cfg.n_heads, 1024, cfg.head_dim), jnp.bfloat16)
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    prefix = cached.Prefix((gpt.Keys(shared, shared),) * cfg.n_layers, number)
+    prefix = cached.Prefix(gpt.Keys(shared, shared), number)
     queue = sampler.Queue(
         jax.ShapeDtypeStruct((options.queue, 128), jnp.int32),
         jax.ShapeDtypeStruct((options.queue,), jnp.int32),

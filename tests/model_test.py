@@ -242,13 +242,14 @@ def test_no_logit_depends_on_a_later_token(either):
     assert np.all(size_TS[np.tril_indices(6)] > 0)
 
 
-def test_scan_unroll_and_remat_change_no_number(either):
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_scan_unroll_and_remat_change_no_number(either, remat):
     """Logits and gradients of two unrolled layers, against a loop over layers that recomputes activations."""
     model, params = either
-    assert model.config.scan_unroll == 2 and not model.config.remat
+    assert model.config.scan_unroll == 2 and model.config.remat == "none"
     tokens_BT = np.random.default_rng(2).integers(0, 20, (2, 10)).astype(np.int32)
     expected = logits_and_gradients(model, params, tokens_BT)
-    other = gpt.GPT(dataclasses.replace(model.config, scan_unroll=1, remat=True))
+    other = gpt.GPT(dataclasses.replace(model.config, scan_unroll=1, remat=remat))
     found = logits_and_gradients(other, params, tokens_BT)
     check_silent(found[1], expected[1])
     assert worst_relative(found, expected) < 1e-5
@@ -262,9 +263,9 @@ def test_remat_computes_the_blocks_a_second_time(tiny):
         remat: logits_and_gradients.lower(
             gpt.GPT(dataclasses.replace(TINY, remat=remat, scan_unroll=1)), params, tokens_BT
         ).as_text()
-        for remat in (False, True)
+        for remat in ("none", "full")
     }
-    assert text[True].count("dot_general") > text[False].count("dot_general")
+    assert text["full"].count("dot_general") > text["none"].count("dot_general")
 
 
 def test_bfloat16_runs_near_float32_with_logits_in_float32(either):
@@ -276,7 +277,7 @@ def test_bfloat16_runs_near_float32_with_logits_in_float32(either):
     found = forward(half, params, tokens_BT)
     last, new = prefill(half, params, *left_padded([PREFIX + BODIES[0]], 11), prefix_of(half, params, [], padding=0))
     assert found.dtype == last.dtype == jnp.float32
-    assert new[0].k.dtype == new[0].v.dtype == jnp.bfloat16
+    assert new.k.dtype == new.v.dtype == jnp.bfloat16
     assert 0 < np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected)
     assert np.linalg.norm(last - expected[:, -1]) < 0.03 * np.linalg.norm(expected[:, -1])
 
