@@ -150,7 +150,7 @@ def register(workdir: str, iteration: int | None = None) -> str:
         return tf.data.Dataset.from_tensor_slices(columns)
 
     def leave_out_long(rows: Any, sequence_length: Mapping[str, int] | None) -> Any:
-        limits = [(sequence_length or {}).get(name) or sys.maxsize for name in features]
+        limits = [(sequence_length or {}).get(name) or 2**31 - 1 for name in features]
         fit = [all(len(ids) <= limit for ids, limit in zip(pair, limits, strict=True)) for pair in arrays]
         if not any(fit):
             raise InputError(f"{workdir}: none of {len(fit)} kept examples fits {sequence_length}; raise these lengths")
@@ -352,22 +352,27 @@ def _params_axes(model: gpt.GPT) -> Any:
     return convert(nn.get_partition_spec(sharding.abstract_params(model)))
 
 
-def from_base(*, init_fn: Any, **options: Any) -> Any:
+def from_base(*, init_fn: Any, partitioner: Any, **options: Any) -> Any:
     """A t5x TrainStateInitializer whose "from scratch" is the weights in the directory that the model was made from.
 
     For `train.train_state_initializer_cls`; `init_fn` is `get_initial_variables` of a `decoder_only` model. A
-    checkpoint of t5x's own goes first, as ever: in model_dir, or given to be restored.
+    checkpoint of t5x's own goes first, as ever: in model_dir, or given to be restored. Raises InputError where the
+    parameters do not divide over the partitioner's mesh.
     """
     t5x: Any = import_t5x()
+    model = init_fn.__self__
+    try:  # now, and not in `from_scratch`: t5x has threads by then that do not end well
+        sharding.param_shardings(model.module, _our_mesh(partitioner.mesh))
+    except InputError as error:
+        reason = str(error).split(": ", 1)[1]
+        raise InputError(f"num_partitions (of CPUs t5x takes all devices, whatever it is): {reason}") from error
 
     class FromBase(t5x.utils.TrainStateInitializer):
         def from_scratch(self, init_rng: Any) -> Any:
-            model = init_fn.__self__
-            sharding.param_shardings(model.module, _our_mesh(self._partitioner.mesh), "t5x's partitioner, its model axis as mesh")
             state = super().from_scratch(init_rng)
             return state.replace_params(base_params(model.base, state.params))
 
-    return FromBase(init_fn=init_fn, **options)
+    return FromBase(init_fn=init_fn, partitioner=partitioner, **options)
 
 
 def base_params(base: str, like: Any) -> Any:
@@ -388,7 +393,10 @@ def _our_mesh(mesh: Mesh) -> Mesh:
 def main() -> None:
     """The command line at the head of this file."""
     import_t5x()
-    runpy.run_module("t5x.main", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module("t5x.main", run_name="__main__", alter_sys=True)
+    except InputError as error:
+        raise InputError(str(error).splitlines()[0]) from error  # gin adds lines that say where it was
 
 
 if __name__ == "__main__":
