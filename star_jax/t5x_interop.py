@@ -27,6 +27,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.partitioning import AxisMetadata
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from star_jax import cached, checkpoint, data, sharding
@@ -49,7 +51,7 @@ def import_t5x() -> types.ModuleType:
     """
     try:
         data.warm_up()
-        pjit = importlib.import_module("jax.experimental.pjit")
+        pjit: Any = importlib.import_module("jax.experimental.pjit")
         if not hasattr(pjit, "PartitionSpec"):
             pjit.PartitionSpec = PartitionSpec
         _stand_in_for_airio()
@@ -150,13 +152,13 @@ def register(workdir: str, iteration: int | None = None) -> str:
         return tf.data.Dataset.from_tensor_slices(columns)
 
     def leave_out_long(rows: Any, sequence_length: Mapping[str, int] | None) -> Any:
-        limits = [(sequence_length or {}).get(name) or 2**31 - 1 for name in features]
-        fit = [all(len(ids) <= limit for ids, limit in zip(pair, limits, strict=True)) for pair in arrays]
+        most = {name: (sequence_length or {}).get(name) or 2**31 - 1 for name in features}
+        fit = [len(inputs) <= most["inputs"] and len(targets) <= most["targets"] for inputs, targets in arrays]
         if not any(fit):
             raise InputError(f"{workdir}: none of {len(fit)} kept examples fits {sequence_length}; raise these lengths")
         if not all(fit):
-            logging.warning("%s: %d of %d kept examples exceed %s", workdir, fit.count(False), len(fit), limits)
-        return rows.filter(lambda row: tf.reduce_all([tf.size(row[n]) <= m for n, m in zip(features, limits)]))
+            logging.warning("%s: %d of %d kept examples exceed %s", workdir, fit.count(False), len(fit), most)
+        return rows.filter(lambda row: tf.reduce_all([tf.size(row[name]) <= most[name] for name in features]))
 
     name = f"star:{workdir}" if iteration is None else f"star:{workdir}:{iteration}"
     task = seqio.Task(
@@ -212,13 +214,17 @@ def decoder_only(
 
     Raises InputError where the directory holds no model or no tokenizer.
     """
-    given = {name: value for name, value in (("compute_dtype", compute_dtype), ("remat", remat)) if value}
-    config = dataclasses.replace(checkpoint.load_config(base), **given)
+    config, words = checkpoint.load_config(base), vocabulary(base)
+    if config.vocab_size < words.tokenizer.vocab_size:
+        raise InputError(f"{base}: has {config.vocab_size} rows of vocabulary for {words.tokenizer.vocab_size} tokens")
+    config = dataclasses.replace(
+        config, compute_dtype=compute_dtype or config.compute_dtype, remat=remat or config.remat
+    )
     config.check()
     t5x: Any = import_t5x()
     model = _model_class()(
         module=gpt.GPT(config),
-        vocabulary=vocabulary(base),
+        vocabulary=words,
         optimizer_def=optimizer_def,
         decode_fn=decode_fn or functools.partial(t5x.decoding.temperature_sample, temperature=0.0, topk=0),
         z_loss=z_loss,
@@ -269,18 +275,11 @@ def _model_class() -> type:
 def training_logits(model: gpt.GPT, params: gpt.Params, batch: Batch, end_of_text: int) -> jax.Array:
     """Logits [B, T, 1 + V] over t5x's ids for a batch of seqio.DecoderFeatureConverter's, packed or not."""
     inputs_BT = batch["decoder_input_tokens"]
-    real_BT = inputs_BT > 0
     segments_BT = batch.get("decoder_segment_ids", jnp.ones_like(inputs_BT))
     positions_BT = batch.get("decoder_positions", jnp.broadcast_to(jnp.arange(inputs_BT.shape[1]), inputs_BT.shape))
     # The place in front of a text is segment 0, as padding is.
-    logits_BTV = gpt.apply(
-        model,
-        params,
-        _ours(inputs_BT, end_of_text),
-        jnp.maximum(positions_BT - 1, 0),
-        jnp.where(real_BT, segments_BT, 0),
-    )
-    return _over_t5x_ids(logits_BTV)
+    segments_BT, positions_BT = jnp.where(inputs_BT > 0, segments_BT, 0), jnp.maximum(positions_BT - 1, 0)
+    return _over_t5x_ids(gpt.apply(model, params, _ours(inputs_BT, end_of_text), positions_BT, segments_BT))
 
 
 def prefilled_cache(
@@ -340,16 +339,9 @@ def _without_first(batch: Batch) -> Batch:
 
 
 def _params_axes(model: gpt.GPT) -> Any:
-    """Our logical axes in t5x's form: beside a parameter "kernel" stands "kernel_axes"."""
-    from flax.linen.partitioning import AxisMetadata
-
-    def convert(tree: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            **{name: convert(below) for name, below in tree.items() if isinstance(below, Mapping)},
-            **{f"{name}_axes": AxisMetadata(tuple(spec)) for name, spec in tree.items() if not isinstance(spec, Mapping)},
-        }
-
-    return convert(nn.get_partition_spec(sharding.abstract_params(model)))
+    """Our logical axes in t5x's form: the axes of a parameter "kernel" are called "kernel_axes"."""
+    specs = flatten_dict(nn.get_partition_spec(sharding.abstract_params(model)))
+    return unflatten_dict({(*path, f"{name}_axes"): AxisMetadata(tuple(spec)) for (*path, name), spec in specs.items()})
 
 
 def from_base(*, init_fn: Any, partitioner: Any, **options: Any) -> Any:
@@ -376,7 +368,7 @@ def from_base(*, init_fn: Any, partitioner: Any, **options: Any) -> Any:
 
 
 def base_params(base: str, like: Any) -> Any:
-    """A directory's weights where and in the dtype that `like`, parameters on a t5x mesh, are; their memory is freed."""
+    """A directory's weights in place, and in the dtype, of `like`: parameters on a t5x mesh, which are given up."""
     first = jax.tree.leaves(like)[0]
     places = jax.tree.map(lambda leaf: leaf.sharding, like)
     jax.tree.map(lambda leaf: leaf.delete(), like)

@@ -84,7 +84,7 @@ def theirs(base, name, shape):
         "loss": float(evaluate(state.params, packed)),
         "drawn": [cut(ids) for ids in np.asarray(draw(state.params, batch))[:count]],
         "one_of_two": [cut(ids) for ids in np.asarray(several(state.params, batch))[:count]],
-        "specs": {sharding.leaf_name(path): str(leaf.sharding.spec)
+        "specs": {sharding.leaf_name(path): list(leaf.sharding.spec)
                   for path, leaf in jax.tree_util.tree_flatten_with_path(dict(state.params))[0]},
         "constraints": draw.lower(state.params, batch).as_text().count("sharding_constraint"),
         "fingerprint": checkpoint.fingerprint(jax.tree.map(jax.numpy.asarray, jax.device_get(state.params.unfreeze()))),
