@@ -67,9 +67,7 @@ def _stand_in_for_airio() -> None:
         core: Any = types.ModuleType("airio.core")
         for name in ("AirIODatasetIterator", "DatasetProviderBase", "Task", "Mixture"):  # asked for by isinstance
             setattr(core, name, type(name, (), {}))
-        package: Any = types.ModuleType("airio")
-        package.core = core
-        sys.modules.update({"airio": package, "airio.core": core})
+        sys.modules.update({"airio": types.ModuleType("airio"), "airio.core": core})
 
 
 def vocabulary(base: str) -> Any:
@@ -389,6 +387,11 @@ def main() -> None:
         runpy.run_module("t5x.main", run_name="__main__", alter_sys=True)
     except InputError as error:
         raise InputError(str(error).splitlines()[0]) from error  # gin adds lines that say where it was
+    except ValueError as error:
+        name, missing, _ = str(error).partition("/macro.value set to `%gin.REQUIRED`")
+        if not missing:
+            raise
+        raise InputError(f"{name} is not set; give --gin.{name}=...") from error
 
 
 if __name__ == "__main__":
