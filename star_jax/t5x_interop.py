@@ -45,9 +45,9 @@ Batch = Mapping[str, jax.Array]
 def import_t5x() -> types.ModuleType:
     """t5x, with what two of its imports miss put in place. Raises InputError where it is not installed.
 
-    At its head t5x asks for `airio.core`, another input pipeline, whose current releases have no such module (and
-    which none of this uses); and jestimator, which it imports for an optimizer, looks for PartitionSpec where JAX
-    no longer keeps it. What can be imported is left as it is.
+    t5x imports `airio.core`, a second input pipeline that need not be there, for a few isinstance tests; and
+    jestimator, which it imports for an optimizer, looks for PartitionSpec where JAX no longer keeps it. What can be
+    imported is left as it is.
     """
     try:
         data.warm_up()
@@ -63,7 +63,7 @@ def import_t5x() -> types.ModuleType:
 def _stand_in_for_airio() -> None:
     try:
         importlib.import_module("airio.core")
-    except Exception:  # an airio that is there may fail with anything: it was made for an older JAX
+    except Exception:  # an airio that is there may fail in its own imports, with anything
         core: Any = types.ModuleType("airio.core")
         for name in ("AirIODatasetIterator", "DatasetProviderBase", "Task", "Mixture"):  # asked for by isinstance
             setattr(core, name, type(name, (), {}))

@@ -236,6 +236,13 @@ def test_texts_beyond_the_positions_are_refused():
         t5x_interop.prefilled_cache(model, params_of(model.config), tokens, tokens)
 
 
+def test_a_tokenizer_of_more_tokens_than_rows_is_refused(tmp_path):
+    model = gpt.GPT(TINY)
+    checkpoint.save_model(tmp_path / "base", model, params_of(TINY), ByteTokenizer())
+    with pytest.raises(InputError, match="has 20 rows of vocabulary for 257 tokens"):
+        t5x_interop.decoder_only(str(tmp_path / "base"), optimizer_def=None)
+
+
 def test_without_t5x_one_line_says_how_to_get_it(monkeypatch, run):
     monkeypatch.setitem(sys.modules, "t5x", None)
     monkeypatch.setitem(sys.modules, "airio", sys.modules.get("airio"))
