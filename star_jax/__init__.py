@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 _SUBMODULES = (
     "cached", "checkpoint", "config", "convert", "data", "decoding", "evaluate", "filter", "hosts", "ledger",
     "metrics", "model", "optimizer", "prepare", "pretrain", "prompting", "records", "report", "sampler",
-    "sharding", "star", "stops", "tasks", "tokenizer", "train",
+    "sharding", "star", "stops", "t5x_interop", "tasks", "tokenizer", "train",
 )  # fmt: skip
 
 
