@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from star_jax.errors import InputError
 
@@ -66,5 +66,5 @@ class MetricsLog:
 
 
 def progress(total: int, what: str, unit: str) -> tqdm:
-    """A progress bar on standard error; silent where that is not a terminal."""
+    """A progress bar on standard error, silent where that is not a terminal; in a notebook a widget."""
     return tqdm(total=total, desc=what, unit=unit, disable=None, leave=False, dynamic_ncols=True, smoothing=0.1)

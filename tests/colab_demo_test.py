@@ -1,0 +1,130 @@
+"""launch/colab_demo.ipynb runs top to bottom: its short form, in a kernel of this interpreter and this checkout."""
+
+import base64
+import html
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from star_jax.records import Completion, read_jsonl
+
+pytest.importorskip("nbclient", reason="no nbclient: install the test extra")
+nbformat = pytest.importorskip("nbformat", reason="no nbformat: install the test extra")
+pytest.importorskip("ipykernel", reason="no ipykernel: install the test extra")
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "launch" / "colab_demo.ipynb"
+
+
+def stored():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("colab")
+
+
+@pytest.fixture(scope="module")
+def cells(runs) -> dict:
+    """The cells after a run, by id."""
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+
+    notebook = stored()
+    place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
+    given = f"SHORT, OTHER_ARM, RUNS = True, True, {str(runs)!r}"
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(given, id="given"))
+    # No kernel that is installed on this machine may take the place of this interpreter.
+    kernel = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python"}
+    specs = runs / "kernels"
+    (specs / "here").mkdir(parents=True)
+    (specs / "here" / "kernel.json").write_text(json.dumps(kernel | {"display_name": "here"}))
+    manager = AsyncKernelManager(kernel_name="here", kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(specs)]))
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}  # one device, not eight
+    environment |= {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(runs / "ipython"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    client = NotebookClient(notebook, km=manager, timeout=120, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
+    client.execute(env=environment)
+    return {cell.id: cell for cell in notebook.cells}
+
+
+def printed(cell) -> str:
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream")
+
+
+def shown(cell, kind: str) -> list[str]:
+    return [output.data[kind] for output in cell.outputs if kind in output.get("data", {})]
+
+
+def picture(cell) -> np.ndarray:
+    """Pixels [H, W, 4] of the one picture of a cell, 0 to 1."""
+    (png,) = shown(cell, "image/png")
+    return matplotlib.image.imread(io.BytesIO(base64.b64decode(png)), format="png")
+
+
+def share_in_colour(pixels: np.ndarray) -> float:
+    return float((np.ptp(pixels[..., :3], axis=-1) > 0.3).mean())
+
+
+def test_it_is_stored_valid_without_outputs_and_asks_for_a_v5e():
+    notebook = stored()
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.accelerator == "TPU" and notebook.metadata.colab.gpuType == "V5E1"
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None, cell.id
+    settings = next(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    assert "SHORT = False" in settings and "OTHER_ARM = False" in settings
+
+
+def test_no_cell_fails_and_nothing_is_installed(cells):
+    """Cells that fail end the run; an installation here would replace the checkout under test."""
+    assert "star_jax is installed" in printed(cells["install"]) and str(ROOT) in printed(cells["install"])
+    for cell in cells.values():
+        assert cell.cell_type != "code" or cell.execution_count
+        for output in cell.get("outputs", ()):
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr" or "Traceback" not in output.text, cell.id
+
+
+def test_the_run_says_what_it_does(cells):
+    text = printed(cells["run"])
+    for part in ("base: 150 steps", "iteration 0: dev accuracy", "iteration 2: dev accuracy", "report.html"):
+        assert part in text
+
+
+@pytest.mark.parametrize("name", ["figure", "arm", "own-run"])
+def test_figures_are_drawn(cells, name):
+    assert share_in_colour(picture(cells[name])) > 0.002
+
+
+def test_the_report_is_shown_whole(cells, runs):
+    (page,) = shown(cells["report"], "text/html")
+    assert html.escape((runs / "arithmetic" / "report.html").read_text()) in page
+
+
+def test_the_rationales_are_those_of_the_run(cells, runs):
+    samples = list(read_jsonl(Completion, runs / "arithmetic" / "iter_001" / "samples.jsonl"))
+    (page,) = shown(cells["rationales"], "text/html")
+    for sample in samples[:5]:
+        assert html.escape(sample.text) in page and sample.verdict in page
+    assert "<scratch>" not in page and "without a hint" in page
+    assert f"{len(samples):,}; page 1 of" in page
+
+
+def test_sums_and_own_questions_get_answers(cells, runs):
+    assert "3 4 + 5 6:" in printed(cells["sums"]) and "iteration 0" in printed(cells["sums"])
+    problem = json.loads((runs / "own" / "run" / "problems_train.jsonl").read_text().split("\n")[0])
+    assert problem["question"] in printed(cells["own-file"])
+    kept = (runs / "own" / "run" / "iter_001" / "kept.jsonl").read_text()
+    assert "####" in kept and (runs / "own" / "run" / "iter_001" / "DONE").exists()
+    assert f"--config={runs}/own/my_questions.py" in printed(cells["real"])
