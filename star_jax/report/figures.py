@@ -118,17 +118,16 @@ def picture(runs: Mapping[str, Run], light: Mapping[str, str]) -> bytes:
         **{key: {_INK: light["ink"], _GRID: light["grid"]}.get(str(value), value) for key, value in _STYLE.items()},
         "axes.prop_cycle": cycler(color=[light[f"series-{index}"] for index in range(SERIES_COLOURS)]),
     }
+    lines = max(len(series.accuracy_series(run)) for run in runs.values()) + 1
     with matplotlib.style.context(["default", style]):
-        figure = Figure(figsize=(5.6 * len(runs), 3.6), layout="constrained")
-        panels = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
-        for axes, (name, run) in zip(panels, runs.items(), strict=True):
-            keys = _accuracy_lines(axes, run)
-            labels = [f"{visible(key.label)}  {key.note}" for key in keys]
-            axes.legend(
-                axes.lines, labels, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False, fontsize=9
-            )
+        figure = Figure(figsize=(5.6 * len(runs), 3.2 + 0.2 * math.ceil(lines / 2)), layout="constrained")
+        panels = figure.subfigures(1, len(runs), squeeze=False)[0]
+        for panel, (name, run) in zip(panels, runs.items(), strict=True):
+            axes = panel.subplots()
+            labels = [f"{visible(key.label)}  {key.note}" for key in _accuracy_lines(axes, run)]
+            panel.legend(axes.lines, labels, loc="outside lower center", ncols=2, frameon=False)
             if len(runs) > 1:
-                axes.set_title(visible(name), fontsize=10)
+                axes.set_title(visible(name))
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=160, facecolor=light["page"])
     return buffer.getvalue()
