@@ -5,7 +5,9 @@ import html
 import io
 import json
 import os
+import subprocess
 import sys
+import types
 from pathlib import Path
 
 import matplotlib.image
@@ -85,6 +87,67 @@ def test_it_is_stored_valid_without_outputs_and_asks_for_a_v5e():
             assert cell.outputs == [] and cell.execution_count is None, cell.id
     settings = next(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
     assert "SHORT = False" in settings and "OTHER_ARM = False" in settings
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """Runs the install cell as in a fresh session, in an empty folder; commands are recorded and not run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if Path(path or ".").resolve() != ROOT])
+    monkeypatch.delenv("TPU_ACCELERATOR_TYPE", raising=False)
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(()))  # whatever this machine's /dev holds
+    commands = []
+
+    def run(command, **_):
+        commands.append([str(word) for word in command])
+        if command[0] == "git":
+            (Path(command[-1]) / "star_jax").mkdir(parents=True)
+            (Path(command[-1]) / "star_jax" / "star.py").touch()
+        return subprocess.CompletedProcess(command, 0)
+
+    def install(failing: str = "") -> list[list[str]]:
+        commands.clear()
+        source = next(cell.source for cell in stored().cells if cell.id == "install")
+        status = subprocess.CompletedProcess([], 1)
+        monkeypatch.setattr(subprocess, "run", lambda c, **k: status if failing in c else run(c, **k))
+        exec(compile(source, "install", "exec"), {"REPOSITORY": "https://host.invalid/star_jax"})
+        return commands
+
+    return install
+
+
+@pytest.mark.parametrize(("kind", "package"), [("", "star_jax_checkout"), ("v5litepod-1", "star_jax_checkout[tpu]")])
+def test_a_fresh_session_clones_and_installs_for_its_device(fresh, kind, package, tmp_path, monkeypatch):
+    if kind:
+        monkeypatch.setenv("TPU_ACCELERATOR_TYPE", kind)
+    clone, pip = fresh()
+    assert clone[:2] == ["git", "clone"] and clone[-2:] == [
+        "https://host.invalid/star_jax",
+        f"{tmp_path}/star_jax_checkout",
+    ]
+    assert pip == [sys.executable, "-m", "pip", "install", "--quiet", "--editable", f"{tmp_path}/{package}"]
+    assert Path.cwd() == tmp_path / "star_jax_checkout" and sys.path[0] == str(Path.cwd())
+
+
+def test_a_v5e_is_known_by_its_node_too(fresh, monkeypatch):
+    """Colab's runtimes do not all name their accelerator in the environment."""
+    node = "vfio/[0-9]*"
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([self / "vfio/0"] if pattern == node else []))
+    assert fresh()[-1][-1].endswith("[tpu]")
+
+
+def test_a_failed_clone_or_installation_says_what_to_do(fresh):
+    with pytest.raises(RuntimeError, match="cannot be cloned: set REPOSITORY"):
+        fresh(failing="git")
+    with pytest.raises(RuntimeError, match="pip could not install"):
+        fresh(failing="pip")
+
+
+def test_an_old_jax_that_is_loaded_asks_for_a_restart(fresh, monkeypatch):
+    """Colab brings an older JAX; imported before the upgrade, it would stay in the session."""
+    monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(__version__="0.4.1"))
+    with pytest.raises(RuntimeError, match="jax: loaded in an older version"):
+        fresh()
 
 
 def test_no_cell_fails_and_nothing_is_installed(cells):
