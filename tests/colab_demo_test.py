@@ -2,6 +2,7 @@
 
 import base64
 import html
+import importlib.util
 import io
 import json
 import os
@@ -183,6 +184,15 @@ def test_the_rationales_are_those_of_the_run(cells, runs):
         assert html.escape(sample.text) in page and sample.verdict in page
     assert "<scratch>" not in page and "without a hint" in page
     assert f"{len(samples):,}; page 1 of" in page
+
+
+def test_bars_and_pager_are_widgets_where_there_are_any(cells):
+    """Standard error is no terminal in a notebook: there the bars of `metrics.progress` were never seen."""
+    view = "application/vnd.jupyter.widget-view+json"
+    if importlib.util.find_spec("ipywidgets"):
+        assert len(shown(cells["run"], view)) >= 5 and len(shown(cells["pager"], view)) == 1
+    else:
+        assert "with the answer as a hint" in shown(cells["pager"], "text/html")[0]
 
 
 def test_sums_and_own_questions_get_answers(cells, runs):
