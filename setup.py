@@ -10,7 +10,17 @@ EXTRAS = {
     # t5x is on no package index; its git address is what pip takes.
     "t5x": ["t5x @ git+https://github.com/google-research/t5x.git"],
     "hub": ["datasets"],  # CommonsenseQA and GSM8K by their names on the Hugging Face hub
-    "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy"],
+    "test": [
+        "pytest>=8",
+        "pytest-xdist",
+        "hypothesis",
+        "ruff",
+        "mypy",
+        "nbclient",
+        "nbformat",
+        "ipykernel",
+        "ipywidgets",
+    ],
     # The independent oracle of the parity tests. Plain `torch` brings gigabytes of CUDA; this has a CPU build.
     "parity": ["torch==2.13.0", "transformers>=5"],
 }

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from star_jax import hosts
 from star_jax.errors import InputError
@@ -70,6 +70,9 @@ class MetricsLog:
 
 
 def progress(total: int, what: str, unit: str) -> tqdm:
-    """A progress bar on standard error; silent where that is not a terminal, and in all processes but the first."""
+    """A progress bar on standard error, in a notebook a widget.
+
+    It is silent where that is not a terminal, and in all processes but the first.
+    """
     silent = None if hosts.first() else True
     return tqdm(total=total, desc=what, unit=unit, disable=silent, leave=False, dynamic_ncols=True, smoothing=0.1)

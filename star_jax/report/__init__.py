@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from star_jax.errors import InputError
-from star_jax.report.load import read_run
-from star_jax.report.page import render
+from star_jax.report.load import Run, read_run
+from star_jax.report.page import picture, render
 
 
 def write(workdirs: Path | Sequence[Path], target: Path | None = None) -> Path:
@@ -23,11 +23,9 @@ def write(workdirs: Path | Sequence[Path], target: Path | None = None) -> Path:
     reader never sees half a page. A run may be unfinished. Raises InputError when a directory is not a run's,
     when a file in it is broken, or when the page cannot be written.
     """
-    directories = [Path(workdirs)] if isinstance(workdirs, (str, Path)) else [Path(path) for path in workdirs]
-    if not directories:
-        raise InputError("report: needs the directory of at least one run")
-    path = directories[0] / "report.html" if target is None else Path(target)
-    page = render([read_run(directory) for directory in directories])
+    runs = _read(workdirs)
+    path = runs[0].directory / "report.html" if target is None else Path(target)
+    page = render(runs)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         aside.write_text(page, encoding="utf-8")
@@ -36,3 +34,18 @@ def write(workdirs: Path | Sequence[Path], target: Path | None = None) -> Path:
         aside.unlink(missing_ok=True)
         raise InputError(f"{path}: the report cannot be written ({error.strerror})") from error
     return path
+
+
+def figure(workdirs: Path | Sequence[Path]) -> bytes:
+    """Accuracy by class against the iteration as a PNG: the page's Figure 1, a panel a run.
+
+    Raises InputError when a directory is not a run's, when a file in it is broken, or before the first evaluation.
+    """
+    return picture(_read(workdirs))
+
+
+def _read(workdirs: Path | Sequence[Path]) -> list[Run]:
+    directories = [Path(workdirs)] if isinstance(workdirs, (str, Path)) else [Path(path) for path in workdirs]
+    if not directories:
+        raise InputError("report: needs the directory of at least one run")
+    return [read_run(directory) for directory in directories]

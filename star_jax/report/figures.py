@@ -1,7 +1,8 @@
 """Draws the series as SVG that sits inside the page: its colours are the page's CSS variables, its ids are its own.
 
-Text that comes from a run (class labels, run names) never goes through matplotlib: it stands in the HTML legend,
-which wraps on a narrow screen and is escaped like the rest of the page. What matplotlib writes is numbers and ours.
+Text that comes from a run (class labels, run names) never gets into such an SVG: it stands in the HTML legend,
+which wraps on a narrow screen and is escaped like the rest of the page. What matplotlib writes there is numbers and
+ours. `picture` is the figure of accuracy by itself, a PNG with everything in it, drawn by the same functions.
 """
 
 import dataclasses
@@ -9,10 +10,12 @@ import io
 import math
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.style
+from cycler import cycler
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,6 +24,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from star_jax.report import series
 from star_jax.report.load import Run
 from star_jax.report.series import Kept, Loss, Point
+from star_jax.report.texts import visible
 
 SERIES_COLOURS = 8  # page.css defines --series-0 .. --series-7, for light and for dark
 MOST_BARS_BY_CLASS = 40  # more bars than this would be too thin to read: then one bar an iteration
@@ -52,6 +56,7 @@ _STYLE = {
     "axes.linewidth": 0.6,
     "axes.axisbelow": True,
     "axes.grid": True,
+    "axes.prop_cycle": cycler(color=_SERIES),
     "axes.grid.axis": "y",
     "grid.color": _GRID,
     "grid.linewidth": 0.6,
@@ -89,24 +94,43 @@ class Plot:
 
 def accuracy(run: Run, prefix: str) -> Plot | None:
     """Accuracy of each class by iteration with 95 % intervals, and the mean of classes; None: no evaluation yet."""
-    by_class, mean = series.accuracy_series(run), series.mean_series(run)
-    intervals = len(by_class) <= SERIES_COLOURS
-    if not by_class and not mean:
+    if not has_accuracy(run):
         return None
     legend: list[Key] = []
 
     def draw(axes: Axes) -> None:
-        for index, (label, points) in enumerate(by_class.items()):
-            # A little to the side of each other, so that intervals of equal accuracies do not hide one another.
-            shift = 0.05 * (index - (len(by_class) - 1) / 2) if intervals else 0.0
-            legend.append(_accuracy_line(axes, index, label or "all problems", points, shift, intervals))
-        if len(by_class) != 1 and mean:
-            xs, ys = [p.iteration for p in mean], [100 * p.accuracy for p in mean]
-            axes.plot(xs, ys, color=_INK, linestyle="--", linewidth=1.3, marker="o", markersize=2)
-            legend.append(Key("mean of classes", shape="dashed", note=_first_to_last(mean)))
-        _accuracy_axes(axes, [p.iteration for points in (*by_class.values(), mean) for p in points])
+        legend.extend(_accuracy_lines(axes, run))
 
     return Plot(_svg(draw, prefix, "Accuracy by class against the iteration", height=3.4), tuple(legend))
+
+
+def has_accuracy(run: Run) -> bool:
+    """Whether the run has an evaluation to draw."""
+    return bool(series.accuracy_series(run) or series.mean_series(run))
+
+
+def picture(runs: Mapping[str, Run], light: Mapping[str, str]) -> bytes:
+    """The figure of `accuracy` as a PNG with its legend: one panel a run, titled by its name where there are several.
+
+    `light`: the page's variables on a light screen. Every run must have an evaluation; see `has_accuracy`.
+    """
+    style: dict[str, Any] = {
+        **{key: {_INK: light["ink"], _GRID: light["grid"]}.get(str(value), value) for key, value in _STYLE.items()},
+        "axes.prop_cycle": cycler(color=[light[f"series-{index}"] for index in range(SERIES_COLOURS)]),
+    }
+    lines = max(len(series.accuracy_series(run)) for run in runs.values()) + 1
+    with matplotlib.style.context(["default", style]):
+        figure = Figure(figsize=(5.6 * len(runs), 3.2 + 0.2 * math.ceil(lines / 2)), layout="constrained")
+        panels = figure.subfigures(1, len(runs), squeeze=False)[0]
+        for panel, (name, run) in zip(panels, runs.items(), strict=True):
+            axes = panel.subplots()
+            labels = [f"{visible(key.label)}  {key.note}" for key in _accuracy_lines(axes, run)]
+            panel.legend(axes.lines, labels, loc="outside lower center", ncols=2, frameon=False)
+            if len(runs) > 1:
+                axes.set_title(visible(name))
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=160, facecolor=light["page"])
+    return buffer.getvalue()
 
 
 def overlay(names: Sequence[str], runs: Sequence[Run], prefix: str) -> Plot | None:
@@ -179,9 +203,28 @@ def loss(lines: Sequence[Loss], prefix: str, title: str) -> Plot | None:
     return Plot(_svg(draw, prefix, title, height=2.7), tuple(legend))
 
 
+def _accuracy_lines(axes: Axes, run: Run) -> list[Key]:
+    """Draws the accuracy of each class and their mean; returns the legend, an entry a line."""
+    by_class, mean = series.accuracy_series(run), series.mean_series(run)
+    intervals = len(by_class) <= SERIES_COLOURS
+    legend = []
+    for index, (label, points) in enumerate(by_class.items()):
+        # A little to the side of each other, so that intervals of equal accuracies do not hide one another.
+        shift = 0.05 * (index - (len(by_class) - 1) / 2) if intervals else 0.0
+        legend.append(_accuracy_line(axes, index, label or "all problems", points, shift, intervals))
+    if len(by_class) != 1 and mean:
+        xs, ys = [p.iteration for p in mean], [100 * p.accuracy for p in mean]
+        ink = matplotlib.rcParams["text.color"]
+        axes.plot(xs, ys, color=ink, linestyle="--", linewidth=1.3, marker="o", markersize=2)
+        legend.append(Key("mean of classes", shape="dashed", note=_first_to_last(mean)))
+    _accuracy_axes(axes, [p.iteration for points in (*by_class.values(), mean) for p in points])
+    return legend
+
+
 def _accuracy_line(axes: Axes, index: int, label: str, points: Sequence[Point], shift: float, intervals: bool) -> Key:
     """Draws one accuracy line, with its intervals where it has them; returns its legend entry."""
-    colour, marker = _SERIES[index % SERIES_COLOURS], list(_MARKERS)[index % len(_MARKERS)]
+    colours = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]  # the page's stand-ins, or a picture's own
+    colour, marker = colours[index % SERIES_COLOURS], list(_MARKERS)[index % len(_MARKERS)]
     xs, ys = [p.iteration + shift for p in points], [100 * p.accuracy for p in points]
     axes.plot(xs, ys, color=colour, marker=marker)
     for x, point in zip(xs, points, strict=True):

@@ -5,12 +5,14 @@ import datetime
 import hashlib
 import importlib.resources
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from star_jax.errors import InputError
 from star_jax.report import figures, series, texts
 from star_jax.report.load import Iteration, Run, setting
 
@@ -81,6 +83,15 @@ def render(runs: Sequence[Run]) -> str:
         script_hash=digest,
         verdict_columns=VERDICT_COLUMNS,
     )
+
+
+def picture(runs: Sequence[Run]) -> bytes:
+    """Figure 1 of the page as a PNG, a panel a run, in the page's light colours. Raises InputError."""
+    if bare := [run.name for run in runs if not figures.has_accuracy(run)]:
+        raise InputError(f"report: {bare[0]} has no evaluation yet, so there is no accuracy to draw")
+    first_rule = _resource("page.css").partition("}")[0]  # :root, the light one
+    light = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", first_rule))
+    return figures.picture(dict(zip(_names(runs), runs, strict=True)), light)
 
 
 def settings(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
