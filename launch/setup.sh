@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sourced by run.sh, test.sh and worker.sh: makes .venv and installs the package into it, once for each state of setup.py.
+# Sourced by run.sh, test.sh and worker.sh: makes .venv and installs the package into it, once for each state of
+# setup.py.
 
 star_setup() {
   local extras="$1" stamp wanted
@@ -29,7 +30,7 @@ star_venv() {
   local extras="$1" python="${PYTHON:-}" candidate
   if [[ -z "$python" ]]; then
     for candidate in python3.11 python3.12 python3; do
-      if command -v "$candidate" > /dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
+      if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
         python="$candidate"
         break
       fi
@@ -56,7 +57,7 @@ star_uv_venv() {
   fi
   if ! "${uv[@]}" venv --quiet --python 3.11 --seed .venv; then
     rm -rf .venv
-    echo "star_jax: no Python 3.11 or later here, and uv could not bring one; install one, or name it with PYTHON=..." >&2
+    echo "star_jax: no Python 3.11 or later here, and uv brought none; install one, or name it with PYTHON=..." >&2
     return 2
   fi
 }

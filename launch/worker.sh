@@ -5,7 +5,7 @@
 #   start               starts the run in a session of its own; does nothing while one is alive
 #   probe               prints probe:WORKER:alive|idle:CHECKSUM of the command
 #   follow LINE         prints the log from that line on, as NUMBER:TEXT, until the run ends; then end:STATUS
-#   finish WAIT GRACE   waits for the end, stops what has not ended, shows the last lines of a failure; exits with its status
+#   finish WAIT GRACE   waits for the end, stops what has not ended, shows the last lines of a failure; its status
 #   stop GRACE          SIGTERM to the run's processes, SIGKILL after GRACE seconds
 #
 # ~/star_jax.command comes from tpu.sh and is sourced: exports, `flags`, `extras` and `setup_command`.
