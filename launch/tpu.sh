@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sourced by run.sh: the run on the workers of a TPU. It runs on laptops: macOS's bash 3.2 must do, here and in what
-# this file sources. Its counterpart on the workers is worker.sh, which is copied there with the rest of the working tree.
+# this file sources. Its counterpart on the workers is worker.sh, which is copied there with the rest of the tree.
 #
 # STAR_POLL: seconds between two looks at what is not ready (15); STAR_GRACE: seconds from SIGTERM to SIGKILL (30).
 
@@ -45,7 +45,7 @@ tpu_start() {
   tpu_check_workdir "$workers" "$@"
   [[ "$alive" == 0 ]] || tpu_stop # what a broken run left
   tpu_send
-  cloud_ssh all "bash $tpu_worker start" ||
+  cloud_ssh all "bash $tpu_worker start" >&2 ||
     tpu_fail "the run could not be started on every worker; --stop ends it on those that it was started on"
 }
 
@@ -82,14 +82,14 @@ tpu_send() {
     tpu_say "cloning $url ($ref) on every worker"
   else
     get="mkdir -p star_jax && if test -f star_jax.tar.gz; then tar -xzf star_jax.tar.gz -C star_jax; fi"
+    size="$(tpu_files | xargs -0 cat 2> /dev/null | head -c $((101 << 20)) | wc -c)" || true
+    ((size <= 100 << 20)) || tpu_fail "the working tree to copy has over 100 MB: name what is large in .gitignore," \
+      "or use --clone=URL"
     tpu_files | COPYFILE_DISABLE=1 tar --null -T - -czf "$tpu_scratch/star_jax.tar.gz"
-    size=$(($(wc -c < "$tpu_scratch/star_jax.tar.gz") >> 20))
-    ((size <= 200)) || tpu_fail "the working tree to copy has $size MB: name what is large in .gitignore, or use" \
-      "--clone=URL"
     tpu_say "copying the working tree to every worker"
   fi
-  cloud_scp "$tpu_scratch"/star_jax.* || tpu_unreachable
-  cloud_ssh all "$get && bash $tpu_worker install" || tpu_fail "installing failed; the messages are above"
+  cloud_scp "$tpu_scratch"/star_jax.* >&2 || tpu_unreachable
+  cloud_ssh all "$get && bash $tpu_worker install" >&2 || tpu_fail "installing failed; the messages are above"
 }
 
 # --clone without its @REF. An @ of user@host is followed by a : or a / somewhere, unless .git stands before it.
@@ -113,8 +113,8 @@ tpu_files() {
   done
 }
 
-# Prints worker 0's log as it grows and leaves the run's exit status in tpu_status. The lines come numbered: gcloud and
-# this loop both take up a broken connection, and no line may come twice or be lost.
+# Prints worker 0's log as it grows, alone on standard output, and leaves the run's exit status in tpu_status. The lines
+# come numbered: gcloud and this loop both take up a broken connection, and no line may come twice or be lost.
 tpu_follow() {
   local seen=0 breaks=0 line number
   tpu_status=""
@@ -145,7 +145,7 @@ tpu_follow() {
 tpu_finish() {
   local wait=0 code=0
   [[ "$tpu_status" != 0 ]] || wait=60
-  cloud_ssh all "bash $tpu_worker finish $wait ${STAR_GRACE:-30}" || code=$?
+  cloud_ssh all "bash $tpu_worker finish $wait ${STAR_GRACE:-30}" >&2 || code=$?
   [[ "$tpu_status" == 0 ]] || code="$tpu_status"
   if [[ "$code" != 0 ]]; then
     tpu_exit_if_gone # a preemption may first end the run with a SIGTERM
@@ -169,7 +169,7 @@ tpu_stop() {
   local state
   state="$(tpu_state)"
   if [[ "$state" == READY ]]; then
-    cloud_ssh all "! test -f $tpu_worker || bash $tpu_worker stop ${STAR_GRACE:-30}" ||
+    cloud_ssh all "! test -f $tpu_worker || bash $tpu_worker stop ${STAR_GRACE:-30}" >&2 ||
       tpu_fail "the run could not be stopped on every worker"
   else
     tpu_say "no run is going on: $tpu_name is $state"

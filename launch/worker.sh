@@ -86,7 +86,7 @@ worker_probe() {
 
 worker_follow() {
   local number="$1" tail=(tail -n "+$1") line
-  ! worker_alive || tail+=(-f --pid="$(cat "$state/pid")")
+  ! worker_alive || tail+=(-f -s 0.2 --pid="$(cat "$state/pid")")
   "${tail[@]}" "$state/log" | while IFS= read -r line || [[ -n "$line" ]]; do
     printf '%d:%s\n' "$number" "$line"
     number=$((number + 1))

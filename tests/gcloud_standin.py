@@ -171,12 +171,12 @@ def kill_workers(tpu: Path) -> None:
 
 
 def processes(under: Path) -> list[int]:
-    """The processes of workers below a directory."""
-    found, mark = [], f"{MARK}={under}/".encode()
+    """The processes of the workers whose homes are below a directory, or are it."""
+    found, mark = [], f"{MARK}={under}".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if any(field.startswith(mark) for field in (entry / "environ").read_bytes().split(b"\0")):
+                if any((field + b"/").startswith(mark + b"/") for field in (entry / "environ").read_bytes().split(b"\0")):
                     found.append(int(entry.name))
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
