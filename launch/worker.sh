@@ -85,12 +85,18 @@ worker_probe() {
 }
 
 worker_follow() {
-  local number="$1" tail=(tail -n "+$1") line
-  ! worker_alive || tail+=(-f -s 0.2 --pid="$(cat "$state/pid")")
-  "${tail[@]}" "$state/log" | while IFS= read -r line || [[ -n "$line" ]]; do
-    printf '%d:%s\n' "$number" "$line"
-    number=$((number + 1))
+  local first="$1" number=1 line rest="" more=true
+  exec 3< "$state/log"
+  while "$more"; do
+    worker_alive || more=false # asked before reading: what the run wrote until its end is read below
+    while IFS= read -r line; do
+      ((number < first)) || printf '%d:%s\n' "$number" "$rest$line"
+      number=$((number + 1)) rest=""
+    done <&3
+    rest+="$line" # a line that is not whole yet
+    ! "$more" || sleep 0.2
   done
+  [[ -z "$rest" ]] || printf '%d:%s\n' "$number" "$rest"
   echo "end:$(worker_status)"
 }
 
