@@ -149,7 +149,11 @@ tpu_finish() {
   [[ "$tpu_status" == 0 ]] || code="$tpu_status"
   if [[ "$code" != 0 ]]; then
     tpu_exit_if_gone # a preemption may first end the run with a SIGTERM
-    tpu_say "the run ended with status $code; the same command goes on from there"
+    if [[ "$code" == 2 ]]; then # what was given is wrong
+      tpu_say "the run ended with status 2"
+    else
+      tpu_say "the run ended with status $code; the same command goes on from there"
+    fi
   fi
   exit "$code"
 }

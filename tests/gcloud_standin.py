@@ -51,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
     ssh_flags = ("--worker",)
     add(vm, "ssh", ssh, "--command", *ssh_flags, bools=("--internal-ip",)).add_argument("--ssh-flag", action="append")
     add(vm, "scp", scp, *ssh_flags, bools=("--internal-ip",), nargs="+")
-    add(queue, "create", enqueue, "--node-id", "--accelerator-type", "--runtime-version", bools=("--spot", "--reserved"))
+    add(
+        queue, "create", enqueue, "--node-id", "--accelerator-type", "--runtime-version", bools=("--spot", "--reserved")
+    )
     add(queue, "describe", describe_queue, "--format")
     add(queue, "delete", unqueue, bools=("--force",))
     return top
@@ -176,7 +178,9 @@ def processes(under: Path) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if any((field + b"/").startswith(mark + b"/") for field in (entry / "environ").read_bytes().split(b"\0")):
+                if any(
+                    (field + b"/").startswith(mark + b"/") for field in (entry / "environ").read_bytes().split(b"\0")
+                ):
                     found.append(int(entry.name))
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue

@@ -70,7 +70,13 @@ def test_without_flags_the_demo(tree):
 
 
 def test_flags_go_on_to_main_unharmed(tree):
-    given = ["--config=mine.py:a", "--config.task.text=two  words 'quoted'\n[x] $HOME *", "--nonsense", "", "--create_x=1"]
+    given = [
+        "--config=mine.py:a",
+        "--config.task.text=two  words 'quoted'\n[x] $HOME *",
+        "--nonsense",
+        "",
+        "--create_x=1",
+    ]
     status, calls, _ = run(tree, *given)
     assert status == 0 and calls[-1] == ["-m", "star_jax.main", *given]
 
@@ -182,5 +188,7 @@ def test_elsewhere_one_line_asks_for_a_python(bare):
 
 def test_half_a_venv_is_not_left_behind(bare):
     """Debian's Python without its venv package makes .venv/bin/python, and then fails: the next run took it."""
-    script(bare / "bin/python3.11", "[[ $1 == -c ]] || { mkdir -p .venv/bin; cp /bin/true .venv/bin/python; exit 1; }\n")
+    script(
+        bare / "bin/python3.11", "[[ $1 == -c ]] || { mkdir -p .venv/bin; cp /bin/true .venv/bin/python; exit 1; }\n"
+    )
     assert run(bare, PATH=f"{bare}/bin")[0] != 0 and not (bare / ".venv").exists()

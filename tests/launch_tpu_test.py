@@ -90,15 +90,15 @@ class Cloud:
         return gcloud_standin.processes(self.root)
 
 
-def finished(process: subprocess.Popen) -> subprocess.CompletedProcess:
-    out, err = process.communicate(timeout=60)
+def finished(process: subprocess.Popen, seconds: float = 60) -> subprocess.CompletedProcess:
+    out, err = process.communicate(timeout=seconds)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 30
+def wait_for(condition, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited 30 seconds in vain"
+        assert time.monotonic() < deadline, f"waited {seconds} seconds in vain"
         time.sleep(0.02)
 
 
@@ -347,7 +347,7 @@ def test_every_worker_installs_the_tpu_extra_once(cloud):
 
 
 def test_setup_comes_first_on_every_worker(cloud):
-    done = cloud.launch("--setup=test ! -e pip.log && echo \"it's $JAX_PROCESS_ID\" > ~/mounted", "--env=X=1")
+    done = cloud.launch('--setup=test ! -e pip.log && echo "it\'s $JAX_PROCESS_ID" > ~/mounted', "--env=X=1")
     assert done.returncode == 0, done.stdout
     assert [(cloud.home(n) / "mounted").read_text() for n in (0, 1)] == ["it's 0\n", "it's 1\n"]
 
@@ -512,26 +512,48 @@ def test_a_tree_that_is_too_large_to_copy(cloud):
 # --- the real program ---
 
 
+# The loop's every stage but sampling, which a base of two steps has no use for.
+TINY = (
+    "--config=configs/arithmetic.py:direct",
+    "--config.model.n_layers=1",
+    "--config.model.scan_unroll=1",
+    "--config.model.d_model=16",
+    "--config.model.n_heads=2",
+    "--config.model.rotary_dim=8",
+    "--config.model.d_mlp=16",
+    "--config.base.stages=({'steps': 2, 'learning_rate': 1e-3, 'gold': (0.5,)},)",
+    "--config.task.max_digits=2",
+    "--config.task.train_per_length=20",
+    "--config.task.held_out_per_length=2",
+    "--config.sampling.max_new_tokens=16",
+    "--config.sampling.slots=8",
+    "--config.star.problems_per_iteration=16",
+    "--config.star.steps=4",
+    "--config.train.batch_rows=4",
+    "--config.train.row_tokens=64",
+)
+
+
 @pytest.mark.skipif(not (ROOT / "star_jax" / "hosts.py").exists(), reason="star_jax.hosts is not there")
 def test_star_on_two_workers(cloud):
-    """Two gloo processes of two devices each run the loop on addition, are killed on the way, and go on."""
-    python = f'XLA_FLAGS=--xla_force_host_platform_device_count=2 PYTHONPATH="$PWD" exec "{sys.executable}" "$@"\n'
-    script(cloud.root / "seed/star_jax/.venv/bin/python", f"[[ $2 != pip ]] || exit 0\n{python}")
+    """star_jax.main as two gloo processes of two devices each: preempted after its base is made, it goes on from it."""
+    env = f'XLA_FLAGS=--xla_force_host_platform_device_count=2 PYTHONPATH="$PWD" TF_CPP_MIN_LOG_LEVEL=3 \\\n'
+    env += f'JAX_COMPILATION_CACHE_DIR="{os.environ["JAX_COMPILATION_CACHE_DIR"]}" \\\n'
+    script(
+        cloud.root / "seed/star_jax/.venv/bin/python",
+        f'[[ $2 != pip ]] || exit 0\n{env}exec "{sys.executable}" "$@"\n',
+    )
     cloud.tree = ROOT
-    flags = [
-        f"--workdir={cloud.workdir}",
-        "--config.model.n_layers=1",
-        "--config.model.scan_unroll=1",
-        "--config.base.stages=({'steps': 4, 'learning_rate': 1e-3, 'gold': (0.5,)},)",
-        "--config.star.iterations=1",
-        "--config.star.problems_per_iteration=16",
-        "--config.star.steps=4",
-        "--config.task.dev_problems_per_length=4",
-    ]
-    running = cloud.start(*CREATE, *flags)
-    wait_for(lambda: (cloud.workdir / "base").exists() or running.poll() is not None)
+    flags = (*CREATE, f"--workdir={cloud.workdir}", *TINY)
+    running = cloud.start(*flags)
+    wait_for(lambda: list(cloud.workdir.glob("iter_000/*")) or running.poll() is not None, seconds=150)
     gcloud_standin.preempt(cloud.root / "t")
-    assert finished(running).returncode == PREEMPTED
-    done = cloud.launch(*flags)
+    done = finished(running, seconds=30)
+    assert done.returncode == PREEMPTED, done.stdout + done.stderr
+    assert not (cloud.workdir / "iter_001" / "DONE").exists()
+    base = (cloud.workdir / "base" / "model.json").stat().st_mtime_ns
+    done = finished(cloud.start(*flags), seconds=150)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (cloud.workdir / "iter_001" / "DONE").exists() and (cloud.workdir / "report.html").exists()
+    assert (cloud.workdir / "base" / "model.json").stat().st_mtime_ns == base
+    assert len(list((cloud.workdir / "base" / "weights").glob("ocdbt.process_*"))) == 2, "both wrote the weights"
