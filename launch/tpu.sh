@@ -1,0 +1,183 @@
+#!/usr/bin/env bash
+# Sourced by run.sh: the run on the workers of a TPU. It runs on laptops: macOS's bash 3.2 must do, here and in what
+# this file sources. Its counterpart on the workers is worker.sh, which is copied there with the rest of the tree.
+#
+# STAR_POLL: seconds between two looks at what is not ready (15); STAR_GRACE: seconds from SIGTERM to SIGKILL (30).
+
+# shellcheck source=launch/gcloud.sh
+source launch/gcloud.sh
+
+tpu_worker=star_jax/launch/worker.sh # from a worker's home
+
+tpu_main() {
+  tpu_check
+  tpu_scratch="$(mktemp -d)"
+  trap 'rm -rf "$tpu_scratch"' EXIT
+  case "$tpu_do" in
+    stop) tpu_stop ;;
+    delete)
+      (tpu_stop) || true # a TPU that cannot be reached costs as much
+      tpu_delete
+      ;;
+    *)
+      tpu_ready
+      tpu_start "$@"
+      tpu_follow
+      tpu_finish
+      ;;
+  esac
+}
+
+# Starts the run on all workers, unless the same one is alive there already.
+tpu_start() {
+  (umask 077 && tpu_command "$@" > "$tpu_scratch/star_jax.command") # it may hold a token
+  local probes workers alive checksum
+  probes="$(cloud_ssh all "test -f $tpu_worker && bash $tpu_worker probe || echo probe:")" || tpu_unreachable
+  workers="$(grep -c '^probe:' <<< "$probes")" || true
+  alive="$(grep -c '^probe:[^:]*:alive:' <<< "$probes")" || true
+  if grep -q '^probe:0:alive:' <<< "$probes"; then
+    checksum="$(cksum < "$tpu_scratch/star_jax.command")"
+    grep -qxF "probe:0:alive:$checksum" <<< "$probes" || tpu_fail "another run is going on on $tpu_name;" \
+      "end it with --stop, or give its own command to see its log"
+    tpu_say "this run is going on already; its log follows"
+    return 0
+  fi
+  tpu_check_workdir "$workers" "$@"
+  [[ "$alive" == 0 ]] || tpu_stop # what a broken run left
+  tpu_send
+  cloud_ssh all "bash $tpu_worker start" >&2 ||
+    tpu_fail "the run could not be started on every worker; --stop ends it on those that it was started on"
+}
+
+# What the workers source. Quoted for a shell once, and sent as a file: nothing between here and there reads it.
+tpu_command() {
+  local pair
+  for pair in ${tpu_env[@]+"${tpu_env[@]}"}; do
+    printf 'export %s=%q\n' "${pair%%=*}" "${pair#*=}"
+  done
+  printf 'setup_command=%q\nextras=%q\nflags=(' "$tpu_setup" "${STAR_EXTRAS-tpu}"
+  printf ' %q' "$@"
+  printf ' )\n'
+}
+
+tpu_check_workdir() {
+  local workers="$1" flag workdir=""
+  for flag in "${@:2}"; do
+    case "$flag" in --workdir=* | -workdir=*) workdir="${flag#*=}" ;; esac
+  done
+  [[ "$workdir" == /* ]] && return 0
+  [[ "$workers" == 1 ]] || tpu_fail "$tpu_name has $workers workers: give --workdir=/PATH on storage that all of" \
+    "them see (--setup mounts it)"
+  tpu_say "the run's files are on the TPU's own disk and go with it; --workdir=/PATH on other storage keeps them"
+}
+
+# Copies or clones, and installs, on all workers.
+tpu_send() {
+  local get url ref size
+  if [[ -n "$tpu_clone" ]]; then
+    url="$(tpu_url)" ref="HEAD"
+    [[ "$url" == "$tpu_clone" ]] || ref="${tpu_clone#"$url@"}"
+    get="git init -q star_jax && git -C star_jax fetch -q --depth=1 $(printf '%q %q' "$url" "$ref")"
+    get+=" && git -C star_jax checkout -q --force FETCH_HEAD"
+    tpu_say "cloning $url ($ref) on every worker"
+  else
+    get="mkdir -p star_jax && if test -f star_jax.tar.gz; then tar -xzf star_jax.tar.gz -C star_jax; fi"
+    size="$(tpu_files | xargs -0 cat 2> /dev/null | head -c $((101 << 20)) | wc -c)" || true
+    ((size <= 100 << 20)) || tpu_fail "the working tree to copy has over 100 MB: name what is large in .gitignore," \
+      "or use --clone=URL"
+    tpu_files | COPYFILE_DISABLE=1 tar --null -T - -czf "$tpu_scratch/star_jax.tar.gz"
+    tpu_say "copying the working tree to every worker"
+  fi
+  cloud_scp "$tpu_scratch"/star_jax.* >&2 || tpu_unreachable
+  cloud_ssh all "$get && bash $tpu_worker install" >&2 || tpu_fail "installing failed; the messages are above"
+}
+
+# --clone without its @REF. An @ of user@host is followed by a : or a / somewhere, unless .git stands before it.
+tpu_url() {
+  case "$tpu_clone" in
+    *.git@*) echo "${tpu_clone%.git@*}.git" ;;
+    *) if [[ "${tpu_clone##*@}" == *[:/]* ]]; then echo "$tpu_clone"; else echo "${tpu_clone%@*}"; fi ;;
+  esac
+}
+
+# The working tree without what git ignores, each name ended by NUL.
+tpu_files() {
+  local file
+  if git rev-parse --is-inside-work-tree > /dev/null 2>&1; then
+    git ls-files -z --cached --others --exclude-standard
+  else
+    find . \( -name .venv -o -name runs -o -name __pycache__ \) -prune -o -type f -print0
+  fi | while IFS= read -r -d '' file; do
+    # Git lists deleted files until that is committed.
+    [[ ! -e "$file" && ! -L "$file" ]] || printf '%s\0' "$file"
+  done
+}
+
+# Prints worker 0's log as it grows, alone on standard output, and leaves the run's exit status in tpu_status. The lines
+# come numbered: gcloud and this loop both take up a broken connection, and no line may come twice or be lost.
+tpu_follow() {
+  local seen=0 breaks=0 line number
+  tpu_status=""
+  trap 'tpu_say "the run goes on; the same command shows its log again, with --stop it ends"; exit 130' INT
+  while true; do
+    while IFS= read -r line; do
+      number="${line%%:*}"
+      if [[ "$number" == end ]]; then
+        tpu_status="${line#end:}"
+      elif [[ ! "$number" =~ ^[0-9]+$ ]]; then
+        printf '%s\n' "$line" >&2 # not ours: ssh's
+      elif ((number > seen)); then
+        printf '%s\n' "${line#*:}"
+        seen="$number" breaks=0
+      fi
+    done < <(cloud_ssh 0 "bash $tpu_worker follow $((seen + 1))")
+    [[ -z "$tpu_status" ]] || break
+    tpu_exit_if_gone
+    breaks=$((breaks + 1))
+    ((breaks <= 40)) || tpu_fail "worker 0 cannot be reached; the run may go on: the same command shows its log again"
+    tpu_say "the connection to worker 0 broke; connecting again"
+    sleep "${STAR_POLL:-15}"
+  done
+  trap - INT
+}
+
+# Exits with worker 0's status. Once it has failed the others will not do anything good: they are stopped at once.
+tpu_finish() {
+  local wait=0 code=0
+  [[ "$tpu_status" != 0 ]] || wait=60
+  cloud_ssh all "bash $tpu_worker finish $wait ${STAR_GRACE:-30}" >&2 || code=$?
+  [[ "$tpu_status" == 0 ]] || code="$tpu_status"
+  if [[ "$code" != 0 ]]; then
+    tpu_exit_if_gone # a preemption may first end the run with a SIGTERM
+    if [[ "$code" == 2 ]]; then # what was given is wrong
+      tpu_say "the run ended with status 2"
+    else
+      tpu_say "the run ended with status $code; the same command goes on from there"
+    fi
+  fi
+  exit "$code"
+}
+
+tpu_exit_if_gone() {
+  local state
+  state="$(tpu_state)" || return 0 # no word from gcloud is no word of the TPU's end
+  case "$state" in
+    ABSENT | PREEMPTED | TERMINATED | SUSPENDED | SUSPENDING | STOPPED | STOPPING | DELETING)
+      tpu_say "$tpu_name is $state; the same command with --create makes it anew, and goes on with the run"
+      exit 75
+      ;;
+  esac
+}
+
+tpu_stop() {
+  local state
+  state="$(tpu_state)"
+  if [[ "$state" == READY ]]; then
+    cloud_ssh all "! test -f $tpu_worker || bash $tpu_worker stop ${STAR_GRACE:-30}" >&2 ||
+      tpu_fail "the run could not be stopped on every worker"
+  else
+    tpu_say "no run is going on: $tpu_name is $state"
+  fi
+}
+
+tpu_unreachable() { tpu_fail "the workers of $tpu_name cannot be reached; gcloud's message is above"; }
