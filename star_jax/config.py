@@ -299,7 +299,7 @@ def at_gptj_6b(config: ConfigDict) -> ConfigDict:
     """The same config for GPT-J-6B, split over all devices; bfloat16 but for the trained weights and their moments."""
     config.model.update(dict(**GPTJ_6B, compute_dtype="bfloat16", remat="full"))
     config.mesh.update(dict(data=1, fsdp=-1))
-    config.sampling.update(dict(slots=256, tensor=-1, weights_dtype="bfloat16"))
+    config.sampling.update(dict(slots=128, tensor=-1, weights_dtype="bfloat16"))
     return config
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from star_jax.errors import InputError, exit_on_bad_input
 
@@ -21,7 +21,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: r
 
 def main() -> None:
     """Parses the flags, starts or goes on with the run, and says where its report is."""
-    _parse(sys.argv)
+    values = read_config(sys.argv, __doc__)
     # Our own messages keep a descriptor of their own while native code is silenced (data.warm_up).
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -29,7 +29,7 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from star_jax import config, hosts
 
-    typed = config.from_dict(_CONFIG.value)
+    typed = config.from_dict(values)
     file, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     name = "_".join(filter(None, [Path(file).stem, variant]))
     with hosts.joined():
@@ -42,10 +42,13 @@ def main() -> None:
             print(path)
 
 
-def _parse(argv: list[str]) -> None:
-    """Raises InputError for flags that absl or ml_collections would answer with a traceback."""
+def read_config(argv: list[str], about: str) -> ConfigDict:
+    """The config that the flags ask for. Prints `about` and the flags for --help.
+
+    Raises InputError for flags that absl or ml_collections would answer with a traceback.
+    """
     if {"--help", "-h", "-help"} & set(argv[1:]):
-        print(f"{__doc__}\n  --workdir: {flags.FLAGS['workdir'].help}\n  --config: {flags.FLAGS['config'].help}")
+        print(f"{about}\n  --workdir: {flags.FLAGS['workdir'].help}\n  --config: {flags.FLAGS['config'].help}")
         print("  --config.GROUP.OPTION=VALUE: any option of star_jax/config.py or of the task")
         sys.exit(0)
     given = [arg.partition("=")[2] for arg in argv if arg.startswith(("--config=", "-config="))]
@@ -65,6 +68,7 @@ def _parse(argv: list[str]) -> None:
         raise InputError(" ".join([before, *traceback.strip().splitlines()[-1:]])) from error
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; options are given as --name=value")
+    return _CONFIG.value
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     # The run's own copy of the base, once it is there: going on needs nothing outside its directory.
     copied = hosts.agree(lambda: checkpoint.exists(workdir / "base"))
     base = workdir / "base" if copied else Path(config.base.path)
-    sizes = _model_config(config, base)
+    sizes = model_config(config, base)
     config = dataclasses.replace(config, model=sizes)  # what is stored says what was run
     if config.optimizer.base_moments and not checkpoint.has_moments(Path(config.base.path)):
         raise InputError(f"optimizer.base_moments: base.path {config.base.path} holds none; see star_jax.convert")
@@ -137,12 +137,17 @@ def open_run(config: Config, workdir: Path) -> Run:
     return Run(config, ledger, task, words, mesh, sampling_mesh, gpt.GPT(sizes), train_problems, eval_problems, log)
 
 
-def meshes(config: Config) -> tuple[Mesh, Mesh]:
-    """The meshes for training and for sampling. Raises InputError where the model or the rows do not divide."""
-    mesh, model = sharding.make_mesh(config.mesh), gpt.GPT(config.model)
+def meshes(config: Config, devices: Sequence[Any] | None = None) -> tuple[Mesh, Mesh]:
+    """The meshes for training and for sampling, over all devices or the given ones.
+
+    Raises InputError where the model or the rows do not divide.
+    """
+    mesh, model = sharding.make_mesh(config.mesh, devices), gpt.GPT(config.model)
     sharding.check_rows(mesh, config.train.batch_rows, config.train.microbatches)
     sharding.param_shardings(model, mesh)
-    drawing = sharding.sampling_mesh(mesh, config.sampling.tensor)
+    drawing = sharding.sampling_mesh(
+        mesh, config.sampling.tensor, None if devices is None else devices[0].process_index
+    )
     sharding.param_shardings(model, drawing, "sampling")
     return mesh, drawing
 
@@ -157,7 +162,7 @@ def _store_problems(ledger: Ledger, split: str, problems: Sequence[Problem]) -> 
         raise InputError(f"{path}: the run began with other {split} problems; give the same data or another --workdir")
 
 
-def _model_config(config: Config, directory: Path) -> ModelConfig:
+def model_config(config: Config, directory: Path) -> ModelConfig:
     """The model's sizes: the config's, and the base's where it gives none. Raises InputError where they differ."""
     given = config.model
     if config.base.path:

@@ -40,14 +40,7 @@ _ROWS_APART = (("batch", None), *(rule for rule in RULES if rule[0] != "batch"))
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of a config over the first devices; an axis of -1 takes what the other two leave. Raises InputError."""
     devices = jax.devices() if devices is None else devices
-    left = len(devices) // config.tensor
-    data = left // config.fsdp if config.data == -1 else config.data
-    fsdp = left // config.data if config.fsdp == -1 else config.fsdp
-    if data < 1 or fsdp < 1 or data * fsdp * config.tensor > len(devices):
-        raise InputError(
-            f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} "
-            f"does not fit {len(devices)} devices"
-        )
+    data, fsdp, _ = mesh_shape(config, len(devices)).values()
     used = devices[: data * fsdp * config.tensor]
     if len({device.process_index for device in used}) < len({device.process_index for device in devices}):
         raise InputError(
@@ -57,6 +50,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     # The physical layout counts on TPUs: neighbours along an axis are neighbours in the torus.
     grid = mesh_utils.create_device_mesh((data, fsdp, config.tensor), used, allow_split_physical_axes=True)
     return _mesh(grid)
+
+
+def mesh_shape(config: MeshConfig, devices: int) -> dict[str, int]:
+    """Mesh axis -> devices along it, for so many devices. Raises InputError where they are too few."""
+    left = devices // config.tensor
+    data = left // config.fsdp if config.data == -1 else config.data
+    fsdp = left // config.data if config.fsdp == -1 else config.fsdp
+    if data < 1 or fsdp < 1 or data * fsdp * config.tensor > devices:
+        raise InputError(
+            f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not fit {devices} devices"
+        )
+    return {"data": data, "fsdp": fsdp, "tensor": config.tensor}
 
 
 def sampling_mesh(mesh: Mesh, tensor: int, process: int | None = None) -> Mesh:

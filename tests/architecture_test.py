@@ -16,14 +16,15 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # From the ground up. A module imports from lower floors, and from its own where that makes no circle.
 FLOORS = (
     ("errors", "records", "tokenizer", "stops", "prompting", "tasks", "filter", "ledger", "report"),
-    ("config", "hosts", "sharding", "model", "cached", "decoding", "optimizer", "metrics"),
+    ("config", "hosts", "sharding", "model", "cached", "decoding", "optimizer", "metrics", "hlo", "budget"),
     ("sampler", "data", "convert"),
     ("checkpoint", "evaluate"),
     ("train",),
     ("pretrain",),
     ("prepare",),
     ("star",),
-    ("main", "sample", "preflight", "t5x_interop", "convert.__main__"),
+    ("main", "sample", "t5x_interop", "convert.__main__"),
+    ("preflight",),
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}

@@ -6,12 +6,9 @@ import json
 import re
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from star_jax import cached, config, optimizer, sampler, sharding, star, train
+from star_jax import budget, config, preflight, prepare, star
 from star_jax import model as gpt
 from star_jax.errors import InputError
 
@@ -84,43 +81,10 @@ def test_more_digits_join_at_loop_20_and_longer_ones_are_only_measured():
 def test_gpt_j_6b_s_sampler_and_train_step_are_traced_and_lowered_from_shapes(name):
     """No array of the model is made: 6,050,882,784 parameters over eight devices."""
     settings = typed(name)
-    model, mesh = gpt.GPT(settings.model), sharding.make_mesh(settings.mesh)
-    assert mesh.shape["fsdp"] == 8
-    params = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        sharding.unbox(sharding.abstract_params(model)),
-        sharding.param_shardings(model, mesh),
-    )
-    assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)) == 6_050_882_784
-    with sharding.use(mesh):
-        assert "dot_general" in lowered_train_step(settings, model, params)
-        assert "while" in lowered_sampler(settings, model, params)
-
-
-def lowered_train_step(settings, model, params) -> str:
-    rows = (settings.train.batch_rows, settings.train.row_tokens)
-    state = train.TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.chain(settings.optimizer).init, params)
-    )
-    dtypes = {"tokens_RT": jnp.int32, "positions_RT": jnp.int32, "segment_ids_RT": jnp.int32, "weights_RT": jnp.float32}
-    batch = {key: jax.ShapeDtypeStruct(rows, dtype) for key, dtype in dtypes.items()}
-    rate = jax.ShapeDtypeStruct((), jnp.float32)
-    return train.train_step.lower(model, settings.optimizer, state, batch, rate).as_text()
-
-
-def lowered_sampler(settings, model, params) -> str:
-    """Behind a prefix of 1,024 tokens, with bodies of 128 and the task's own budget."""
-    cfg, options = model.config, settings.sampling
-    shape = sampler.Shape(options.slots, options.slots // 4, settings.make_task().max_new_tokens, 50257)
-    shared = jax.ShapeDtypeStruct((cfg.n_layers, cfg.n_heads, 1024, cfg.head_dim), jnp.bfloat16)
-    number = jax.ShapeDtypeStruct((), jnp.int32)
-    prefix = cached.Prefix(gpt.Keys(shared, shared), number)
-    queue = sampler.Queue(
-        jax.ShapeDtypeStruct((options.queue, 128), jnp.int32),
-        jax.ShapeDtypeStruct((options.queue,), jnp.int32),
-        jax.ShapeDtypeStruct((options.queue, 2), jnp.uint32),
-        number,
-    )
-    stops = jax.ShapeDtypeStruct((3, 50257), jnp.int32)
-    program = sampler._sample_queue.lower(model, sampler.Decoding(), shape, params, prefix, queue, stops)
-    return program.as_text()
+    mesh, drawing = prepare.meshes(settings)
+    assert mesh.shape["fsdp"] == drawing.shape["tensor"] == 8
+    assert budget.parameters(gpt.GPT(settings.model)) == 6_050_882_784
+    lengths = budget.Lengths(1024, 128, settings.make_task().max_new_tokens)
+    assert "dot_general" in preflight.lower_train_step(settings, mesh).as_text()
+    assert "while" in preflight.lower_sampler(settings, drawing, lengths).as_text()
+    assert "dot_general" in preflight.lower_prefix(settings, drawing, lengths).as_text()

@@ -1,4 +1,4 @@
-"""A stand-in for gcloud: TPUs are directories, and each worker is a home directory whose commands run as local processes.
+"""A stand-in for gcloud: TPUs are directories, and each worker is a home directory with local processes.
 
 $GCLOUD_STANDIN/NAME/ holds state, calls for it, and workers/N (worker N's home). What a test may put beside them:
 

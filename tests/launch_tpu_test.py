@@ -537,7 +537,7 @@ TINY = (
 @pytest.mark.skipif(not (ROOT / "star_jax" / "hosts.py").exists(), reason="star_jax.hosts is not there")
 def test_star_on_two_workers(cloud):
     """star_jax.main as two gloo processes of two devices each: preempted after its base is made, it goes on from it."""
-    env = f'XLA_FLAGS=--xla_force_host_platform_device_count=2 PYTHONPATH="$PWD" TF_CPP_MIN_LOG_LEVEL=3 \\\n'
+    env = 'XLA_FLAGS=--xla_force_host_platform_device_count=2 PYTHONPATH="$PWD" TF_CPP_MIN_LOG_LEVEL=3 \\\n'
     env += f'JAX_COMPILATION_CACHE_DIR="{os.environ["JAX_COMPILATION_CACHE_DIR"]}" \\\n'
     script(
         cloud.root / "seed/star_jax/.venv/bin/python",

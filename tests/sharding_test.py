@@ -10,14 +10,15 @@ from conftest import numpy_params
 from jax.sharding import PartitionSpec
 
 from star_jax import model as gpt
-from star_jax import sharding
-from star_jax.config import MeshConfig, ModelConfig
+from star_jax import sharding, train
+from star_jax.config import MeshConfig, ModelConfig, OptimizerConfig
 from star_jax.errors import InputError
 
-CONFIG = ModelConfig(n_layers=1, d_model=16, n_heads=4, d_mlp=32, rotary_dim=2, vocab_size=24)
+CONFIG = ModelConfig(n_layers=1, d_model=16, n_heads=8, d_mlp=32, rotary_dim=2, vocab_size=24)
 MESHES = [
     MeshConfig(data=8),
     MeshConfig(fsdp=8),
+    MeshConfig(tensor=8),
     MeshConfig(fsdp=2, tensor=4),
     MeshConfig(data=2, fsdp=2, tensor=2),
 ]
@@ -135,9 +136,93 @@ def test_activation_constraints_are_in_the_program_under_use(model, params):
     assert constraints() == []
     with sharding.use(mesh):
         found = constraints()
-    assert len(found) >= 2  # behind the embedding and behind the blocks
-    assert all('[{"data", "fsdp"}, {}, {}]' in line for line in found)
+    wanted = {
+        "behind the embedding and the blocks": ('[{"data", "fsdp"}, {}, {}]', 2),
+        "queries, keys and values": ('[{"data", "fsdp"}, {"tensor"}, {}, {}]', 3),
+        "between the MLP's products, and logits": ('[{"data", "fsdp"}, {}, {"tensor"}]', 2),
+    }
+    for what, (place, count) in wanted.items():
+        assert sum(place in line for line in found) >= count, what
+    with sharding.use(mesh, rows_apart=True):
+        assert not any('"data"' in line for line in constraints())
     assert constraints() == []
+
+
+STEPS = 5
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=1)
+
+
+def losses_on(model, config, rows_RT, microbatches=1):
+    """The losses of five steps from the same weights, on one mesh."""
+    mesh = sharding.make_mesh(config)
+    places = sharding.param_shardings(model, mesh)
+    state = train.initial_state(OPTIMIZER, jax.tree.map(sharding.put, numpy_params(CONFIG), places))
+    batch = {name: sharding.put_rows(mesh, array) for name, array in rows_RT.items()}
+    found = []
+    with sharding.use(mesh):
+        for _ in range(STEPS):
+            state, metrics = train.train_step(model, OPTIMIZER, state, batch, np.float32(0.01), 1e-4, microbatches)
+            found.append(float(metrics["loss"]))
+    lie_so = jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), state.params, places)
+    assert jax.tree.all(lie_so)
+    return found
+
+
+@pytest.fixture(scope="module")
+def rows():
+    shape = (16, 6)
+    rng = np.random.default_rng(1)
+    return {
+        "tokens_RT": rng.integers(0, 24, shape).astype(np.int32),
+        "positions_RT": np.broadcast_to(np.arange(6, dtype=np.int32), shape).copy(),
+        "segment_ids_RT": np.ones(shape, np.int32),
+        "weights_RT": rng.integers(0, 2, shape).astype(np.float32),
+    }
+
+
+@pytest.fixture(scope="module")
+def one_device_s_losses(model, rows):
+    return losses_on(model, MeshConfig(data=1), rows)
+
+
+@pytest.mark.parametrize("config", MESHES, ids=name_of)
+def test_five_train_steps_have_one_device_s_losses(model, rows, one_device_s_losses, config):
+    assert losses_on(model, config, rows) == pytest.approx(one_device_s_losses, rel=1e-5)
+    assert one_device_s_losses[-1] < one_device_s_losses[0]
+
+
+@pytest.mark.parametrize("config", [MeshConfig(data=1), MeshConfig(data=2, fsdp=2, tensor=2)], ids=name_of)
+@pytest.mark.parametrize("microbatches", [2, 4])
+def test_microbatches_change_no_loss(model, rows, one_device_s_losses, config, microbatches):
+    assert losses_on(model, config, rows, microbatches) == pytest.approx(one_device_s_losses, rel=1e-5)
+
+
+def test_microbatches_that_do_not_divide_are_refused():
+    mesh = sharding.make_mesh(MeshConfig(data=4, fsdp=1, tensor=2))
+    sharding.check_rows(mesh, 8, 2)
+    with pytest.raises(InputError, match=r"8 rows do not divide over 4 devices in 4 microbatches"):
+        sharding.check_rows(mesh, 8, 4)
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+def test_weights_for_sampling_are_split_by_tensor_alone_and_cast(model, params, tensor):
+    """From a training mesh that splits them three ways; every group of `tensor` devices has them all."""
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    drawing = sharding.sampling_mesh(mesh, tensor)
+    assert dict(drawing.shape) == {"data": 8 // tensor, "fsdp": 1, "tensor": tensor}
+    placed = jax.tree.map(sharding.put, params, sharding.param_shardings(model, mesh))
+    moved = sharding.to_sampling(model, placed, drawing, "bfloat16")
+    for (path, leaf), old in zip(jax.tree.leaves_with_path(moved), jax.tree.leaves(params), strict=True):
+        assert leaf.dtype == jax.numpy.bfloat16
+        np.testing.assert_array_equal(leaf, old.astype(jax.numpy.bfloat16))
+        kept = math.prod(leaf.sharding.shard_shape(leaf.shape))
+        whole = not any(axis == "tensor" for axis in leaf.sharding.spec)
+        assert kept * (1 if whole else tensor) == leaf.size, jax.tree_util.keystr(path)
+
+
+def test_a_sampling_mesh_that_does_not_divide_is_refused():
+    with pytest.raises(InputError, match=r"sampling\.tensor: 3 does not divide the 8 devices"):
+        sharding.sampling_mesh(sharding.make_mesh(MeshConfig()), 3)
 
 
 def test_make_mesh_gives_data_the_devices_the_others_leave():

@@ -1,0 +1,88 @@
+"""What a train step and a sampling pass must take: FLOPs and bytes, counted from the sizes alone."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+
+from star_jax import model as gpt
+from star_jax import sharding
+from star_jax.config import Config, ModelConfig
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Tokens of a sampling pass: of the shared prefix, of a problem's body (padded), and new ones."""
+
+    prefix: int
+    body: int
+    new: int
+
+    @property
+    def slots(self) -> int:
+        """Key slots of a row."""
+        return self.body + self.new
+
+
+def parameters(model: gpt.GPT) -> int:
+    """How many parameters a model has."""
+    leaves = jax.tree.leaves(sharding.unbox(sharding.abstract_params(model)))
+    return sum(math.prod(leaf.shape) for leaf in leaves)
+
+
+def train_flops(config: Config) -> float:
+    """FLOPs of one train step: 6 a weight and token (the embedding's are looked up), 12 a pair of tokens and feature
+    of attention, a third more where whole blocks are recomputed."""
+    cfg, rows, length = config.model, config.train.batch_rows, config.train.row_tokens
+    weights = parameters(gpt.GPT(cfg)) - (0 if cfg.is_gpt2 else cfg.vocab_size * cfg.d_model)
+    useful = 6 * weights * rows * length + 12 * cfg.n_layers * cfg.d_model * rows * length * length / 2
+    return useful * (4 / 3 if cfg.remat == "full" else 1)
+
+
+def decode_flops(config: Config, lengths: Lengths) -> float:
+    """FLOPs of one decode step of all slots of a group, half of the new tokens being there."""
+    cfg = config.model
+    weights = parameters(gpt.GPT(cfg)) - (0 if cfg.is_gpt2 else cfg.vocab_size * cfg.d_model)
+    seen = lengths.prefix + lengths.body + lengths.new / 2
+    return config.sampling.slots * (2 * weights + 4 * cfg.n_layers * cfg.d_model * seen)
+
+
+def train_bytes(config: Config, ways: dict[str, int]) -> tuple[float, float]:
+    """(arguments, temporaries) of a train step on one device; `ways`: devices along each mesh axis.
+
+    Arguments: weights and both moments. Temporaries: gradients (twice with microbatches), what the blocks keep for
+    the backward pass, one block's own, and the logits with their gradient.
+    """
+    cfg, train = config.model, config.train
+    count, split = parameters(gpt.GPT(cfg)), ways["fsdp"] * ways["tensor"]
+    width = np.dtype(train.param_dtype).itemsize + np.dtype(config.optimizer.moment_dtype).itemsize + 4
+    tokens = train.batch_rows / train.microbatches / (ways["data"] * ways["fsdp"]) * train.row_tokens
+    half, tensor = np.dtype(cfg.compute_dtype).itemsize, ways["tensor"]
+    scores = tokens * train.row_tokens * cfg.n_heads / tensor * (4 + half)
+    block = tokens * (6 * cfg.d_model + 3 * cfg.d_mlp / tensor) * half + scores
+    products = tokens * (6 * cfg.d_model + cfg.d_mlp) / tensor * half
+    kept = {"full": 0, "dots": products, "none": block}[cfg.remat] + tokens * cfg.d_model * half
+    layer = 2 * 12 * cfg.d_model**2 / tensor * half  # gathered weights of this layer and the next
+    logits = 2 * tokens * cfg.vocab_size / tensor * 4
+    gradients = count * 4 / split * (2 if train.microbatches > 1 else 1)
+    return count * width / split, gradients + kept * cfg.n_layers + 2 * block + layer + logits
+
+
+def sampling_bytes(config: Config, tensor: int, lengths: Lengths) -> tuple[float, float]:
+    """(arguments, temporaries) of the sampling loop on one device: weights and prefix; caches and one refill."""
+    cfg, options = config.model, config.sampling
+    weights = parameters(gpt.GPT(cfg)) * np.dtype(options.weights_dtype).itemsize / tensor
+    cell = key_bytes(cfg) / tensor
+    refill = options.refill or max(1, options.slots // 4)
+    logits = (options.slots + refill) * cfg.vocab_size * 4 / tensor
+    scores = refill * cfg.n_heads / tensor * lengths.body * (lengths.prefix + lengths.body) * 6
+    caches = cell * (options.slots * lengths.slots + 2 * refill * lengths.body)
+    return weights + cell * lengths.prefix, caches + logits + scores
+
+
+def key_bytes(cfg: ModelConfig) -> int:
+    """Keys and values of one token in all layers."""
+    return 2 * cfg.n_layers * cfg.d_model * np.dtype(cfg.compute_dtype).itemsize
