@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "gpu": ["jax[cuda12]"],
+    "preflight": ["jax[tpu]"],  # libtpu of the version that this jax asks for: a compiler that needs no TPU
     # t5x is on no package index; its git address is what pip takes.
     "t5x": ["t5x @ git+https://github.com/google-research/t5x.git"],
     "hub": ["datasets"],  # CommonsenseQA and GSM8K by their names on the Hugging Face hub

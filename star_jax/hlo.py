@@ -8,8 +8,9 @@ import re
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 _COLLECTIVE = re.compile(rf"= (.*?) ({_KINDS})(-start)?\(")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_WHILE = re.compile(r" while\(.*?body=%?([\w.\-]+)")
+_WHILE = re.compile(r" while\(.*?condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_UNTIL = re.compile(r"ROOT .* compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT")
 _CALLED = re.compile(r"(?:calls|branch_computations|true_computation|false_computation)=\{?([^}\s]+(?:, %[^}\s]+)*)\}?")
 _SHAPE = re.compile(r"([a-z]+[0-9]+|pred)\[([0-9,]*)\]")
 
@@ -38,14 +39,24 @@ def collectives(text: str) -> dict[int, list[Collective]]:
                 shapes, kind, start = match.groups()
                 found[depth].append(Collective(kind, _bytes(shapes, bool(start) and kind != "all-reduce"), times))
             elif match := _WHILE.search(line):
-                trips = _TRIPS.search(line)
-                walk(match.group(1), depth + (trips is None), times * int(trips.group(1)) if trips else 1)
+                condition, body = match.groups()
+                trips = _trips(line, bodies.get(condition, []))
+                walk(body, depth + (trips is None), times * trips if trips else 1)
             elif match := _CALLED.search(line):
                 for called in match.group(1).split(", "):
                     walk(called.lstrip("%"), depth, times)
 
     walk(entry, 0, 1)
     return dict(found)
+
+
+def _trips(loop: str, condition: list[str]) -> int | None:
+    """The turns of a loop: where the compiler notes them, or where its condition is only `counter < constant`."""
+    if noted := _TRIPS.search(loop):
+        return int(noted.group(1))
+    limit = next((match.group(1) for line in condition if (match := _UNTIL.search(line))), None)
+    constants = (re.search(rf"%?{re.escape(limit)} = .* constant\((\d+)\)", line) for line in condition if limit)
+    return next((int(match.group(1)) for match in constants if match), None)
 
 
 def summary(found: list[Collective]) -> dict[str, tuple[int, int]]:

@@ -256,7 +256,9 @@ def report(config: Config, on: Chips, lengths: Lengths, say: Callable[[str], Non
         say(f"{flight.what:15}{flight.arguments / GIB:11.2f}{flight.temporaries / GIB:13.2f}{flight.peak / GIB:8.2f}"
             f"{share:8.0%}{took:>13}")  # fmt: skip
         for depth, found in sorted(hlo.collectives(flight.text).items()) if flight.text else ():
-            turn = {0: "a call", 1: "a refill", 2: "a decode step"}[depth]
+            turn = {0: "a call" if flight.what == "sampling loop" else "in all", 1: "a refill", 2: "a decode step"}[
+                depth
+            ]
             kinds = (f"{n} {kind} ({size / 2**20:,.2f} MiB)" for kind, (n, size) in hlo.summary(found).items())
             say(f"    {turn}: {', '.join(kinds)}")
         if share > 1:
