@@ -104,7 +104,10 @@ def test_the_command():
 def test_a_tpu_that_is_not_there():
     """The real compiler, where libtpu is installed: a small model for two topologies of different chips."""
     pytest.importorskip("libtpu", reason="the TPU compiler needs libtpu (the extra `preflight`)")
-    small = [f"--config.model.{name}={n}" for name, n in dict(n_layers=2, d_model=256, n_heads=8, d_mlp=512).items()]
+    small = [
+        f"--config.model.{name}={n}"
+        for name, n in dict(n_layers=2, d_model=256, n_heads=8, d_mlp=512, rotary_dim=32).items()
+    ]
     small += ["--config.model.vocab_size=50304", "--config.sampling.slots=16", "--prefix_tokens=128"]
     done = run("--config=configs/commonsense_qa_gptj.py", "--topology=v3:2x2", *small)
     assert done.returncode == 0, done.stderr[-2000:]
