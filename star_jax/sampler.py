@@ -200,7 +200,12 @@ class Sampler:
                 yield [place for place, _ in chunk], [body for _, body in chunk], padded, text
 
     def _draw(self, bodies: Sequence[Sequence[int]], padded: int, shots: str, seeds: Sequence[str]) -> list[Draw]:
-        """One completion a body. They are dealt out, one after the other, to all processes and their queues."""
+        """One completion a body."""
+        out, ways = self._run(bodies, padded, shots, seeds), hosts.count() * self._groups
+        return [self._read(out, i % ways * self.queue + i // ways) for i in range(len(bodies))]
+
+    def _run(self, bodies: Sequence[Sequence[int]], padded: int, shots: str, seeds: Sequence[str]) -> Outputs:
+        """What all processes drew. Bodies are dealt out, one after the other, to all processes and their queues."""
         ways = hosts.count() * self._groups
         first = hosts.index() * self._groups
         mine = [(bodies[way::ways], seeds[way::ways]) for way in range(first, first + self._groups)]
@@ -209,8 +214,8 @@ class Sampler:
             out = _sample_queue(
                 self.model, self.decoding, self.shape, self.mesh, self.params, prefix, queue, self._automaton_SV
             )
-        out = hosts.gather(jax.device_get(out))
-        return [self._read(out, i % ways * self.queue + i // ways) for i in range(len(bodies))]
+        gathered: Outputs = hosts.gather(jax.device_get(out))
+        return gathered
 
     def _queue(self, dealt: Sequence[tuple[Sequence[Sequence[int]], Sequence[str]]], padded: int) -> Queue:
         rows = self.queue * len(dealt)

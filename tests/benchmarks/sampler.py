@@ -92,13 +92,10 @@ def draw_ours(sampler: Sampler, prompts: list[Prompt]) -> tuple[list[tuple[int, 
     """(token ids of each prompt, decode steps). What `sampler(prompts)` does, and the count of its steps."""
     sampler._prefixes.clear()
     drawn, steps = {}, 0
-    for places, bodies, padded, prefix in sampler._queues(prompts):
-        queue = sampler._queue(bodies, padded, [str(i) for i in places])
-        out = sampling._sample_queue(
-            sampler.model, sampler.decoding, sampler.shape, sampler.params, prefix, queue, sampler._automaton_SV
-        )
-        drawn.update(zip(places, (d.token_ids for d in sampler._read(out, len(places))), strict=True))
-        steps += int(out.steps)
+    for places, bodies, padded, shots in sampler._chunks(prompts):
+        out = sampler._run(bodies, padded, shots, [str(i) for i in places])
+        drawn.update((place, sampler._read(out, i).token_ids) for i, place in enumerate(places))  # one queue here
+        steps += int(out.steps_G.sum())
     return [drawn[i] for i in range(len(prompts))], steps
 
 
