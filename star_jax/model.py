@@ -71,7 +71,7 @@ class Attention(nn.Module):
             if cfg.is_gpt2:
                 bias_HK = _weight(self, f"{name}_bias", _ZEROS, (cfg.n_heads, cfg.head_dim), ("heads", "kv"))
                 projected_BHTK += bias_HK[None, :, None]
-            return nn.with_logical_constraint(projected_BHTK, ("batch", "heads", "length", "kv"))
+            return _constrain(projected_BHTK, ("batch", "heads", "length", "kv"))
 
         q_BHTK, k_BHTK = project("query"), project("key")
         if not cfg.is_gpt2:
@@ -116,7 +116,7 @@ class Mlp(nn.Module):
     def __call__(self, x_BTD, plus=None):
         cfg = self.config
         wide_BTF = Linear(cfg, cfg.d_mlp, ("embed", "mlp"), name="in")(x_BTD)
-        wide_BTF = nn.with_logical_constraint(wide_BTF, ("batch", "length", "mlp"))
+        wide_BTF = _constrain(wide_BTF, ("batch", "length", "mlp"))
         return Linear(cfg, cfg.d_model, ("mlp", "embed"), name="out")(nn.gelu(wide_BTF, approximate=True), plus)
 
 
@@ -137,7 +137,7 @@ class Block(nn.Module):
             normed_BTD = _norm(self.config, "mlp_norm")(x_BTD)
         # Attention and MLP are summed before bias and x: where heads and mlp are split, one all-reduce does for both.
         x_BTD = x_BTD + Mlp(self.config, name="mlp")(normed_BTD, attended_BTD)
-        return nn.with_logical_constraint(x_BTD, ("batch", "length", None)), keys
+        return _constrain(x_BTD, ("batch", "length", None)), keys
 
 
 class GPT(nn.Module):
@@ -196,7 +196,7 @@ class GPT(nn.Module):
 
         prefix: Keys [N, H, P, K] or None.
         """
-        x_BTD = nn.with_logical_constraint(self.embed(tokens_BT, positions_BT), ("batch", "length", None))
+        x_BTD = _constrain(self.embed(tokens_BT, positions_BT), ("batch", "length", None))
         return self.blocks(x_BTD, positions_BT, mask_BTS, None, None, prefix, prefix_length)
 
     def embed(self, tokens_BT, positions_BT):
@@ -211,7 +211,7 @@ class GPT(nn.Module):
         """Output head: [..., V] in float32."""
         head = self.embedding.attend if self.config.is_gpt2 else self.head
         logits = head(self.final_norm(x_BTD)).astype(jnp.float32)
-        return nn.with_logical_constraint(logits, ("batch", *("length",) * (logits.ndim - 2), "vocab"))
+        return _constrain(logits, ("batch", *("length",) * (logits.ndim - 2), "vocab"))
 
 
 def apply(
@@ -279,13 +279,18 @@ def _weight(module, name, init, shape, axes):
     return _gather(jnp.asarray(weight, module.config.compute_dtype), axes)
 
 
+def _constrain(x, axes):
+    """Says to the compiler where x lies. An array outside of a program lies where it lies: nobody is there to tell."""
+    return nn.with_logical_constraint(x, axes) if isinstance(x, jax.core.Tracer) else x
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gather(weight, axes):
     """Whole along "embed", which is split for storage alone (fsdp); so the weights move and not the activations.
 
     Said of the gradient too it would be summed whole on every device; this way each gets the sum of its own share.
     """
-    return nn.with_logical_constraint(weight, tuple(None if axis == "embed" else axis for axis in axes))
+    return _constrain(weight, tuple(None if axis == "embed" else axis for axis in axes))
 
 
 def _gather_forward(weight, axes):
@@ -293,7 +298,7 @@ def _gather_forward(weight, axes):
 
 
 def _gather_backward(axes, _, gradient):
-    return (nn.with_logical_constraint(gradient, axes),)
+    return (_constrain(gradient, axes),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

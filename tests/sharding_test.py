@@ -148,6 +148,15 @@ def test_activation_constraints_are_in_the_program_under_use(model, params):
     assert constraints() == []
 
 
+@pytest.mark.parametrize("rows_apart", [False, True])
+@pytest.mark.parametrize("config", [MeshConfig(data=1), MeshConfig(data=2, fsdp=2, tensor=2)], ids=name_of)
+def test_outside_of_a_program_a_current_mesh_changes_nothing(model, params, on_one_device, config, rows_apart):
+    """Weights that are not on the mesh, as in a notebook: constraints on them were a TypeError of jax's."""
+    with sharding.use(sharding.make_mesh(config), rows_apart):
+        logits_BTV = gpt.apply(model, jax.tree.map(jax.numpy.asarray, params), TOKENS)
+    assert np.max(np.abs(logits_BTV - on_one_device[1])) < 1e-5
+
+
 STEPS = 5
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=1)
 
