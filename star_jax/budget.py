@@ -76,7 +76,7 @@ def sampling_bytes(config: Config, tensor: int, lengths: Lengths) -> tuple[float
     cfg, options = config.model, config.sampling
     weights = parameters(gpt.GPT(cfg)) * np.dtype(options.weights_dtype).itemsize / tensor
     cell = key_bytes(cfg) / tensor
-    refill = options.refill or max(1, options.slots // 4)
+    refill = options.refill_rows
     logits = (options.slots + refill) * cfg.vocab_size * 4 / tensor
     scores = refill * cfg.n_heads / tensor * lengths.body * (lengths.prefix + lengths.body) * 6
     caches = cell * (options.slots * lengths.slots + 2 * refill * lengths.body)

@@ -123,11 +123,7 @@ def save_tree(directory: Path, tree: Any) -> None:
 
 def load_tree(directory: Path, model: gpt.GPT, mesh: Mesh, dtype: Any) -> gpt.Params:
     """A tree of the model's parameters, or of anything with their shapes, from `save_tree`. Raises InputError."""
-    target = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=place),
-        sharding.unbox(sharding.abstract_params(model)),
-        sharding.param_shardings(model, mesh),
-    )
+    target = sharding.placed_shapes(model, mesh, dtype)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             described = checkpointer.metadata(directory.absolute()).item_metadata

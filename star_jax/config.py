@@ -174,6 +174,11 @@ class SamplingConfig:
     tensor: int = 1
     weights_dtype: str = "float32"  # the weights are cast to it once an iteration
 
+    @property
+    def refill_rows(self) -> int:
+        """Free slots gathered before a prefill."""
+        return self.refill or max(1, self.slots // 4)
+
     def check(self) -> None:
         _one_of(self, "weights_dtype", FLOATS)
         if self.tensor < 1 and self.tensor != -1:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from star_jax.errors import InputError
+from star_jax.errors import InputError, say
 
 ANOTHER_DIED = 3  # exit status
 HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead
@@ -70,14 +70,6 @@ def gather(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def barrier(name: str) -> None:
-    """Waits until all processes are here; `name` must be the same in all of them."""
-    if count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
-
-
 def check_equal(what: str, value: str) -> None:
     """Raises InputError in every process unless all of them pass the same text."""
     if count() == 1:
@@ -87,7 +79,8 @@ def check_equal(what: str, value: str) -> None:
     import numpy as np
 
     own = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
-    differing = np.flatnonzero(np.any(gather(own[None]) != gather(own[None])[:1], axis=1))
+    digests = gather(own[None])
+    differing = np.flatnonzero(np.any(digests != digests[:1], axis=1))
     if differing.size:
         raise InputError(f"{what} differs between process 0 and process {differing[0]}; give all of them the same")
 
@@ -188,8 +181,6 @@ def _leave(error: BaseException) -> None:
 
     status: Any = 1
     if isinstance(error, InputError | KeyboardInterrupt | SystemExit):
-        from star_jax.errors import say
-
         status = say(error)
     elif isinstance(error, jax.errors.JaxRuntimeError) and _is_loss(str(error)):
         print(f"star_jax: {_TOLD}", file=sys.stderr)

@@ -102,13 +102,14 @@ def chips(topology: str) -> Chips:
 
 def abstract_state(config: Config, mesh: Mesh) -> train.TrainState:
     """Shapes and places of a train state."""
-    return train.abstract_state(config.optimizer, _abstract_params(config, mesh, config.train.param_dtype))
+    params = sharding.placed_shapes(gpt.GPT(config.model), mesh, config.train.param_dtype)
+    return train.abstract_state(config.optimizer, params)
 
 
 def lower_train_step(config: Config, mesh: Mesh) -> Any:
     """The train step of a config, traced from shapes and lowered."""
     rows = (config.train.batch_rows, config.train.row_tokens)
-    place = NamedSharding(mesh, PartitionSpec(dict(sharding.RULES)["batch"]))
+    place = sharding.along_rows(mesh)
     dtypes = {"tokens_RT": jnp.int32, "positions_RT": jnp.int32, "segment_ids_RT": jnp.int32, "weights_RT": jnp.float32}
     batch = {name: jax.ShapeDtypeStruct(rows, dtype, sharding=place) for name, dtype in dtypes.items()}
     rate = jax.ShapeDtypeStruct((), jnp.float32)
@@ -124,7 +125,7 @@ def lower_prefix(config: Config, mesh: Mesh, lengths: Lengths) -> Any:
     """The shared prefix's pass."""
     with sharding.use(mesh, rows_apart=True):
         tokens_P = jax.ShapeDtypeStruct((lengths.prefix,), jnp.int32, sharding=sharding.replicated(mesh))
-        params = _abstract_params(config, mesh, config.sampling.weights_dtype)
+        params = sharding.placed_shapes(gpt.GPT(config.model), mesh, config.sampling.weights_dtype)
         return sampler._encode_prefix.lower(gpt.GPT(config.model), params, tokens_P, lengths.prefix)
 
 
@@ -136,7 +137,7 @@ def lower_sampler(config: Config, mesh: Mesh, lengths: Lengths) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
 
     groups = mesh.shape["data"]
-    shape = sampler.Shape(options.slots, options.refill or max(1, options.slots // 4), lengths.new, cfg.vocab_size)
+    shape = sampler.Shape(options.slots, options.refill_rows, lengths.new, cfg.vocab_size)
     keys = shaped((cfg.n_layers, cfg.n_heads, lengths.prefix, cfg.head_dim), cfg.compute_dtype, None, "tensor")
     rows = groups * options.queue
     queue = sampler.Queue(
@@ -148,18 +149,9 @@ def lower_sampler(config: Config, mesh: Mesh, lengths: Lengths) -> Any:
     with sharding.use(mesh, rows_apart=True):
         return sampler._sample_queue.lower(
             gpt.GPT(cfg), Decoding(options.temperature, options.top_k, options.top_p), shape, mesh,
-            _abstract_params(config, mesh, options.weights_dtype),
+            sharding.placed_shapes(gpt.GPT(config.model), mesh, options.weights_dtype),
             cached.Prefix(gpt.Keys(keys, keys), shaped((), jnp.int32)), queue, shaped((4, cfg.vocab_size), jnp.int32),
         )  # fmt: skip
-
-
-def _abstract_params(config: Config, mesh: Mesh, dtype: str) -> gpt.Params:
-    model = gpt.GPT(config.model)
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=place),
-        sharding.unbox(sharding.abstract_params(model)),
-        sharding.param_shardings(model, mesh),
-    )
 
 
 def fly(what: str, lower: Callable[[], Any]) -> Flight:
@@ -192,52 +184,52 @@ def flights(config: Config, on: Chips, lengths: Lengths) -> Iterator[Flight]:
         yield fly("sampling loop", lambda: lower_sampler(config, drawing, lengths))
         return
     ways = sharding.mesh_shape(config.mesh, on.count)
-    tensor = on.count if config.sampling.tensor == -1 else config.sampling.tensor
     for what, (arguments, temporaries) in (
         ("train step", budget.train_bytes(config, ways)),
-        ("sampling loop", budget.sampling_bytes(config, tensor, lengths)),
+        ("sampling loop", budget.sampling_bytes(config, _tensor(config, on), lengths)),
     ):
         yield Flight(what, arguments, temporaries, arguments + temporaries)
 
 
 def remedies(config: Config) -> Iterator[tuple[str, Config]]:
-    """Smaller ways to run a train step, the least change first: flags and the config they give."""
-    model, tried, rows = config.model, config.train, config.train.batch_rows
-    if model.remat != "full":
-        yield (
-            "--config.model.remat=full",
-            dataclasses.replace(config, model=dataclasses.replace(model, remat="full")),
-        )
+    """Smaller ways to run a train step, the least change first, each on top of the others: flags, and their config."""
+    changes: list[tuple[str, dict[str, Any]]] = []
+    if config.model.remat != "full":
+        changes.append(("model", {"remat": "full"}))
     if config.mesh.fsdp != -1:
-        mesh = dataclasses.replace(config.mesh, data=1, fsdp=-1)
-        config = dataclasses.replace(config, mesh=mesh, model=dataclasses.replace(model, remat="full"))
-        yield "--config.mesh.data=1 --config.mesh.fsdp=-1 --config.model.remat=full", config
-    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, moment_dtype="bfloat16"))
-    said = "--config.optimizer.moment_dtype=bfloat16"
-    yield said, config
-    parts = tried.microbatches
-    while parts < rows:
-        parts *= 2
-        smaller = dataclasses.replace(config, train=dataclasses.replace(tried, microbatches=parts))
-        yield f"{said} --config.train.microbatches={parts}", smaller
+        changes.append(("mesh", {"data": 1, "fsdp": -1}))
+    if config.optimizer.moment_dtype != "bfloat16":
+        changes.append(("optimizer", {"moment_dtype": "bfloat16"}))
+    changes += [("train", {"microbatches": parts}) for parts in range(2, config.train.batch_rows + 1)]
+    said: dict[str, Any] = {}
+    for group, values in changes:
+        said |= {f"{group}.{name}": value for name, value in values.items()}
+        options: Any = dataclasses.replace(getattr(config, group), **values)
+        config = dataclasses.replace(config, **{group: options})
+        yield " ".join(f"--config.{name}={value}" for name, value in said.items()), config
 
 
-def advice(config: Config, on: Chips, lengths: Lengths, what: str) -> str:
-    """The first change by which a program fits by our count, or what else there is."""
-    if what == "train step":
-        ways = sharding.mesh_shape(config.mesh, on.count)
-        for said, smaller in remedies(config):
-            ways = sharding.mesh_shape(smaller.mesh, on.count)
-            if sum(budget.train_bytes(smaller, ways)) < 0.95 * on.gib * GIB:
-                return said
+def _advise_training(config: Config, on: Chips) -> str:
+    for said, smaller in remedies(config):
+        ways = sharding.mesh_shape(smaller.mesh, on.count)
+        divides = smaller.train.batch_rows % (smaller.train.microbatches * ways["data"] * ways["fsdp"]) == 0
+        if divides and sum(budget.train_bytes(smaller, ways)) < 0.95 * on.gib * GIB:
+            return said
+    return "more devices"
+
+
+def _advise_sampling(config: Config, on: Chips, lengths: Lengths) -> str:
     slots = config.sampling.slots // 2
-    while what == "sampling loop" and slots:
+    while slots:
         fewer = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, slots=slots))
-        tensor = on.count if fewer.sampling.tensor == -1 else fewer.sampling.tensor
-        if sum(budget.sampling_bytes(fewer, tensor, lengths)) < 0.9 * on.gib * GIB:
+        if sum(budget.sampling_bytes(fewer, _tensor(fewer, on), lengths)) < 0.9 * on.gib * GIB:
             return f"--config.sampling.slots={slots}"
         slots //= 2
-    return "more devices, or --config.sampling.tensor=-1" if what == "sampling loop" else "more devices"
+    return "more devices, or --config.sampling.tensor=-1"
+
+
+def _tensor(config: Config, on: Chips) -> int:
+    return on.count if config.sampling.tensor == -1 else config.sampling.tensor
 
 
 def report(config: Config, on: Chips, lengths: Lengths, say: Callable[[str], None]) -> bool:
@@ -263,7 +255,9 @@ def report(config: Config, on: Chips, lengths: Lengths, say: Callable[[str], Non
             say(f"    {turn}: {', '.join(kinds)}")
         if share > 1:
             fits = False
-            say(f"    does not fit; by our count this would: {advice(config, on, lengths, flight.what)}")
+            training = flight.what == "train step"
+            advice = _advise_training(config, on) if training else _advise_sampling(config, on, lengths)
+            say(f"    does not fit; by our count this would: {advice}")
     say("fits" if fits else "does not fit")
     return fits
 

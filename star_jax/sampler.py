@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from star_jax import cached, hosts, sharding, stops
 from star_jax import model as gpt
-from star_jax.config import ModelConfig
+from star_jax.config import ModelConfig, SamplingConfig
 from star_jax.decoding import Decoding
 from star_jax.errors import InputError
 from star_jax.records import Prompt
@@ -136,7 +136,8 @@ class Sampler:
             mesh = sharding.sampling_mesh(given, given.shape["tensor"])
         self.mesh, self.params = mesh, sharding.to_sampling(model, params, mesh)
         self.stop, self.decoding, self.queue, self.length_bucket = tuple(stop), decoding, queue, length_bucket
-        self.shape = Shape(slots, refill or max(1, slots // 4), max_new_tokens, tokenizer.vocab_size)
+        gathered = SamplingConfig(slots=slots, refill=refill).refill_rows
+        self.shape = Shape(slots, gathered, max_new_tokens, tokenizer.vocab_size)
         self._automaton_SV = jnp.asarray(stops.automaton(tokenizer, self.stop))
         self._prefixes: dict[str, cached.Prefix] = {}
 
@@ -172,9 +173,9 @@ class Sampler:
         return [draws[i] for i in range(len(prompts))]
 
     @property
-    def _groups(self) -> int:
-        """Queues that run side by side in this process."""
-        return self.mesh.shape["data"]
+    def _ways(self) -> int:
+        """Queues that run side by side, those of all processes."""
+        return hosts.count() * self.mesh.shape["data"]
 
     def _chunks(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], list[list[int]], int, str]]:
         """Prompts that go through the queues at once: (places, token ids of bodies, their padded length, prefix)."""
@@ -193,7 +194,7 @@ class Sampler:
                     f"a prompt of {size} tokens and {self.shape.max_new_tokens} new ones "
                     f"do not fit the model's {self.model.config.max_positions} positions; give fewer shots"
                 )
-        size = self.queue * self._groups * hosts.count()
+        size = self.queue * self._ways
         for (text, padded), members in sorted(groups.items()):
             for start in range(0, len(members), size):
                 chunk = members[start : start + size]
@@ -201,14 +202,14 @@ class Sampler:
 
     def _draw(self, bodies: Sequence[Sequence[int]], padded: int, shots: str, seeds: Sequence[str]) -> list[Draw]:
         """One completion a body."""
-        out, ways = self._run(bodies, padded, shots, seeds), hosts.count() * self._groups
+        out, ways = self._run(bodies, padded, shots, seeds), self._ways
         return [self._read(out, i % ways * self.queue + i // ways) for i in range(len(bodies))]
 
     def _run(self, bodies: Sequence[Sequence[int]], padded: int, shots: str, seeds: Sequence[str]) -> Outputs:
         """What all processes drew. Bodies are dealt out, one after the other, to all processes and their queues."""
-        ways = hosts.count() * self._groups
-        first = hosts.index() * self._groups
-        mine = [(bodies[way::ways], seeds[way::ways]) for way in range(first, first + self._groups)]
+        groups, ways = self.mesh.shape["data"], self._ways
+        own = range(hosts.index() * groups, (hosts.index() + 1) * groups)
+        mine = [(bodies[way::ways], seeds[way::ways]) for way in own]
         with sharding.use(self.mesh, rows_apart=True):
             prefix, queue = self._prefix(shots), self._queue(mine, padded)
             out = _sample_queue(

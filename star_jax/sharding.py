@@ -126,6 +126,15 @@ def constrain_params(model: gpt.GPT, params: gpt.Params) -> gpt.Params:
     return jax.tree.map(nn.with_logical_constraint, params, jax.tree.map(tuple, specs, is_leaf=_is_spec))
 
 
+def placed_shapes(model: gpt.GPT, mesh: Mesh, dtype: Any) -> gpt.Params:
+    """The parameters' shapes in `dtype` with their places on a mesh, no array made. Raises InputError."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, jax.numpy.dtype(dtype), sharding=place),
+        unbox(abstract_params(model)),
+        param_shardings(model, mesh),
+    )
+
+
 def leaf_name(path: Any) -> str:
     """A tree path as text: "blocks/attention/query"."""
     return "/".join(str(key.key) for key in path)
@@ -154,11 +163,12 @@ def to_sampling(model: gpt.GPT, params: gpt.Params, mesh: Mesh, dtype: Any = Non
 
     Leaf by leaf: what is held besides the two trees is one leaf. All processes must call this together.
     """
-    training = mesh_of(params)
-    tensor = mesh.shape["tensor"]
-    everywhere = _mesh(np.array([d for own in _by_process(training).values() for d in own]).reshape(-1, 1, tensor))
+    devices = [device for own in _by_process(mesh_of(params)).values() for device in own]
+    everywhere = _mesh(np.array(devices).reshape(-1, 1, mesh.shape["tensor"])) if jax.process_count() > 1 else mesh
 
     def move(leaf: Any, place: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == place and leaf.dtype == (dtype or leaf.dtype):
+            return leaf
         smaller = leaf if dtype is None else leaf.astype(dtype)
         if jax.process_count() == 1:
             return jax.device_put(smaller, place)
@@ -188,8 +198,12 @@ def put_rows(mesh: Mesh, array_R: np.ndarray) -> jax.Array:
     Every process has the whole array and puts only the rows of its own devices.
     """
     check_rows(mesh, array_R.shape[0])
-    place = NamedSharding(mesh, PartitionSpec(dict(RULES)["batch"]))
-    return put(array_R, place)
+    return put(array_R, along_rows(mesh))
+
+
+def along_rows(mesh: Mesh) -> NamedSharding:
+    """The first axis of an array along the batch axes."""
+    return NamedSharding(mesh, PartitionSpec(dict(RULES)["batch"]))
 
 
 def put(array: np.ndarray, place: NamedSharding) -> jax.Array:

@@ -48,9 +48,13 @@ def run(config: Config, workdir: Path | str) -> Path:
         _evaluate(star, n)
         _finish(star, n)
     star.log.close()
-    path = Path(hosts.agree(lambda: str(report.write(star.ledger.workdir))))
+    path = _report(star)
     LOG.info("report: %s", path)
     return path
+
+
+def _report(star: Run) -> Path:
+    return Path(hosts.agree(lambda: str(report.write(star.ledger.workdir))))
 
 
 def fine_tuning_steps(config: StarConfig, iteration: int, rows: int, batch_rows: int) -> int:
@@ -252,7 +256,7 @@ def _finish(star: Run, n: int) -> None:
     if not star.ledger.done(n):
         star.ledger.write_text(star.ledger.path(n, "DONE"), f"{time.time():.0f}\n")
         _let_weights_go(star, n)
-        hosts.agree(lambda: str(report.write(star.ledger.workdir)))
+        _report(star)
 
 
 def _let_weights_go(star: Run, n: int) -> None:

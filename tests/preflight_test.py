@@ -80,6 +80,31 @@ def test_the_remedies_take_less_and_less():
     assert sizes[:4] == sorted(sizes[:4], reverse=True) and len(set(sizes[:4])) == 4
 
 
+def test_a_remedy_names_every_flag_that_it_takes():
+    """Later remedies stand on earlier ones: the last flag alone would not fit."""
+    start = dict(model__remat="none", mesh__fsdp=1, mesh__data=8)
+    found = list(preflight.remedies(gptj(**start)))
+    assert len(found) == 3 + 7  # recomputing, splitting, moments, and eight rows in two to eight parts
+    for said, smaller in found:
+        given = dict(flag.removeprefix("--config.").replace(".", "__").split("=") for flag in said.split())
+        given = {name: int(value) if value.lstrip("-").isdecimal() else value for name, value in given.items()}
+        assert gptj(**{**start, **given}) == smaller
+
+
+def test_advice_is_only_what_the_run_would_take():
+    """Eight rows over eight devices cannot be taken in parts; sixty-four over four can, in up to sixteen."""
+    eight = gptj(train__row_tokens=2048, mesh__data=1, mesh__fsdp=8)
+    assert preflight._advise_training(eight, preflight.Chips("small", 8, 12.0)) == "more devices"
+    many = gptj(train__row_tokens=2048, train__batch_rows=64, mesh__data=1, mesh__fsdp=4)
+    said = preflight._advise_training(many, preflight.Chips("large", 4, 48.0))
+    assert said.rpartition("=")[0].endswith("--config.train.microbatches") and int(said.rpartition("=")[2]) in (
+        2,
+        4,
+        8,
+        16,
+    )
+
+
 @pytest.mark.parametrize(
     "topology", ["v9:2x2", "v3", "v3:2-2", "gpu:8xH900", "gpu:0xH100", "gpu:H100", "", "v5e:2x4; rm"]
 )
