@@ -47,7 +47,8 @@ class Cloud:
         (self.root / "config.json").write_text(json.dumps(values))
 
     def start(self, *flags: str, tpu: str = "--tpu=t", **env: str) -> subprocess.Popen:
-        given = {**os.environ, "GCLOUD_STANDIN": str(self.root), "STAR_POLL": "0.1", "STAR_GRACE": "5", **env}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("STAR_")}
+        given = {**inherited, "GCLOUD_STANDIN": str(self.root), "STAR_POLL": "0.1", "STAR_GRACE": "5", **env}
         given["PATH"] = f"{self.root}/bin:{given['PATH']}"
         return subprocess.Popen(
             ["bash", self.tree / "launch/run.sh", tpu, *flags],
