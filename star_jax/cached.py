@@ -47,24 +47,42 @@ def encode_prefix(model: GPT, params: Params, tokens_P: jax.Array, length: jax.A
 
 
 def prefill(
-    model: GPT, params: Params, tokens_RT: jax.Array, lengths_R: jax.Array, prefix: Prefix
+    model: GPT, params: Params, tokens_RT: jax.Array, lengths_R: jax.Array, prefix: Prefix, width: int = 0
 ) -> tuple[jax.Array, Keys]:
     """Runs prompt bodies through the model, behind the prefix.
 
     Args:
       tokens_RT: bodies, LEFT-padded, so that all rows end at the same place.
       lengths_R: how many of a row's T tokens are real, at least 1.
+      width: tokens a row that go through the model at once, a divisor of T (0: all). Where all rows are padding
+        nothing is computed, so the work follows the longest of these rows and not T.
 
     Returns:
       (logits [R, V] behind each row's last token, Keys [N, R, H, T, K]; keys of padding are garbage).
     """
-    _, size = tokens_RT.shape
-    index_T = jnp.arange(size)
-    first_R = size - lengths_R
-    positions_RT = prefix.length + jnp.maximum(index_T[None] - first_R[:, None], 0)
-    mask_RTS = (index_T[:, None] >= index_T[None])[None] & (index_T[None, None] >= first_R[:, None, None])
-    x_RTD, keys = call(model, params, tokens_RT, positions_RT, mask_RTS, prefix.layers, prefix.length, method="hidden")
-    return call(model, params, x_RTD[:, -1], method="logits"), keys
+    cfg, (rows, size) = model.config, tokens_RT.shape
+    width = width or size
+    index_T, first_R = jnp.arange(size), size - lengths_R
+
+    def chunk(n: jax.Array | int, carry: tuple[jax.Array, Keys]) -> tuple[jax.Array, Keys]:
+        tokens_RC = jax.lax.dynamic_slice_in_dim(tokens_RT, n * width, width, axis=1)
+        index_C = n * width + jnp.arange(width)
+        positions_RC = prefix.length + jnp.maximum(index_C[None] - first_R[:, None], 0)
+        mask_RCT = (index_C[:, None] >= index_T[None])[None] & (index_T[None, None] >= first_R[:, None, None])
+        x_RCD, keys = call(
+            model, params, tokens_RC, positions_RC, mask_RCT, carry[1], n * width, prefix.layers, prefix.length,
+            method="hidden",
+        )  # fmt: skip
+        return x_RCD[:, -1], cast(Keys, keys)
+
+    shape = (cfg.n_layers, rows, cfg.n_heads, size, cfg.head_dim)
+    nothing = Keys(jnp.zeros(shape, cfg.compute_dtype), jnp.zeros(shape, cfg.compute_dtype))
+    carry = (jnp.zeros((rows, cfg.d_model), cfg.compute_dtype), nothing)
+    if width == size:
+        x_RD, keys = chunk(0, carry)
+    else:
+        x_RD, keys = jax.lax.fori_loop(jnp.min(first_R) // width, size // width, chunk, carry)
+    return call(model, params, x_RD, method="logits"), keys
 
 
 def decode_step(

@@ -27,15 +27,27 @@ class Decoding:
         return jnp.argmax(kept_BV + gumbel_BV, axis=-1).astype(jnp.int32)
 
     def _truncate(self, logits_BV: jax.Array) -> jax.Array:
-        size = logits_BV.shape[-1]
-        if 0 < self.top_k < size:
-            least = jax.lax.top_k(logits_BV, self.top_k)[0][:, -1:]
-            logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
+        if 0 < self.top_k < logits_BV.shape[-1]:
+            logits_BV = _likeliest(logits_BV, jnp.ones_like(logits_BV), self.top_k)
         if self.top_p < 1:
-            order_BV = jnp.argsort(-logits_BV, axis=-1)
-            sorted_BV = jax.nn.softmax(jnp.take_along_axis(logits_BV, order_BV, axis=-1), axis=-1)
-            # A token stays while the mass before it is short of top_p, so the likeliest always stays.
-            stays_BV = jnp.cumsum(sorted_BV, axis=-1) - sorted_BV < self.top_p
-            back_BV = jnp.argsort(order_BV, axis=-1)
-            logits_BV = jnp.where(jnp.take_along_axis(stays_BV, back_BV, axis=-1), logits_BV, -jnp.inf)
+            logits_BV = _likeliest(logits_BV, jax.nn.softmax(logits_BV, axis=-1), self.top_p)
         return logits_BV
+
+
+def _likeliest(logits_BV: jax.Array, weights_BV: jax.Array, least: float) -> jax.Array:
+    """The smallest set of likeliest tokens whose weights sum to `least`, -inf elsewhere; of equals all stay.
+
+    The lowest logit that stays is found bit by bit, 32 sums over the vocabulary: no sort, and nothing to gather where
+    the vocabulary is split over devices.
+    """
+    bits_BV = jax.lax.bitcast_convert_type(logits_BV.astype(jnp.float32), jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    order_BV = jnp.where(bits_BV >= sign, ~bits_BV, bits_BV | sign)  # ascends as the logits do
+
+    def bit(n: jax.Array, bound_B: jax.Array) -> jax.Array:
+        higher_B = bound_B | (sign >> n.astype(jnp.uint32))
+        mass_B = jnp.sum(jnp.where(order_BV >= higher_B[:, None], weights_BV, 0), axis=-1)
+        return jnp.where(mass_B >= least, higher_B, bound_B)
+
+    bound_B = jax.lax.fori_loop(0, 32, bit, jnp.zeros(logits_BV.shape[:1], jnp.uint32))
+    return jnp.where(order_BV >= bound_B[:, None], logits_BV, -jnp.inf)

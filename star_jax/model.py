@@ -48,12 +48,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, positions_BT, mask_BTS, cached=None, slot=None, prefix=None, prefix_length=None):
-        """Attends over own tokens, or over `cached` after writing the one own token at `slot`; and over `prefix`.
+        """Attends over own tokens, or over `cached` after writing the own tokens at `slot`; and over `prefix`.
 
         Args:
           x_BTD: inputs. positions_BT: absolute positions, int32.
           mask_BTS: True where query t may see key s; S = T without a cache.
-          cached: Keys [B, H, S, K] or None. slot: where the token goes (T = 1).
+          cached: Keys [B, H, S, K] or None. slot: where the first own token goes, the others behind it.
           prefix: Keys [H, P, K] or None; its first `prefix_length` keys are seen by every query.
 
         Returns:
@@ -166,7 +166,7 @@ class GPT(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(*(nn.broadcast,) * 4, 0, nn.broadcast),  # the prefix's keys are a layer's own
+            in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast, 0, nn.broadcast),  # keys are a layer's own
             length=cfg.n_layers,
             unroll=min(cfg.scan_unroll, cfg.n_layers),
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -191,13 +191,13 @@ class GPT(nn.Module):
             mask_BTS &= segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
         return self.logits(self.hidden(tokens_BT, positions_BT, mask_BTS)[0])
 
-    def hidden(self, tokens_BT, positions_BT, mask_BTS, prefix=None, prefix_length=None):
+    def hidden(self, tokens_BT, positions_BT, mask_BTS, cached=None, slot=None, prefix=None, prefix_length=None):
         """(activations [B, T, D] behind the blocks, Keys [N, B, H, T, K]); see Attention for the arguments.
 
-        prefix: Keys [N, H, P, K] or None.
+        cached: Keys [N, B, H, S, K] or None; then they come back, updated. prefix: Keys [N, H, P, K] or None.
         """
         x_BTD = _constrain(self.embed(tokens_BT, positions_BT), ("batch", "length", None))
-        return self.blocks(x_BTD, positions_BT, mask_BTS, None, None, prefix, prefix_length)
+        return self.blocks(x_BTD, positions_BT, mask_BTS, cached, slot, prefix, prefix_length)
 
     def embed(self, tokens_BT, positions_BT):
         """[B, T, D]."""
@@ -245,21 +245,28 @@ def init(model: GPT, key: jax.Array) -> Params:
 
 
 def _attend(q_BHTK, keys, mask_BTS, prefix, prefix_length):
-    """softmax(q k / sqrt(K)) v over own or cached keys and the shared prefix, scores in float32."""
+    """softmax(q k / sqrt(K)) v over own or cached keys and the shared prefix, scores in float32.
+
+    The prefix is one product for all rows, its scores [H, P, B, T]: sums over P then go along whole vectors of rows.
+    """
     scale = q_BHTK.shape[-1] ** -0.5
     low = jnp.finfo(jnp.float32).min
-    scores = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, keys.k, preferred_element_type=jnp.float32) * scale
-    scores = jnp.where(mask_BTS[:, None], scores, low)
-    size = prefix.k.shape[1] if prefix is not None else 0
-    if size:
-        shared = jnp.einsum("BHTK,HPK->BHTP", q_BHTK, prefix.k, preferred_element_type=jnp.float32) * scale
-        shared = jnp.where((jnp.arange(size) < prefix_length)[None, None, None], shared, low)
-        scores = jnp.concatenate([shared, scores], axis=-1)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q_BHTK.dtype)
-    y_BHTK = jnp.einsum("BHTS,BHSK->BHTK", weights[..., size:], keys.v)
-    if size:
-        y_BHTK += jnp.einsum("BHTP,HPK->BHTK", weights[..., :size], prefix.v)
-    return y_BHTK
+    own_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, keys.k, preferred_element_type=jnp.float32) * scale
+    own_BHTS = jnp.where(mask_BTS[:, None], own_BHTS, low)
+    if prefix is None or not prefix.k.shape[1]:
+        weights_BHTS = jax.nn.softmax(own_BHTS, axis=-1).astype(q_BHTK.dtype)
+        return jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS, keys.v)
+    shared_HPBT = jnp.einsum("HPK,BHTK->HPBT", prefix.k, q_BHTK, preferred_element_type=jnp.float32) * scale
+    real_P = jnp.arange(prefix.k.shape[1]) < prefix_length
+    shared_HPBT = jnp.where(real_P[None, :, None, None], shared_HPBT, low)
+    top_BHT = jnp.maximum(jnp.max(own_BHTS, axis=-1), jnp.max(shared_HPBT, axis=1).transpose(1, 0, 2))
+    own_BHTS = jnp.exp(own_BHTS - top_BHT[..., None])
+    shared_HPBT = jnp.exp(shared_HPBT - top_BHT.transpose(1, 0, 2)[:, None])
+    total_BHT = jnp.sum(own_BHTS, axis=-1) + jnp.sum(shared_HPBT, axis=1).transpose(1, 0, 2)
+    y_BHTK = jnp.einsum(
+        "BHTS,BHSK->BHTK", own_BHTS.astype(q_BHTK.dtype), keys.v, preferred_element_type=jnp.float32
+    ) + jnp.einsum("HPBT,HPK->BHTK", shared_HPBT.astype(q_BHTK.dtype), prefix.v, preferred_element_type=jnp.float32)
+    return (y_BHTK / total_BHT[..., None]).astype(q_BHTK.dtype)
 
 
 def _rotate(x_BHTK, positions_BT, rotary_dim):

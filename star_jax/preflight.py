@@ -137,7 +137,7 @@ def lower_sampler(config: Config, mesh: Mesh, lengths: Lengths) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
 
     groups = mesh.shape["data"]
-    shape = sampler.Shape(options.slots, options.refill_rows, lengths.new, cfg.vocab_size)
+    shape = sampler.Shape(options.slots, options.refill_rows, options.length_bucket, lengths.new, cfg.vocab_size)
     keys = shaped((cfg.n_layers, cfg.n_heads, lengths.prefix, cfg.head_dim), cfg.compute_dtype, None, "tensor")
     rows = groups * options.queue
     queue = sampler.Queue(

@@ -85,6 +85,7 @@ class Shape:
 
     slots: int  # B, at each place along `data`
     refill: int  # R: how many free slots are gathered before a prefill
+    width: int  # tokens a row that a prefill takes at once
     max_new_tokens: int  # M
     vocab_used: int  # ids at and above it are never drawn
 
@@ -119,7 +120,8 @@ class Sampler:
           slots: rows that decode together, at each place along the mesh's data axis.
           refill: free slots gathered before a prefill (0: a quarter of them).
           queue: problems handed to each such place at a time.
-          length_bucket: bodies are padded to a multiple of this many tokens; one program is compiled a multiple.
+          length_bucket: tokens a row that a prefill takes at once; a prefill costs what its longest body costs,
+            rounded up to a multiple of this.
 
         Raises InputError for sizes that do not fit each other.
         """
@@ -135,9 +137,9 @@ class Sampler:
             given = sharding.mesh_of(params)
             mesh = sharding.sampling_mesh(given, given.shape["tensor"])
         self.mesh, self.params = mesh, sharding.to_sampling(model, params, mesh)
-        self.stop, self.decoding, self.queue, self.length_bucket = tuple(stop), decoding, queue, length_bucket
+        self.stop, self.decoding, self.queue = tuple(stop), decoding, queue
         gathered = SamplingConfig(slots=slots, refill=refill).refill_rows
-        self.shape = Shape(slots, gathered, max_new_tokens, tokenizer.vocab_size)
+        self.shape = Shape(slots, gathered, length_bucket, max_new_tokens, tokenizer.vocab_size)
         self._automaton_SV = jnp.asarray(stops.automaton(tokenizer, self.stop))
         self._prefixes: dict[str, cached.Prefix] = {}
 
@@ -165,11 +167,21 @@ class Sampler:
         """
         seeds = [str(i) for i in range(len(prompts))] if seeds is None else seeds
         draws: dict[int, Draw] = {}
-        for places, bodies, padded, shots in self._chunks(prompts):
-            new = self._draw(bodies, padded, shots, [seeds[i] for i in places])
+
+        def read(places: Sequence[int], out: Outputs) -> None:
+            new = self._read(out, len(places))
             draws.update(zip(places, new, strict=True))
             if progress:
                 progress(places, new)
+
+        pending: tuple[list[int], Outputs] | None = None
+        for places, bodies, padded, shots in self._chunks(prompts):
+            out = self._run(bodies, padded, shots, [seeds[i] for i in places])
+            if pending:  # texts are made, judged and stored while the device draws the next ones
+                read(*pending)
+            pending = places, out
+        if pending:
+            read(*pending)
         return [draws[i] for i in range(len(prompts))]
 
     @property
@@ -178,45 +190,48 @@ class Sampler:
         return hosts.count() * self.mesh.shape["data"]
 
     def _chunks(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], list[list[int]], int, str]]:
-        """Prompts that go through the queues at once: (places, token ids of bodies, their padded length, prefix)."""
-        groups: dict[tuple[str, int], list[tuple[int, list[int]]]] = {}
+        """Prompts that go through the queues at once: (places, token ids of bodies, their padded length, prefix).
+
+        The shortest come first: bodies of a refill are about equally long, and a call that was cut short and begins
+        again with what is missing pads to the same length.
+        """
+        groups: dict[str, list[tuple[int, list[int]]]] = {}
         for place, prompt in enumerate(prompts):
             shared, own = prompt.parts
             body = self.tokenizer.encode(own)
             if not body:
                 raise InputError("a prompt's body has no tokens; a completion needs at least one to follow")
-            padded = -(-len(body) // self.length_bucket) * self.length_bucket
-            groups.setdefault((shared, padded), []).append((place, body))
-        for (text, _), members in groups.items():  # all of them, before the first is drawn
-            size = len(self.tokenizer.encode(text)) + max(len(body) for _, body in members)
+            groups.setdefault(shared, []).append((place, body))
+        for text, members in groups.items():  # all of them, before the first is drawn
+            members.sort(key=lambda member: len(member[1]))
+            size = len(self.tokenizer.encode(text)) + len(members[-1][1])
             if size + self.shape.max_new_tokens > self.model.config.max_positions:
                 raise InputError(
                     f"a prompt of {size} tokens and {self.shape.max_new_tokens} new ones "
                     f"do not fit the model's {self.model.config.max_positions} positions; give fewer shots"
                 )
         size = self.queue * self._ways
-        for (text, padded), members in sorted(groups.items()):
+        for text, members in sorted(groups.items()):
+            padded = _round_up(len(members[-1][1]), self.shape.width)
             for start in range(0, len(members), size):
                 chunk = members[start : start + size]
                 yield [place for place, _ in chunk], [body for _, body in chunk], padded, text
 
-    def _draw(self, bodies: Sequence[Sequence[int]], padded: int, shots: str, seeds: Sequence[str]) -> list[Draw]:
-        """One completion a body."""
-        out, ways = self._run(bodies, padded, shots, seeds), self._ways
-        return [self._read(out, i % ways * self.queue + i // ways) for i in range(len(bodies))]
-
     def _run(self, bodies: Sequence[Sequence[int]], padded: int, shots: str, seeds: Sequence[str]) -> Outputs:
-        """What all processes drew. Bodies are dealt out, one after the other, to all processes and their queues."""
+        """Starts the drawing. Bodies are dealt out, one after the other, to all processes and their queues."""
         groups, ways = self.mesh.shape["data"], self._ways
         own = range(hosts.index() * groups, (hosts.index() + 1) * groups)
         mine = [(bodies[way::ways], seeds[way::ways]) for way in own]
         with sharding.use(self.mesh, rows_apart=True):
             prefix, queue = self._prefix(shots), self._queue(mine, padded)
-            out = _sample_queue(
+            return _sample_queue(
                 self.model, self.decoding, self.shape, self.mesh, self.params, prefix, queue, self._automaton_SV
             )
-        gathered: Outputs = hosts.gather(jax.device_get(out))
-        return gathered
+
+    def _read(self, out: Outputs, count: int) -> list[Draw]:
+        """What all processes drew, in the order of the `count` bodies."""
+        drawn: Outputs = hosts.gather(jax.device_get(out))
+        return [self._draw(drawn, i % self._ways * self.queue + i // self._ways) for i in range(count)]
 
     def _queue(self, dealt: Sequence[tuple[Sequence[Sequence[int]], Sequence[str]]], padded: int) -> Queue:
         rows = self.queue * len(dealt)
@@ -233,14 +248,11 @@ class Sampler:
     def _prefix(self, text: str) -> cached.Prefix:
         if text not in self._prefixes:
             ids = self.tokenizer.encode(text)
-            # Padded by an eighth at most, so that prompts of similar size share a compiled program.
-            unit = max(16, (1 << len(ids).bit_length()) // 16)
-            padded = -(-len(ids) // unit) * unit
-            tokens_P = np.array(ids + [0] * (padded - len(ids)), np.int32)
+            tokens_P = np.array(ids + [0] * (_round_up(len(ids), 16) - len(ids)), np.int32)
             self._prefixes[text] = _encode_prefix(self.model, self.params, jnp.asarray(tokens_P), len(ids))
         return self._prefixes[text]
 
-    def _read(self, out: Outputs, i: int) -> Draw:
+    def _draw(self, out: Outputs, i: int) -> Draw:
         ids = out.tokens_QM[i, : out.drawn_Q[i]].tolist()
         text = self.tokenizer.decode(ids)
         cut = min((text.find(stop) for stop in self.stop if stop in text), default=len(text))
@@ -250,6 +262,12 @@ class Sampler:
 def key_data(seed: str) -> np.ndarray:
     """Threefry key data [2], uint32: the first eight bytes of the text's SHA-256."""
     return np.frombuffer(hashlib.sha256(seed.encode()).digest()[:8], ">u4").astype(np.uint32)
+
+
+def _round_up(length: int, unit: int) -> int:
+    """A multiple of `unit`, an eighth longer at most where that is longer: similar sizes share a compiled program."""
+    unit *= max(1, (1 << length.bit_length()) // 16 // unit)
+    return -(-length // unit) * unit
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -307,7 +325,7 @@ def _refill(model, shape, params, prefix, queue, emit, slots: Slots) -> Slots:
     safe_R = jnp.where(valid_R, problem_R, 0)
     rows_R = jnp.where(valid_R, free_R, shape.slots)  # out of range: dropped by every scatter
     lengths_R = queue.lengths_Q[safe_R]
-    logits_RV, new = cached.prefill(model, params, queue.tokens_QT[safe_R], lengths_R, prefix)
+    logits_RV, new = cached.prefill(model, params, queue.tokens_QT[safe_R], lengths_R, prefix, shape.width)
     slots = slots._replace(
         cache=cached.insert_rows(slots.cache, rows_R, new, lengths_R),
         problem_B=slots.problem_B.at[rows_R].set(problem_R, mode="drop"),
@@ -327,7 +345,10 @@ def _emit(decoding, shape, queue, automaton_SV, slots: Slots, rows_R, logits_RV,
     data_R2 = queue.keys_Q2.at[problem_R].get(mode="clip")
     keys_R = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(data_R2, impl="threefry2x32"), drawn_R)
     token_R = decoding.draw(logits_RV, keys_R)
-    logp_R = gpt.log_probability(logits_RV, token_R)
+    if decoding.temperature == 0:  # the drawn logit is the largest: nothing to pick
+        logp_R = jnp.max(logits_RV, axis=-1) - jax.nn.logsumexp(logits_RV, axis=-1)
+    else:
+        logp_R = gpt.log_probability(logits_RV, token_R)
     matched_R = automaton_SV[slots.matched_B.at[rows_R].get(mode="clip"), token_R]
     stopped_R = matched_R == automaton_SV.shape[0] - 1
     ended_R = stopped_R | (drawn_R + 1 >= shape.max_new_tokens)

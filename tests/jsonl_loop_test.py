@@ -66,8 +66,8 @@ def settings(tmp_path_factory) -> config.Config:
     values.task.update(dict(data_dir=str(folder), train="train.jsonl", dev="dev.jsonl", max_tokens=24))
     values.base.path, values.mesh.data, values.tensorboard = str(folder / "base"), 1, False
     values.optimizer.update(dict(learning_rate=2e-3, warmup_steps=10, decay="linear", end_fraction=0.1, b2=0.98))
-    values.train.update(dict(batch_rows=8, row_tokens=256))
-    values.star.update(dict(iterations=2, steps=150, step_growth=1.0))
+    values.train.update(dict(batch_rows=8, row_tokens=128))
+    values.star.update(dict(iterations=2, steps=240, step_growth=1.0))
     values.sampling.update(dict(slots=64, length_bucket=64))
     typed = config.from_dict(values)
     save_base(typed, folder)
@@ -90,7 +90,7 @@ def save_base(typed: config.Config, folder: Path) -> None:
         params, _ = train.fine_tune(
             model,
             sharding.init_params(model, mesh, seed=0),
-            data.pack(examples, words, 256, seed=0, name="base"),
+            data.pack(examples, words, typed.train.row_tokens, seed=0, name="base"),
             steps=500,
             seed=0,
             train=typed.train,

@@ -1,0 +1,207 @@
+"""One CommonsenseQA pass: star_jax's sampler beside transformers and beside a plain JAX loop, in one run.
+
+    python tests/benchmarks/sampling_pass.py --data=DIR/commonsense_qa --tokenizer=DIR/gpt2 [--peers=plain,generate]
+
+W: GPT-J of 8 layers, d_model 512, vocabulary 50,400, random weights of std 0.1, float32; seven shots as the prefix,
+the first 128 dev problems, 64 new tokens each, greedy, nothing stops early. All sides must draw the same tokens; the
+slowest are given the first problems of W only (--slow_problems), for only tokens a second are compared.
+
+W with stops: 512 train problems that stop after 20 to 96 tokens (the first token drawn decides: the stop automaton
+counts down from there), through the sampler as it is and the same one that refills only when every slot is free.
+
+The floor is the time that the least work takes at this machine's own rates, measured in the same run: every
+multiplication and byte of a pass with no idle row, no padding, and the prefix encoded once. Torch loses half its
+speed to page faults without MALLOC_MMAP_MAX_ and MALLOC_TRIM_THRESHOLD_, so the script sets them for all sides.
+"""
+
+import argparse
+import dataclasses
+import functools
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import plain_loop
+from sampler import machine_speed
+
+from star_jax import config, prompting, sharding, tasks, tokenizer
+from star_jax import model as gpt
+from star_jax.records import Prompt
+from star_jax.sampler import Sampler
+
+SIZES = config.ModelConfig(8, 512, 8, 2048, 32, vocab_size=50400, max_positions=2048)
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "34359738368"}
+SHORTEST, LONGEST = 20, 96  # tokens, of W with stops
+
+
+def main() -> None:
+    """Prints the two tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder of CommonsenseQA's files")
+    parser.add_argument("--tokenizer", required=True, help="folder of GPT-2's vocab.json and merges.txt")
+    parser.add_argument("--layers", type=int, default=SIZES.n_layers)
+    parser.add_argument("--problems", type=int, default=128)
+    parser.add_argument("--slow_problems", type=int, default=32)
+    parser.add_argument("--stopping_problems", type=int, default=512)
+    parser.add_argument("--new_tokens", type=int, default=64)
+    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--runs", type=int, default=3, help="the median of so many counts")
+    parser.add_argument("--peers", default="plain,static,compiled,generate", help="a list; none for ours alone")
+    args = parser.parse_args()
+    if any(os.environ.get(name) != value for name, value in MALLOC.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)
+    work = Work(args)
+    rates = machine_speed()
+    print(f"this machine: {rates[0] / 1e9:.0f} GFLOP/s (matrix product), {rates[1] / 1e9:.1f} GB/s (copy)")
+    whole_pass(args, work, rates)
+    if args.stopping_problems:
+        with_stops(args, work)
+
+
+class Work:
+    """The model, its random weights, the tokenizer and the prompts."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.config = dataclasses.replace(SIZES, n_layers=args.layers)
+        self.words = tokenizer.Gpt2Tokenizer.load(Path(args.tokenizer))
+        task = tasks.make("commonsense_qa", data_dir=args.data)
+        shots = prompting.load("commonsense_qa", 7, direct=False)
+        self.dev = [shots.prompt(task, problem) for problem in task.problems("dev")[: args.problems]]
+        self.train = [shots.prompt(task, problem) for problem in task.problems("train")[: args.stopping_problems]]
+        self.prefix = self.words.encode(self.dev[0].parts[0])
+        self.bodies = [self.words.encode(prompt.parts[1]) for prompt in self.dev]
+        self.params = random_params(self.config)
+
+    def sampler(self, **options) -> Sampler:
+        """Greedy, over all 50,400 rows of the vocabulary, as the other sides draw."""
+        sampler = Sampler(gpt.GPT(self.config), self.params, self.words, queue=512, **options)
+        sampler.shape = dataclasses.replace(sampler.shape, vocab_used=self.config.vocab_size)
+        return sampler
+
+
+def random_params(cfg: config.ModelConfig) -> gpt.Params:
+    """Normal with a standard deviation of 0.1, so that tokens differ; norms as they begin."""
+    rng = np.random.default_rng(0)
+    shapes = sharding.unbox(sharding.abstract_params(gpt.GPT(cfg)))
+
+    def draw(path, leaf):
+        if "norm" in sharding.leaf_name(path):
+            return jnp.full(leaf.shape, float(path[-1].key == "scale"))
+        return jnp.asarray(0.1 * rng.standard_normal(leaf.shape, dtype=np.float32))
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def whole_pass(args: argparse.Namespace, work: Work, rates: tuple[float, float]) -> None:
+    """W, all sides in turn."""
+    new, few = args.new_tokens, args.slow_problems
+    ours = work.sampler(max_new_tokens=new, slots=args.slots)
+    ours._automaton_SV = jnp.zeros((2, work.words.vocab_size + 200), jnp.int32)  # no text stops
+    sides: dict[str, Callable[[], np.ndarray]] = {"star_jax": lambda: ours_draws(ours, work.dev)}
+    for name in filter(None, args.peers.split(",")):
+        sides |= peer(name, work, new, few)
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    drawn = {}
+    for turn in range(args.runs + 1):  # the first one compiles
+        for name, draw in sides.items():
+            started = time.perf_counter()
+            drawn[name] = draw()
+            seconds[name] += [time.perf_counter() - started] * (turn > 0)
+    flops, moved = least_work(work, new, args.slots)
+    floor = flops / rates[0]
+    print(f"{args.problems} problems behind {len(work.prefix)} tokens, {new} new ones each; bodies of "
+          f"{min(map(len, work.bodies))} to {max(map(len, work.bodies))}")  # fmt: skip
+    print(
+        f"least work: {flops / 1e9:,.0f} GFLOP, {moved / 1e9:,.0f} GB: {floor:.1f} s and {moved / rates[1]:.1f} s here"
+    )
+    print(f"{'side':30}{'tokens/s':>9}{'star_jax /':>11}{'of the floor':>13}{'equal tokens':>13}")
+    speed = {name: drawn[name].size / statistics.median(taken) for name, taken in seconds.items()}
+    for name in sides:
+        equal = np.mean(drawn[name] == drawn["star_jax"][: len(drawn[name])])
+        share = floor * speed[name] / (args.problems * new)
+        print(f"{name:30}{speed[name]:9.0f}{speed['star_jax'] / speed[name]:11.2f}{share:13.0%}{equal:13.2%}")
+
+
+def peer(name: str, work: Work, new: int, few: int) -> dict[str, Callable[[], np.ndarray]]:
+    """Label -> how that side draws."""
+    prefix, bodies = work.prefix, work.bodies
+    if name == "plain":
+        draw = functools.partial(plain_loop.draw, work.params, prefix, bodies, new, rotary_dim=work.config.rotary_dim)
+        return {
+            f"plain JAX loop, batch {n}": functools.partial(draw, batch=n) for n in (32, 64, 128) if n <= len(bodies)
+        }
+    import torch_peers
+
+    model = torch_peers.load(work.config, work.params)
+    if name == "generate":
+        few_bodies = bodies[:few]
+        return {"transformers, generate, 8": lambda: torch_peers.generate(model, prefix, few_bodies, new, 8)}
+    length = len(prefix) + max(map(len, bodies)) + new
+    batch = min(64, len(bodies))
+    static = torch_peers.StaticPrefix(model, batch, length, compiled=name == "compiled")
+    return {f"transformers, {name}, {batch}": lambda: static.draw(prefix, bodies, new)}
+
+
+def ours_draws(sampler: Sampler, prompts: list[Prompt]) -> np.ndarray:
+    """Tokens [problems, new] of a sampler that has not encoded the prefix yet."""
+    return np.array([draw.token_ids for draw in sampler.with_params(sampler.params)(prompts)])
+
+
+def with_stops(args: argparse.Namespace, work: Work) -> None:
+    """The sampler as it is beside itself without refilling: new problems come when all slots are free."""
+    table_SV = countdown(work.config.vocab_size)
+    sides = {}
+    for name, refill in (("refilling", 0), ("refilling when all are free", args.slots)):
+        sides[name] = work.sampler(max_new_tokens=LONGEST + 1, slots=args.slots, refill=refill)
+        sides[name]._automaton_SV = table_SV
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    draws = {}
+    for turn in range(args.runs + 1):
+        for name, sampler in sides.items():
+            started = time.perf_counter()
+            draws[name] = sampler.with_params(sampler.params)(work.train)
+            seconds[name] += [time.perf_counter() - started] * (turn > 0)
+    first, second = draws.values()
+    assert first == second, "refilling changed what is drawn"
+    lengths = [len(draw.token_ids) for draw in first]
+    print(
+        f"{len(lengths)} problems that stop after {min(lengths)} to {max(lengths)} tokens, {np.mean(lengths):.0f} in the mean"
+    )
+    medians = [statistics.median(taken) for taken in seconds.values()]
+    for name, median in zip(sides, medians, strict=True):
+        print(f"{name:30}{sum(lengths) / median:9.0f}{medians[1] / median:11.2f}")
+
+
+def countdown(vocab_size: int) -> jax.Array:
+    """An automaton [states, V] by which the first token says after how many tokens to stop, itself included."""
+    spread = LONGEST - SHORTEST + 1
+    states = np.arange(LONGEST + 1)[:, None]  # state s > 0: LONGEST - s tokens are left
+    table_SV = np.broadcast_to(np.minimum(states + 1, LONGEST), (LONGEST + 1, vocab_size)).copy()
+    wanted_V = SHORTEST + np.arange(vocab_size) * 2654435761 % 2**32 % spread
+    table_SV[0] = LONGEST - (wanted_V - 1)
+    return jnp.asarray(table_SV, jnp.int32)
+
+
+def least_work(work: Work, new: int, slots: int) -> tuple[float, float]:
+    """(FLOPs, bytes): 2 FLOPs a weight and token, 4 a feature of each pair; each step reads weights, prefix, own keys."""
+    cfg, prefix = work.config, len(work.prefix)
+    block = 4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_mlp
+    head = cfg.d_model * cfg.vocab_size
+    lengths = [len(body) + new - 1 for body in work.bodies]  # tokens that go through the blocks
+    tokens = prefix + sum(lengths)
+    pairs = prefix**2 / 2 + sum(prefix * n + n * n / 2 for n in lengths)
+    flops = cfg.n_layers * (2 * block * tokens + 4 * cfg.d_model * pairs) + 2 * head * len(lengths) * new
+    steps = (new - 1) * len(lengths) / slots
+    cell = 2 * cfg.n_layers * cfg.d_model * 4  # bytes of a token's keys and values
+    own = sum((new - 1) * (len(body) + new / 2) for body in work.bodies)
+    return flops, steps * (4 * (cfg.n_layers * block + head) + cell * prefix) + cell * own
+
+
+if __name__ == "__main__":
+    main()
