@@ -51,12 +51,13 @@ _BODY = flags.DEFINE_integer("body_tokens", 128, "Tokens of the longest problem.
 
 @dataclasses.dataclass(frozen=True)
 class Chips:
-    """The devices to fly to; `devices` is empty where nothing is compiled."""
+    """The devices to fly to; `devices` is empty where nothing is compiled, `host` has those of one process."""
 
     name: str
     count: int
     gib: float  # of memory of one device
     devices: tuple[Any, ...] = ()
+    host: tuple[Any, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,18 +87,33 @@ def chips(topology: str) -> Chips:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server is asked
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing is run: another process may have the TPU
+    devices = _described(topology, kind)
+    per_chip = len(devices) // len({tuple(device.coords) for device in devices})
+    own = [device for device in devices if device.process_index == 0]
+    host = devices
+    if len(own) < len(devices):  # what a process runs alone is compiled for its own host: its devices count from 0
+        bounds = (max(at) + 1 for at in zip(*(device.coords for device in own), strict=True))
+        host = _described(f"{kind}:{'x'.join(str(n) for n, _ in zip(bounds, shape.split('x'), strict=False))}", kind)
+    return Chips(devices[0].device_kind, len(devices), gib / per_chip, devices, host)
+
+
+def _described(topology: str, kind: str) -> tuple[Any, ...]:
+    """The devices of a TPU topology, in the order of their ids. Raises InputError."""
     from jax.experimental import topologies
 
+    options: dict[str, Any] = {}
+    if kind in ("v4", "v5p"):  # the two cores of a chip work as one device, unless libtpu is asked for something else
+        options["chip_config_name"] = "megacore"
+    if topology in ("v5e:2x4", "v6e:2x4"):  # the only sizes whose eight chips have one host
+        options["chips_per_host_bounds"] = (2, 4, 1)
     try:
-        found: Sequence[Any] = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        found: Sequence[Any] = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
     except Exception as error:  # whatever libtpu or its absence answers
         raise InputError(
             f"--topology={topology}: no compiler for it ({' '.join(str(error).split())[:200]}); "
             "install the extra `preflight`: pip install -e '.[preflight]'"
         ) from error
-    devices = tuple(sorted(found, key=lambda device: device.id))
-    per_chip = len(devices) // len({tuple(device.coords) for device in devices})
-    return Chips(devices[0].device_kind, len(devices), gib / per_chip, devices)
+    return tuple(sorted(found, key=lambda device: device.id))
 
 
 def abstract_state(config: Config, mesh: Mesh) -> train.TrainState:
@@ -179,6 +195,8 @@ def flights(config: Config, on: Chips, lengths: Lengths) -> Iterator[Flight]:
     """The programs of a run, compiled, or counted where there is no compiler. Raises InputError for a wrong mesh."""
     if on.devices:
         mesh, drawing = prepare.meshes(config, on.devices)
+        own = np.array(on.host[: drawing.size]).reshape(drawing.devices.shape)
+        drawing = Mesh(own, drawing.axis_names, axis_types=drawing.axis_types)
         yield fly("train step", lambda: lower_train_step(config, mesh))
         yield fly("prefix", lambda: lower_prefix(config, drawing, lengths))
         yield fly("sampling loop", lambda: lower_sampler(config, drawing, lengths))
@@ -229,7 +247,7 @@ def _advise_sampling(config: Config, on: Chips, lengths: Lengths) -> str:
 
 
 def _tensor(config: Config, on: Chips) -> int:
-    return on.count if config.sampling.tensor == -1 else config.sampling.tensor
+    return (len(on.host) or on.count) if config.sampling.tensor == -1 else config.sampling.tensor
 
 
 def report(config: Config, on: Chips, lengths: Lengths, say: Callable[[str], None]) -> bool:
