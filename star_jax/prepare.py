@@ -40,6 +40,7 @@ class Run:
     train_problems: list[Problem]
     eval_problems: dict[str, list[Problem]]  # of the split that selects, first, and of the one that is only reported
     log: metrics.MetricsLog
+    phases: metrics.Phases = dataclasses.field(default_factory=metrics.Phases)
     _drawing: tuple[int, gpt.Params] | None = None  # the iteration whose weights are on the sampling mesh
     _samplers: dict[Decoding, Sampler] = dataclasses.field(default_factory=dict)
 
@@ -56,9 +57,10 @@ class Run:
 
         They come from disk each time: while weights are trained nothing else of their size is in memory.
         """
-        if n == 0 and not self.has_model(0):
-            return _make_base(self)
-        return checkpoint.load_model(self.directory(n), self.mesh, self.config.train.param_dtype)[1]
+        with self.phases("load"):
+            if n == 0 and not self.has_model(0):
+                return _make_base(self)
+            return checkpoint.load_model(self.directory(n), self.mesh, self.config.train.param_dtype)[1]
 
     def fingerprint(self, n: int) -> str:
         """What provenance calls the weights of iteration n."""
@@ -66,8 +68,9 @@ class Run:
 
     def keep(self, n: int, params: gpt.Params) -> None:
         """Stores the weights of iteration n, and puts them on the sampling mesh, where they are drawn from."""
-        if not self.has_model(n):
-            checkpoint.save_model(self.directory(n), self.model, params, self.tokenizer)
+        with self.phases("save"):
+            if not self.has_model(n):
+                checkpoint.save_model(self.directory(n), self.model, params, self.tokenizer)
         drawing = sharding.to_sampling(self.model, params, self.sampling_mesh, self.config.sampling.weights_dtype)
         self._drawing = n, drawing
 
@@ -79,7 +82,8 @@ class Run:
         """The Adam moments each fine-tuning begins with, from disk: they do not exist while sampling."""
         if not self.config.optimizer.base_moments:
             return None
-        return checkpoint.load_moments(Path(self.config.base.path), self.mesh)
+        with self.phases("load"):
+            return checkpoint.load_moments(Path(self.config.base.path), self.mesh)
 
     def sampler(self, n: int, decoding: Decoding) -> Sampler:
         """A sampler of iteration n's weights; what does not depend on them (the stop automaton) is made once."""
