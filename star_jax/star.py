@@ -31,12 +31,14 @@ def run(config: Config, workdir: Path | str) -> Path:
     Raises InputError for settings that do not fit each other, the files, or an earlier run in this directory.
     """
     star = prepare.open_run(config, Path(workdir))
-    _evaluate(star, 0)
-    _finish(star, 0)
-    for n in range(1, config.star.iterations + 1):
-        if not star.ledger.done(n):
-            _iterate(star, n)
-    star.log.close()
+    try:
+        _evaluate(star, 0)
+        _finish(star, 0)
+        for n in range(1, config.star.iterations + 1):
+            if not star.ledger.done(n):
+                _iterate(star, n)
+    finally:
+        star.close()
     path = _report(star)
     LOG.info("report: %s", path)
     return path
@@ -186,6 +188,9 @@ def _fine_tune(star: Run, n: int, examples: list[Example]) -> None:
     if ledger.done(n, "finetune.json"):
         return
     star.let_go()
+    # Weights may be evaluated while they are being saved. If that was cut short, these are trained anew, and what was
+    # drawn from the others goes with them.
+    ledger.discard(n, "eval_*")
     seed = 1_000_000 * (config.seed + 1) + n
     with star.phases("pack"):
         rows = data.pack(examples, star.tokenizer, config.train.row_tokens, seed)
@@ -212,13 +217,16 @@ def _fine_tune(star: Run, n: int, examples: list[Example]) -> None:
             state_dir=ledger.path(n, "train_state"),
             on_step=on_step,
         )
-    star.keep(n, params)
     if rows.too_long:
         LOG.warning("iteration %d: %d of %d kept examples exceed train.row_tokens = %d and were left out", n,
                     rows.too_long, len(examples), config.train.row_tokens)  # fmt: skip
     about: dict[str, Any] = {"iteration": n, "examples": len(examples), "too_long": rows.too_long, "rows": rows.rows}
-    about |= {"learning_rate": config.optimizer.learning_rate, "weights": star.fingerprint(n)}
-    ledger.write_json(ledger.path(n, "finetune.json"), {**about, **dataclasses.asdict(done)})
+
+    def record() -> None:
+        weights = {"learning_rate": config.optimizer.learning_rate, "weights": star.fingerprint(n)}
+        ledger.write_json(ledger.path(n, "finetune.json"), {**about, **weights, **dataclasses.asdict(done)})
+
+    star.keep(n, params, then=record)
     LOG.info(
         "iteration %d: %d steps in %.0f s, loss %.3f -> %.3f", n, steps, done.seconds, done.loss_first, done.loss_last
     )
@@ -246,6 +254,7 @@ def _evaluate_split(star: Run, n: int, split: str, problems: list[Problem]) -> N
         seed=star.config.seed,
         iteration=n,
     )
+    star.settle()
     result = {
         "iteration": n,
         "split": split,
