@@ -211,7 +211,9 @@ def _completion_converter(seqio: Any, tf: Any) -> Any:
         def _convert_features(self, ds: Any, task_feature_lengths: Any) -> Any:
             parts = list(ds.ragged_batch(_READ_AT_ONCE))
             lengths = np.concatenate([part["ids"].row_lengths().numpy() for part in parts])
-            flat = {key: np.concatenate([part[key].flat_values.numpy() for part in parts]) for key in ("ids", "weights")}
+            flat = {
+                key: np.concatenate([part[key].flat_values.numpy() for part in parts]) for key in ("ids", "weights")
+            }
             return tf.data.Dataset.from_tensor_slices(_fill_rows(flat, lengths, task_feature_lengths["ids"]))
 
         def get_model_feature_lengths(self, task_feature_lengths: Any) -> Any:

@@ -338,7 +338,9 @@ def test_the_phases_of_an_iteration_are_logged_and_are_all_of_its_time(finished)
     assert [line["iteration"] for line in phases] == [0, 1, 2]
     for before, line in zip(phases, phases[1:], strict=False):
         seconds = {k: v for k, v in line.items() if k not in ("time", "stage", "iteration", "step", "total")}
-        assert {"sample", "rationalize", "filter", "pack", "load", "fine_tune", "save", "evaluate", "report"} <= set(seconds)
+        assert {"sample", "rationalize", "filter", "pack", "load", "fine_tune", "save", "evaluate", "report"} <= set(
+            seconds
+        )
         assert sum(seconds.values()) == pytest.approx(line["total"], abs=0.02)
         assert line["total"] == pytest.approx(line["time"] - before["time"], abs=0.1)
 

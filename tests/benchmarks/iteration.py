@@ -113,7 +113,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         wall, found = measure(args, Path(folder) / "run")
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}: {args.problems} problems, {args.steps} steps, {wall:.1f} s")
+    print(
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}: {args.problems} problems, {args.steps} steps, {wall:.1f} s"
+    )
     print(table(found))
     shares = [outside(phases) for phases in found[1:]]
     print(f"outside of sampling and training: {max(shares):.1%} at most (bar: {BAR:.0%})")
