@@ -63,7 +63,8 @@ class Sampling:
 def least_sampling(cfg: ModelConfig, problems: int, slots: int, lengths: Lengths) -> Sampling:
     """The work of `problems` rows of the same lengths, `slots` at a time, behind one prefix.
 
-    2 FLOPs a weight of the blocks and token, 2 a weight of the head and new token, 4 a layer, feature and pair of tokens.
+    2 FLOPs a weight of the blocks and token, 2 a weight of the head and new token, 4 a layer, feature and pair of
+    tokens.
     """
     head = cfg.vocab_size * cfg.d_model
     blocks = parameters(gpt.GPT(cfg)) - (1 if cfg.is_gpt2 else 2) * head

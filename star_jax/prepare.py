@@ -84,8 +84,8 @@ class Run:
     def keep(self, n: int, params: gpt.Params, then: Callable[[], None] = lambda: None) -> None:
         """Stores the weights of iteration n, and puts them on the sampling mesh, where they are drawn from.
 
-        `then` is called when they are complete on disk. Where the host has the room for a copy, that is in `settle`, and
-        the weights can be drawn from while they are written.
+        `then` is called when they are complete on disk. Where the host has the room for a copy, that is in `settle`,
+        and the weights can be drawn from while they are written.
         """
         with self.phases("save"):
             if self.has_model(n):

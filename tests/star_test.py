@@ -1,6 +1,7 @@
 """The whole loop on one- and two-digit sums with a base that is pretrained in a few seconds."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 import time
@@ -336,7 +337,7 @@ def test_the_phases_of_an_iteration_are_logged_and_are_all_of_its_time(finished)
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     phases = [line for line in lines if line["stage"] == "phases"]
     assert [line["iteration"] for line in phases] == [0, 1, 2]
-    for before, line in zip(phases, phases[1:], strict=False):
+    for before, line in itertools.pairwise(phases):
         seconds = {k: v for k, v in line.items() if k not in ("time", "stage", "iteration", "step", "total")}
         assert {"sample", "rationalize", "filter", "pack", "load", "fine_tune", "save", "evaluate", "report"} <= set(
             seconds

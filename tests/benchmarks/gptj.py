@@ -5,17 +5,17 @@
     python tests/benchmarks/gptj.py --layers=2 --d_model=64 --problems=24 --slots=8 --new_tokens=8 --prefix=32 \\
         --steps=2 --rows=2 --row_tokens=128 --probe_mib=16 --probe_side=256              (any machine, half a minute)
 
-Decoding: as many rows as slots behind one prefix of 785 tokens (CommonsenseQA's seven shots), bodies of 55 tokens, 96 new
-tokens; seconds of the whole less those of the same with one new token. Its floor: each step reads all bfloat16 weights
-(12.1 GB less the embedding), the prefix's keys and values once and each row's own, at the speed of a copy.
-Prefill: the same with one new token, against the speed of a matrix product. Train step: 8 x 1,024 tokens, Adam, recomputed
-blocks; float32 weights and moments where they fit, else the widest that do. MFU: 6 FLOPs a weight and token and attention's,
-recomputation not counted, over the matrix rate.
+Decoding: as many rows as slots behind one prefix of 785 tokens (CommonsenseQA's seven shots), bodies of 55 tokens,
+96 new tokens; seconds of the whole less those of the same with one new token. Its floor: each step reads all bfloat16
+weights (12.1 GB less the embedding), the prefix's keys and values once and each row's own, at the speed of a copy.
+Prefill: the same with one new token, against the speed of a matrix product. Train step: 8 x 1,024 tokens, Adam,
+recomputed blocks; float32 weights and moments where they fit, else the widest that do. MFU: 6 FLOPs a weight and token
+and attention's, recomputation not counted, over the matrix rate.
 The loop: the paper's first on CommonsenseQA, 9,741 problems sampled, all of them rationalized (the worst case), weights
 back from the host's memory, 40 steps. Bar: three minutes on an H200. Compilation is told apart: a run pays it once.
 
-Needs jax, flax, optax and orbax; neither data nor a tokenizer, seqio, TensorFlow or ml_collections. transformers' generate
-draws the same where torch sees a GPU.
+Needs jax, flax, optax and orbax; neither data nor a tokenizer, seqio, TensorFlow or ml_collections. Where torch sees a
+GPU, transformers' generate draws the same.
 
 Not measured on an accelerator yet: none was at hand.
 """
@@ -173,8 +173,9 @@ def decoding(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, slots
     alone = budget.least_sampling(model.config, 0, 1, lengths).prefill_flops
     spent, floor = seconds[args.new_tokens] - seconds[1], work.decode_bytes / speed.bytes
     print(f"\n{slots} slots, {memory()}; first calls {sum(first.values()):.1f} s")
-    print(f"  decode:  {slots * (args.new_tokens - 1) / spent:10,.0f} tokens/s, {1e3 * spent / work.decode_steps:.2f} ms a step; "
-          f"floor {1e3 * floor / work.decode_steps:.2f} ms ({work.decode_bytes / work.decode_steps / 1e9:.2f} GB), "
+    steps = work.decode_steps
+    print(f"  decode:  {slots * steps / spent:10,.0f} tokens/s, {1e3 * spent / steps:.2f} ms a step; "
+          f"floor {1e3 * floor / steps:.2f} ms ({work.decode_bytes / steps / 1e9:.2f} GB), "
           f"{spent / floor:.2f}x of it")  # fmt: skip
     rate = (work.prefill_flops - alone) / seconds[1]
     print(f"  prefill: {slots * args.body / seconds[1]:10,.0f} tokens/s, {rate / 1e12:,.2f} TFLOP/s, "
@@ -228,9 +229,8 @@ def training(
     mfu, hardware = (budget.train_flops(c) / one / speed.flops for c in (plain, settings))
     print(f"\ntrain step: {args.rows} x {args.row_tokens} tokens, {weights} weights, {adam.moment_dtype} first moment, "
           f"loss {float(metrics['loss']):.3f}, {memory()}")  # fmt: skip
-    print(
-        f"  first {first:.1f} s, then {one:.3f} s; {tokens / one:,.0f} tokens/s; MFU {mfu:.1%}, with recomputation {hardware:.1%}"
-    )
+    print(f"  first {first:.1f} s, then {one:.3f} s; {tokens / one:,.0f} tokens/s; MFU {mfu:.1%}, "
+          f"with recomputation {hardware:.1%}")  # fmt: skip
     return {"load": load, "fine_tune": spent}
 
 

@@ -3,13 +3,13 @@
     python tests/benchmarks/iteration.py --base=runs/arithmetic/base
     python tests/benchmarks/iteration.py --base=runs/arithmetic/base --problems=2000 --steps=200        a minute
 
-Runs configs/arithmetic.py through star.run, from a stored base (without --base the demo's own is pretrained first,
-two minutes), in a directory of its own. The seconds by phase are the run's own, from its metrics.jsonl; the wall time is
-measured here. Sampling, rationalizing and evaluating are draws of the compiled sampler with the judging of what it drew;
-fine_tune is the train steps. All else is overhead: "outside" is its share of the wall time, and the bar is 5 %.
+Runs configs/arithmetic.py through star.run, from a stored base (without --base the demo's own is pretrained first, two
+minutes), in a directory of its own. The seconds by phase are the run's own, from its metrics.jsonl. Sampling,
+rationalizing and evaluating are draws of the compiled sampler with the judging of what it drew; fine_tune is the train
+steps. All else is overhead: "outside" is its share of an iteration's wall time, and the bar is 5 %.
 
-Compilations are the backend's, counted by jax.monitoring and dealt to the iterations by the clock; the bar is none after
-iteration 1 (iteration 0 evaluates the base). A compilation that a persistent cache answers counts too.
+Compilations are the backend's, counted by jax.monitoring and dealt to the iterations by the clock; the bar is none
+after iteration 1 (iteration 0 evaluates the base). A compilation that a persistent cache answers counts too.
 """
 
 import argparse
@@ -113,9 +113,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         wall, found = measure(args, Path(folder) / "run")
-    print(
-        f"{jax.devices()[0].device_kind}, jax {jax.__version__}: {args.problems} problems, {args.steps} steps, {wall:.1f} s"
-    )
+    machine = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+    print(f"{machine}: {args.problems} problems, {args.steps} steps, {wall:.1f} s in all")
     print(table(found))
     shares = [outside(phases) for phases in found[1:]]
     print(f"outside of sampling and training: {max(shares):.1%} at most (bar: {BAR:.0%})")
