@@ -95,7 +95,7 @@ class Ledger:
 
     def discard(self, iteration: int, pattern: str) -> None:
         """Deletes the files of an iteration that match: what they were made from is made anew."""
-        self._agree(lambda: [path.unlink() for path in self.path(iteration).glob(pattern)] and None)
+        self._agree(lambda: _delete(self.path(iteration), pattern))
 
     def read_json(self, path: Path) -> dict[str, Any]:
         """Reads a JSON object. Raises InputError where it is missing or broken."""
@@ -150,6 +150,11 @@ def _complete_lines(part: Path) -> list[Completion]:
             break
     _write(part, write_lines(completions))
     return completions
+
+
+def _delete(directory: Path, pattern: str) -> None:
+    for path in directory.glob(pattern):
+        path.unlink()
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from star_jax.errors import InputError
 
@@ -99,7 +99,7 @@ def from_json(kind: type[Record], line: str) -> Record:
     values = json.loads(line)
     if not isinstance(values, dict):
         raise ValueError("it is not a JSON object")
-    names, required = _keys(kind)
+    names, required = _keys(cast(Any, kind))  # to mypy a class of dataclasses has no hash
     if unknown := sorted(values.keys() - names):
         raise ValueError(f"unknown key '{unknown[0]}'")
     if missing := sorted(required - values.keys()):
