@@ -47,7 +47,8 @@ class Saving:
     def __init__(self, directory: Path, model: gpt.GPT, params: gpt.Params, tokenizer: Tokenizer | None) -> None:
         hosts.agree(lambda: _make_room(directory))
         self._directory, self._about = directory, _description(model, params, tokenizer)
-        handler, args = _how_to_save(params)
+        # Our own copy: Orbax keeps what it is given until all is written, and the devices need that room.
+        handler, args = _how_to_save(sharding.to_host(params))
         self._checkpointer = ocp.AsyncCheckpointer(handler)
         self._checkpointer.save((directory / "weights").absolute(), args=args)
 
