@@ -50,6 +50,40 @@ def decode_flops(config: Config, lengths: Lengths) -> float:
     return config.sampling.slots * (2 * weights + 4 * cfg.n_layers * cfg.d_model * seen)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """What a sampling pass on one device cannot do without."""
+
+    prefill_flops: float  # of prefix and bodies; the head's for one token a row
+    decode_flops: float  # of the new tokens behind the first
+    decode_bytes: float  # every weight and the prefix's keys once a step, each row's own keys
+    decode_steps: int
+
+
+def least_sampling(cfg: ModelConfig, problems: int, slots: int, lengths: Lengths) -> Sampling:
+    """The work of `problems` rows of the same lengths, `slots` at a time, behind one prefix.
+
+    2 FLOPs a weight of the blocks and token, 2 a weight of the head and new token, 4 a layer, feature and pair of
+    tokens.
+    """
+    head = cfg.vocab_size * cfg.d_model
+    blocks = parameters(gpt.GPT(cfg)) - (1 if cfg.is_gpt2 else 2) * head
+
+    def encode(rows: int, before: float, tokens: int, drawn: int) -> float:
+        seen = before + tokens / 2
+        return rows * (2 * blocks * tokens + 2 * head * drawn + 4 * cfg.n_layers * cfg.d_model * tokens * seen)
+
+    steps = -(-problems // slots) * (lengths.new - 1)
+    own = min(slots, problems) * (lengths.body + lengths.new / 2)
+    weights = (blocks + head) * np.dtype(cfg.compute_dtype).itemsize
+    return Sampling(
+        encode(1, 0, lengths.prefix, 0) + encode(problems, lengths.prefix, lengths.body, 1),
+        encode(problems, lengths.prefix + lengths.body, lengths.new - 1, lengths.new - 1),
+        steps * (weights + key_bytes(cfg) * (lengths.prefix + own)),
+        steps,
+    )
+
+
 def train_bytes(config: Config, ways: dict[str, int]) -> tuple[float, float]:
     """(arguments, temporaries) of a train step on one device; `ways`: devices along each mesh axis.
 

@@ -34,17 +34,47 @@ def save_model(directory: Path, model: gpt.GPT, params: gpt.Params, tokenizer: T
     """
     hosts.agree(lambda: _make_room(directory))
     save_tree(directory / "weights", params)
-    Ledger(directory, hosts).write_json(
-        directory / "model.json",
-        {
-            "format": "star_jax model 1",
-            "star_jax": __version__,
-            "config": model.config.__dict__,
-            "dtype": str(jax.tree.leaves(params)[0].dtype),
-            "fingerprint": fingerprint(params),
-            "tokenizer": tokenizer and tokenizer.spec(),
-        },
-    )
+    _write_description(directory, _description(model, params, tokenizer))
+
+
+class Saving:
+    """A save that goes on while its process does other work. The model is there when `finish` has returned.
+
+    The weights are copied into the host's memory before the constructor returns, so they may be given up then. All
+    processes must make the same calls together.
+    """
+
+    def __init__(self, directory: Path, model: gpt.GPT, params: gpt.Params, tokenizer: Tokenizer | None) -> None:
+        hosts.agree(lambda: _make_room(directory))
+        self._directory, self._about = directory, _description(model, params, tokenizer)
+        # Our own copy: Orbax keeps what it is given until all is written, and the devices need that room.
+        handler, args = _how_to_save(sharding.to_host(params))
+        self._checkpointer = ocp.AsyncCheckpointer(handler)
+        self._checkpointer.save((directory / "weights").absolute(), args=args)
+
+    def finish(self) -> None:
+        """Waits for the weights to be complete on disk and then says so: model.json comes last."""
+        self.wait()
+        _write_description(self._directory, self._about)
+
+    def wait(self) -> None:
+        """Waits until nothing is written any more, and leaves the save unfinished."""
+        self._checkpointer.close()
+
+
+def _description(model: gpt.GPT, params: gpt.Params, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    return {
+        "format": "star_jax model 1",
+        "star_jax": __version__,
+        "config": model.config.__dict__,
+        "dtype": str(jax.tree.leaves(params)[0].dtype),
+        "fingerprint": fingerprint(params),
+        "tokenizer": tokenizer and tokenizer.spec(),
+    }
+
+
+def _write_description(directory: Path, about: dict[str, Any]) -> None:
+    Ledger(directory, hosts).write_json(directory / "model.json", about)
 
 
 def _make_room(directory: Path) -> None:
@@ -109,7 +139,14 @@ def stored_dtype(directory: Path) -> str:
 
 
 def save_tree(directory: Path, tree: Any) -> None:
-    """Writes a tree of arrays with Orbax. Beside the arrays the host needs about as much as the largest of them.
+    """Writes a tree of arrays with Orbax. Beside the arrays the host needs about as much as the largest of them."""
+    handler, args = _how_to_save(tree)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(directory.absolute(), args=args)
+
+
+def _how_to_save(tree: Any) -> tuple[Any, Any]:
+    """Orbax's handler and arguments.
 
     Uncompressed: weights shrink by a tenth only, and take twice as long for it. In chunks: another mesh reads its
     shards without reading whole arrays.
@@ -117,8 +154,7 @@ def save_tree(directory: Path, tree: Any) -> None:
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(tree))
     handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1 + largest // 10**9, use_compression=False)
     chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=2**27), tree)
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(tree, save_args=chunked))
+    return handler, ocp.args.PyTreeSave(tree, save_args=chunked)
 
 
 def load_tree(directory: Path, model: gpt.GPT, mesh: Mesh, dtype: Any) -> gpt.Params:

@@ -1,19 +1,22 @@
 """Every option, once: a field of a frozen dataclass with its unit or consequence beside it.
 
 `default()` turns the defaults into a ConfigDict for the files in configs/; `from_dict` turns what comes back
-into a `Config` and refuses a wrong key, type or value at the door.
+into a `Config` and refuses a wrong key, type or value at the door. Only `default` needs ml_collections.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import difflib
 import typing
 from collections.abc import Mapping
-from typing import Any
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING, Any
 
 from star_jax import tasks
 from star_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,6 +313,8 @@ def at_gptj_6b(config: ConfigDict) -> ConfigDict:
 
 def default(task: str) -> ConfigDict:
     """All options with their defaults, those of the task included, as a ConfigDict to override."""
+    from ml_collections import ConfigDict
+
     values = dataclasses.asdict(Config())
     task_options = {k: v for k, v in tasks.options(task).items() if k != "direct"}  # star.direct says that
     values["task"] = {"name": task, **task_options}
@@ -318,7 +323,7 @@ def default(task: str) -> ConfigDict:
 
 def from_dict(values: Mapping[str, Any]) -> Config:
     """The typed config of a ConfigDict or of a config.json. Raises InputError naming the key and what it may be."""
-    plain = values.to_dict() if isinstance(values, ConfigDict) else dict(values)
+    plain = values.to_dict() if hasattr(values, "to_dict") else dict(values)
     config: Config = _build(Config, plain, "config")
     return config
 

@@ -85,6 +85,32 @@ def check_equal(what: str, value: str) -> None:
         raise InputError(f"{what} differs between process 0 and process {differing[0]}; give all of them the same")
 
 
+def have_room(size: int) -> bool:
+    """Whether every process's machine has four times `size` bytes of memory free, `size` being the process's own.
+
+    Four times: several processes may share a machine, and what is free now is not free for us alone. Where it is not
+    known (outside of Linux) there is no room.
+    """
+    import numpy as np
+
+    return bool(np.all(gather(np.array([4 * size <= _free_memory()]))))
+
+
+def _free_memory() -> int:
+    """Bytes; also what the container may still take."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return 0
+    with contextlib.suppress(OSError, ValueError, StopIteration):  # no such limit
+        group = "/sys/fs/cgroup/memory"
+        with open(f"{group}.max") as most, open(f"{group}.current") as used, open(f"{group}.stat") as stat:
+            cached = next(int(line.split()[1]) for line in stat if line.startswith("inactive_file "))
+            free = min(free, int(most.read()) - int(used.read()) + cached)
+    return free
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Joins the other processes, if the environment names any, for as long as the block runs.

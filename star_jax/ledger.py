@@ -93,6 +93,10 @@ class Ledger:
         """Deletes a directory that is not needed any more."""
         self._agree(lambda: shutil.rmtree(directory, ignore_errors=True))
 
+    def discard(self, iteration: int, pattern: str) -> None:
+        """Deletes the files of an iteration that match: what they were made from is made anew."""
+        self._agree(lambda: _delete(self.path(iteration), pattern))
+
     def read_json(self, path: Path) -> dict[str, Any]:
         """Reads a JSON object. Raises InputError where it is missing or broken."""
         return self._agree(lambda: _read_json(path))
@@ -146,6 +150,11 @@ def _complete_lines(part: Path) -> list[Completion]:
             break
     _write(part, write_lines(completions))
     return completions
+
+
+def _delete(directory: Path, pattern: str) -> None:
+    for path in directory.glob(pattern):
+        path.unlink()
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,10 +1,12 @@
-"""What a run says while it works: metrics.jsonl, TensorBoard events, progress bars, and log lines."""
+"""What a run says while it works: metrics.jsonl, TensorBoard events, seconds by phase, progress bars."""
 
+import contextlib
 import json
 import logging
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,35 @@ class MetricsLog:
         event = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
         self._writer.write(event.SerializeToString())
         self._writer.flush()
+
+
+class Phases:
+    """Where the wall time goes. All of it is some phase's: the innermost open one's, or "other" outside of any."""
+
+    def __init__(self) -> None:
+        self._open, self._seconds, self._since = ["other"], {"other": 0.0}, time.monotonic()
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """The block belongs to the phase `name`; the phase around it goes on behind it."""
+        self._charge()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._open.pop()
+
+    def take(self) -> dict[str, float]:
+        """Phase -> seconds since the last call (or the beginning), in the order of their first appearance."""
+        self._charge()
+        taken, self._seconds = self._seconds, {}
+        return taken
+
+    def _charge(self) -> None:
+        now, name = time.monotonic(), self._open[-1]
+        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._since
+        self._since = now
 
 
 def progress(total: int, what: str, unit: str) -> tqdm:

@@ -1,12 +1,13 @@
 """What a run needs before its first long stage: all that can be checked is checked, then the base is made."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,10 @@ class Run:
     train_problems: list[Problem]
     eval_problems: dict[str, list[Problem]]  # of the split that selects, first, and of the one that is only reported
     log: metrics.MetricsLog
+    phases: metrics.Phases = dataclasses.field(default_factory=metrics.Phases)
     _drawing: tuple[int, gpt.Params] | None = None  # the iteration whose weights are on the sampling mesh
+    _start: tuple[int, gpt.Params] | None = None  # the iteration the next fine-tuning starts from, in host memory
+    _saving: tuple[checkpoint.Saving, Callable[[], None]] | None = None  # what `settle` is to bring to an end
     _samplers: dict[Decoding, Sampler] = dataclasses.field(default_factory=dict)
 
     def directory(self, n: int) -> Path:
@@ -54,22 +58,66 @@ class Run:
     def load(self, n: int) -> gpt.Params:
         """The weights of iteration n, on the training mesh; the base is made where there is none yet.
 
-        They come from disk each time: while weights are trained nothing else of their size is in memory.
+        Those that fine-tuning starts from wait in the host's memory where it has the room, and come from disk
+        elsewhere: while weights are trained nothing else of their size is on the devices.
         """
-        if n == 0 and not self.has_model(0):
-            return _make_base(self)
-        return checkpoint.load_model(self.directory(n), self.mesh, self.config.train.param_dtype)[1]
+        with self.phases("load"):
+            if self._start is not None and self._start[0] == n:
+                return sharding.from_host(self._start[1])
+            if n == 0 and not self.has_model(0):
+                params = _make_base(self)
+            else:
+                params = checkpoint.load_model(self.directory(n), self.mesh, self.config.train.param_dtype)[1]
+            self._remember(n, params)
+            return params
+
+    def _remember(self, n: int, params: gpt.Params) -> None:
+        """Copies weights that a later fine-tuning starts from into the host's memory."""
+        wanted = n == 0 or self.config.star.restart_from == "previous"
+        if wanted and n < self.config.star.iterations and hosts.have_room(sharding.host_bytes(params)):
+            self._start = n, sharding.to_host(params)
 
     def fingerprint(self, n: int) -> str:
         """What provenance calls the weights of iteration n."""
         return hosts.agree(lambda: checkpoint.stored_fingerprint(self.directory(n)))
 
-    def keep(self, n: int, params: gpt.Params) -> None:
-        """Stores the weights of iteration n, and puts them on the sampling mesh, where they are drawn from."""
-        if not self.has_model(n):
-            checkpoint.save_model(self.directory(n), self.model, params, self.tokenizer)
+    def keep(self, n: int, params: gpt.Params, then: Callable[[], None] = lambda: None) -> None:
+        """Stores the weights of iteration n, and puts them on the sampling mesh, where they are drawn from.
+
+        `then` is called when they are complete on disk. Where the host has the room for a copy, that is in `settle`,
+        and the weights can be drawn from while they are written.
+        """
+        with self.phases("save"):
+            if self.has_model(n):
+                then()
+            elif n and hosts.have_room(sharding.host_bytes(params)):
+                self._saving = checkpoint.Saving(self.directory(n), self.model, params, self.tokenizer), then
+            else:
+                checkpoint.save_model(self.directory(n), self.model, params, self.tokenizer)
+                then()
+        if self.config.star.restart_from == "previous":
+            self._remember(n, params)
         drawing = sharding.to_sampling(self.model, params, self.sampling_mesh, self.config.sampling.weights_dtype)
         self._drawing = n, drawing
+
+    def settle(self) -> None:
+        """Waits until the weights that `keep` was given are complete on disk."""
+        if self._saving is not None:
+            with self.phases("save"):
+                saving, then = self._saving
+                saving.finish()
+                self._saving = None
+                then()
+
+    def close(self) -> None:
+        """Ends what goes on in the background. After an error nobody may write into what another run begins anew.
+
+        Of several processes each ends after an error, and its threads with it: they would wait for each other.
+        """
+        self.log.close()
+        if self._saving is not None and hosts.count() == 1:
+            with contextlib.suppress(Exception):  # the error that led here is the one to tell
+                self._saving[0].wait()
 
     def let_go(self) -> None:
         """Frees the weights that were drawn from: training needs the room."""
@@ -79,7 +127,8 @@ class Run:
         """The Adam moments each fine-tuning begins with, from disk: they do not exist while sampling."""
         if not self.config.optimizer.base_moments:
             return None
-        return checkpoint.load_moments(Path(self.config.base.path), self.mesh)
+        with self.phases("load"):
+            return checkpoint.load_moments(Path(self.config.base.path), self.mesh)
 
     def sampler(self, n: int, decoding: Decoding) -> Sampler:
         """A sampler of iteration n's weights; what does not depend on them (the stop automaton) is made once."""

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from star_jax import model as gpt
 from star_jax.config import MeshConfig
@@ -176,6 +176,37 @@ def to_sampling(model: gpt.GPT, params: gpt.Params, mesh: Mesh, dtype: Any = Non
         return jax.make_array_from_single_device_arrays(leaf.shape, place, [s.data for s in spread.addressable_shards])
 
     return jax.tree.map(move, params, param_shardings(model, mesh))
+
+
+def to_host(params: gpt.Params) -> gpt.Params:
+    """A copy of the shards of this process in its host's memory: pinned, which devices read at full speed."""
+    return jax.tree.map(lambda leaf: _copy(leaf, _host_memory(leaf)), params)
+
+
+def from_host(params: gpt.Params) -> gpt.Params:
+    """A copy of what `to_host` gave where that came from; its buffers may be given up."""
+    return jax.tree.map(lambda leaf: _copy(leaf, next(iter(leaf.sharding.device_set)).default_memory().kind), params)
+
+
+def host_bytes(params: gpt.Params) -> int:
+    """What `to_host` takes of this process's memory."""
+    return sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
+
+
+def _host_memory(leaf: jax.Array) -> str:
+    """Every platform that is not a host itself offers pinned memory; where it is one, its own memory will do."""
+    device = leaf.addressable_shards[0].device
+    kinds = {memory.kind for memory in device.addressable_memories()}
+    return "pinned_host" if "pinned_host" in kinds else device.default_memory().kind
+
+
+def _copy(leaf: jax.Array, kind: str) -> jax.Array:
+    """Shard by shard: no program is compiled, and no other process is asked."""
+    shards = [
+        jax.device_put(shard.data, SingleDeviceSharding(shard.device, memory_kind=kind), may_alias=False)
+        for shard in leaf.addressable_shards
+    ]
+    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding.with_memory_kind(kind), shards)
 
 
 def batch_ways(mesh: Mesh) -> int:

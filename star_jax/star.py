@@ -31,30 +31,38 @@ def run(config: Config, workdir: Path | str) -> Path:
     Raises InputError for settings that do not fit each other, the files, or an earlier run in this directory.
     """
     star = prepare.open_run(config, Path(workdir))
-    _evaluate(star, 0)
-    _finish(star, 0)
-    for n in range(1, config.star.iterations + 1):
-        if star.ledger.done(n):
-            continue
-        available = [p for p in star.train_problems if star.task.available(p, n)]
-        problems = iteration_problems(available, config.star.problems_per_iteration, n, config.seed)
-        if config.star.direct:
-            samples, rationalizations = [], []
-        else:
-            samples = _sample(star, n, problems)
-            rationalizations = _rationalize(star, n, problems, samples)
-        examples = _filter(star, n, problems, samples, rationalizations)
-        _fine_tune(star, n, examples)
-        _evaluate(star, n)
-        _finish(star, n)
-    star.log.close()
+    try:
+        _evaluate(star, 0)
+        _finish(star, 0)
+        for n in range(1, config.star.iterations + 1):
+            if not star.ledger.done(n):
+                _iterate(star, n)
+    finally:
+        star.close()
     path = _report(star)
     LOG.info("report: %s", path)
     return path
 
 
+def _iterate(star: Run, n: int) -> None:
+    """One outer iteration: M_{n-1} -> M_n."""
+    options = star.config.star
+    available = [p for p in star.train_problems if star.task.available(p, n)]
+    problems = iteration_problems(available, options.problems_per_iteration, n, star.config.seed)
+    samples, rationalizations = [], []
+    if not options.direct:
+        samples = _sample(star, n, problems)
+        rationalizations = _rationalize(star, n, problems, samples)
+    with star.phases("filter"):
+        examples = _filter(star, n, problems, samples, rationalizations)
+    _fine_tune(star, n, examples)
+    _evaluate(star, n)
+    _finish(star, n)
+
+
 def _report(star: Run) -> Path:
-    return Path(hosts.agree(lambda: str(report.write(star.ledger.workdir))))
+    with star.phases("report"):
+        return Path(hosts.agree(lambda: str(report.write(star.ledger.workdir))))
 
 
 def fine_tuning_steps(config: StarConfig, iteration: int, rows: int, batch_rows: int) -> int:
@@ -111,20 +119,22 @@ def _draw(star: Run, n: int, name: str, problems: list[Problem], hinted: bool) -
     stage = name.removesuffix(".jsonl").removesuffix("s")
     options = star.config.sampling
     decoding = Decoding(options.temperature, options.top_k, options.top_p)
-    return ev.complete(
-        star.ledger,
-        star.ledger.path(n, name),
-        star.sampler(n - 1, decoding),
-        star.task,
-        problems,
-        ev.prompts_of(star.config, n),
-        what=stage,
-        seed=star.config.seed,
-        iteration=n,
-        draws=star.config.star.draws,
-        hinted=hinted,
-        log=lambda values: star.log.log(stage, n, 0, values),
-    )
+    sampler = star.sampler(n - 1, decoding)
+    with star.phases("rationalize" if hinted else "sample"):
+        return ev.complete(
+            star.ledger,
+            star.ledger.path(n, name),
+            sampler,
+            star.task,
+            problems,
+            ev.prompts_of(star.config, n),
+            what=stage,
+            seed=star.config.seed,
+            iteration=n,
+            draws=star.config.star.draws,
+            hinted=hinted,
+            log=lambda values: star.log.log(stage, n, 0, values),
+        )
 
 
 def _filter(
@@ -178,11 +188,16 @@ def _fine_tune(star: Run, n: int, examples: list[Example]) -> None:
     if ledger.done(n, "finetune.json"):
         return
     star.let_go()
+    # Weights may be evaluated while they are being saved. If that was cut short, these are trained anew, and what was
+    # drawn from the others goes with them.
+    ledger.discard(n, "eval_*")
     seed = 1_000_000 * (config.seed + 1) + n
-    rows = data.pack(examples, star.tokenizer, config.train.row_tokens, seed)
-    hosts.check_equal("what the examples were packed into", rows.digest())
+    with star.phases("pack"):
+        rows = data.pack(examples, star.tokenizer, config.train.row_tokens, seed)
+        hosts.check_equal("what the examples were packed into", rows.digest())
     steps = fine_tuning_steps(config.star, n, rows.rows, config.train.batch_rows)
-    with metrics.progress(steps, f"iteration {n}: fine-tune", "step") as bar:
+    params, moments = star.load(0 if config.star.restart_from == "base" else n - 1), star.moments()
+    with star.phases("fine_tune"), metrics.progress(steps, f"iteration {n}: fine-tune", "step") as bar:
 
         def on_step(step: int, values: dict[str, Any]) -> None:
             bar.update(step - bar.n)
@@ -191,24 +206,27 @@ def _fine_tune(star: Run, n: int, examples: list[Example]) -> None:
 
         params, done = train.fine_tune(
             star.model,
-            star.load(0 if config.star.restart_from == "base" else n - 1),
+            params,
             rows,
             steps=steps,
             seed=seed,
             train=config.train,
             optimizer_config=config.optimizer,
             mesh=star.mesh,
-            moments=star.moments(),
+            moments=moments,
             state_dir=ledger.path(n, "train_state"),
             on_step=on_step,
         )
-    star.keep(n, params)
     if rows.too_long:
         LOG.warning("iteration %d: %d of %d kept examples exceed train.row_tokens = %d and were left out", n,
                     rows.too_long, len(examples), config.train.row_tokens)  # fmt: skip
     about: dict[str, Any] = {"iteration": n, "examples": len(examples), "too_long": rows.too_long, "rows": rows.rows}
-    about |= {"learning_rate": config.optimizer.learning_rate, "weights": star.fingerprint(n)}
-    ledger.write_json(ledger.path(n, "finetune.json"), {**about, **dataclasses.asdict(done)})
+
+    def record() -> None:
+        weights = {"learning_rate": config.optimizer.learning_rate, "weights": star.fingerprint(n)}
+        ledger.write_json(ledger.path(n, "finetune.json"), {**about, **weights, **dataclasses.asdict(done)})
+
+    star.keep(n, params, then=record)
     LOG.info(
         "iteration %d: %d steps in %.0f s, loss %.3f -> %.3f", n, steps, done.seconds, done.loss_first, done.loss_last
     )
@@ -216,8 +234,9 @@ def _fine_tune(star: Run, n: int, examples: list[Example]) -> None:
 
 def _evaluate(star: Run, n: int) -> None:
     """Accuracy of M_n on the split that selects, and on the one that is only reported."""
-    for split, problems in star.eval_problems.items():
-        _evaluate_split(star, n, split, problems)
+    with star.phases("evaluate"):
+        for split, problems in star.eval_problems.items():
+            _evaluate_split(star, n, split, problems)
 
 
 def _evaluate_split(star: Run, n: int, split: str, problems: list[Problem]) -> None:
@@ -235,6 +254,7 @@ def _evaluate_split(star: Run, n: int, split: str, problems: list[Problem]) -> N
         seed=star.config.seed,
         iteration=n,
     )
+    star.settle()
     result = {
         "iteration": n,
         "split": split,
@@ -257,6 +277,16 @@ def _finish(star: Run, n: int) -> None:
         star.ledger.write_text(star.ledger.path(n, "DONE"), f"{time.time():.0f}\n")
         _let_weights_go(star, n)
         _report(star)
+        _log_phases(star, n)
+
+
+def _log_phases(star: Run, n: int) -> None:
+    """Says where the time of an iteration went, as far as this process has seen it."""
+    seconds = star.phases.take()
+    total = sum(seconds.values())
+    star.log.log("phases", n, 0, {name: round(value, 3) for name, value in {**seconds, "total": total}.items()})
+    told = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if value >= 0.05)
+    LOG.info("iteration %d: %.1f s: %s", n, total, told)
 
 
 def _let_weights_go(star: Run, n: int) -> None:

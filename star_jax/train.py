@@ -123,8 +123,10 @@ def initial_state(config: OptimizerConfig, params: gpt.Params, moments: checkpoi
     Adam's moments lie where their parameters lie and the counts on every device, as a step returns them: without
     that the moments would all begin on one device, and the second step would be compiled anew.
     """
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, params))
-    opt_state = jax.jit(lambda: _fresh(config, params), out_shardings=places.opt_state)()
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
+    leaves, structure = jax.tree.flatten(like)
+    make, places = _maker(config, tuple(leaves), structure)
+    opt_state = make()
     if moments is not None:
         adam = optax.ScaleByAdamState(jnp.asarray(moments.steps, jnp.int32), moments.first, moments.second)
         opt_state = jax.tree.map(
@@ -134,6 +136,14 @@ def initial_state(config: OptimizerConfig, params: gpt.Params, moments: checkpoi
             is_leaf=lambda part: isinstance(part, optax.ScaleByAdamState),
         )
     return TrainState(jax.device_put(np.zeros((), np.int32), places.step), params, opt_state)
+
+
+@functools.lru_cache
+def _maker(config: OptimizerConfig, leaves: tuple[Any, ...], structure: Any) -> tuple[Callable[[], Any], TrainState]:
+    """(the program that makes a fresh optimizer state, where the train state lies); compiled once, not an iteration."""
+    params = jax.tree.unflatten(structure, leaves)
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, params))
+    return jax.jit(lambda: _fresh(config, params), out_shardings=places.opt_state), places
 
 
 def abstract_state(config: OptimizerConfig, params: gpt.Params) -> TrainState:

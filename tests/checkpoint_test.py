@@ -197,3 +197,25 @@ def test_a_train_state_comes_back_where_it_lay(tmp_path):
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["4"]
     keeper.remove()
     assert not (tmp_path / "state").exists()
+
+
+def test_a_save_in_the_background_is_a_model_when_it_is_finished(tmp_path):
+    """Until then nothing calls it a model. The devices' copy is free at once: Orbax used to hold on to it."""
+
+    def on_devices() -> int:
+        gc.collect()
+        return sum(leaf.nbytes for leaf in jax.live_arrays() if leaf.sharding.memory_kind == "device")
+
+    before, params = on_devices(), on_mesh(MESHES[2], seed=3)
+    name = checkpoint.fingerprint(params)
+    saving = checkpoint.Saving(tmp_path / "model", MODEL, params, TOKENIZER)
+    del params
+    assert on_devices() <= before
+    saving.wait()
+    assert not checkpoint.exists(tmp_path / "model")
+    saving.finish()
+    assert checkpoint.stored_fingerprint(tmp_path / "model") == name
+    assert checkpoint.load_tokenizer(tmp_path / "model").spec() == TOKENIZER.spec()
+    assert same_bits(checkpoint.load_model(tmp_path / "model")[1], numpy_params(CONFIG, seed=3))
+    with pytest.raises(InputError, match="holds a model already"):
+        checkpoint.Saving(tmp_path / "model", MODEL, on_mesh(MESHES[0]), TOKENIZER)

@@ -192,3 +192,22 @@ def test_a_batch_holds_every_array_of_its_rows():
     assert set(batch) == {"tokens_RT", "positions_RT", "segment_ids_RT", "weights_RT"}
     for name, values in batch.items():
         assert np.array_equal(values, getattr(rows, name)[[2, 0]])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_are_those_of_seqio_s_own_packer(seed):
+    """Ids from 1 on, which it does not drop."""
+    import seqio
+    import tensorflow as tf
+
+    rng, size = np.random.default_rng(seed), 16
+    arrays = [np.arange(1, n + 1, dtype=np.int32) + 100 * i for i, n in enumerate(rng.integers(1, size + 1, 50))]
+    source = tf.data.Dataset.from_generator(
+        lambda: ({"ids": a} for a in arrays), output_signature={"ids": tf.TensorSpec((None,), tf.int32)}
+    )
+    theirs = list(seqio.utils.trim_and_pack_dataset(source, {"ids": size}).as_numpy_iterator())
+    ours = data._fill_rows({"ids": np.concatenate(arrays)}, np.array([len(a) for a in arrays]), size)
+    assert set(ours) == set(theirs[0]) == {"ids", "ids_segment_ids", "ids_positions"}
+    for name, values in ours.items():
+        assert values.dtype == np.int32
+        np.testing.assert_array_equal(values, np.stack([row[name] for row in theirs]))

@@ -170,3 +170,12 @@ def test_what_differs_between_processes_is_named(monkeypatch):
     monkeypatch.setattr(hosts, "gather", lambda own: np.concatenate([own, own + 1]))
     with pytest.raises(InputError, match="the tokenizer differs between process 0 and process 1"):
         hosts.check_equal("the tokenizer", "text")
+
+
+def test_room_is_four_times_the_size_in_every_process(monkeypatch):
+    free = hosts._free_memory()
+    assert 2**28 < free < 2**50
+    monkeypatch.setattr(hosts, "_free_memory", lambda: 4000)
+    assert hosts.have_room(1000) and not hosts.have_room(1001)
+    monkeypatch.setattr(hosts, "gather", lambda own: np.concatenate([own, ~own]))
+    assert not hosts.have_room(1)

@@ -208,3 +208,12 @@ def test_a_stage_without_problems_is_an_empty_file(ledger):
     draw = Draw()
     assert ledger.completions(ledger.path(1, "rationalizations.jsonl"), [], draw) == [] and draw.asked == []
     assert ledger.path(1, "rationalizations.jsonl").read_text() == ""
+
+
+def test_discarded_files_are_gone_and_others_stay(tmp_path):
+    ledger = Ledger(tmp_path)
+    for name in ("eval_dev.jsonl", "eval_dev.jsonl.part", "kept.jsonl"):
+        ledger.write_text(ledger.path(1, name), "x")
+    ledger.discard(1, "eval_*")
+    ledger.discard(2, "eval_*")  # nothing is there
+    assert [path.name for path in ledger.path(1).iterdir()] == ["kept.jsonl"]

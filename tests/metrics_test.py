@@ -4,11 +4,12 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
 from star_jax.errors import InputError
-from star_jax.metrics import MetricsLog, progress
+from star_jax.metrics import MetricsLog, Phases, progress
 
 
 def lines(path):
@@ -85,3 +86,30 @@ def test_tensorboard_events_do_not_import_tensorflow(tmp_path):
         "log.log('a', 1, 1, {'b': 1}); log.close(); sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
+
+
+def test_all_of_the_time_is_some_phase_s_and_the_innermost_s(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    phases = Phases()
+
+    def work(seconds):
+        clock[0] += seconds
+
+    work(1)
+    with phases("evaluate"):
+        work(2)
+        with phases("save"):
+            work(4)
+        work(8)
+        with pytest.raises(KeyboardInterrupt), phases("save"):
+            work(16)
+            raise KeyboardInterrupt
+        work(32)
+    work(64)
+    assert phases.take() == {"other": 65, "evaluate": 42, "save": 20}
+    with phases("evaluate"):
+        work(1)
+        assert phases.take() == {"other": 0, "evaluate": 1}  # an open phase goes on
+        work(1)
+    assert phases.take() == {"evaluate": 1, "other": 0}

@@ -252,3 +252,28 @@ def test_put_rows_splits_rows_over_data_and_fsdp_and_refuses_what_does_not_divid
     np.testing.assert_array_equal(placed, TOKENS)
     with pytest.raises(InputError, match=r"train\.batch_rows: 6 rows do not divide over 4 devices"):
         sharding.put_rows(mesh, TOKENS[:6])
+
+
+@pytest.mark.parametrize("config", [MeshConfig(data=1), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "eight"])
+def test_weights_come_back_from_the_host_s_memory_bit_for_bit_and_stay_there(config):
+    """Fine-tuning gives its weights' buffers up: neither copy may share them with the other."""
+    mesh, model = sharding.make_mesh(config), gpt.GPT(CONFIG)
+    first = jax.device_put(numpy_params(CONFIG), sharding.param_shardings(model, mesh))
+    kept = sharding.to_host(first)
+    give_up = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+    for params in (first, sharding.from_host(kept), sharding.from_host(kept)):
+        places = sharding.param_shardings(model, mesh)
+        assert jax.tree.all(jax.tree.map(lambda x, place: x.sharding == place, params, places))
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), numpy_params(CONFIG))
+        give_up(params)
+        assert jax.tree.leaves(params)[0].is_deleted()
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(kept)} == {"pinned_host"}
+
+
+def test_the_host_s_bytes_count_every_copy():
+    """A mesh of copies keeps one for each of them."""
+    model, size = gpt.GPT(CONFIG), sum(leaf.nbytes for leaf in jax.tree.leaves(numpy_params(CONFIG)))
+    for config, copies in ((MeshConfig(data=1), 1), (MeshConfig(data=4, tensor=2), 4)):
+        places = sharding.param_shardings(model, sharding.make_mesh(config))
+        taken = sharding.host_bytes(jax.device_put(numpy_params(CONFIG), places))
+        assert size * copies <= taken <= 1.2 * size * copies + 8192  # what is not split lies twice

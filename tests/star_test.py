@@ -1,15 +1,17 @@
 """The whole loop on one- and two-digit sums with a base that is pretrained in a few seconds."""
 
 import dataclasses
+import itertools
 import json
 import shutil
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from star_jax import checkpoint, config, sampler, star, train
+from star_jax import checkpoint, config, hosts, sampler, star, train
 from star_jax.errors import InputError
 from star_jax.ledger import Ledger
 from star_jax.records import Completion, Example, read_jsonl
@@ -309,3 +311,98 @@ def test_reports_hold_every_field_of_the_contract(finished):
         assert key in result
     done = json.loads((finished / "iter_001" / "finetune.json").read_text())
     assert done["steps"] == 6 and {f.name for f in dataclasses.fields(train.Report)} <= done.keys()
+
+
+def test_no_program_is_compiled_after_the_first_iteration(base, tmp_path):
+    """The optimizer's fresh state was once made by a program that each iteration compiled anew."""
+    times: list[float] = []
+
+    def heard(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            times.append(time.time())
+
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        run_with(base, tmp_path, star__iterations=3)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    ends = [line["time"] for line in lines if line["stage"] == "phases"]
+    assert len(ends) == 4 and sum(t <= ends[1] for t in times) > 3
+    assert [t - ends[1] for t in times if t > ends[1]] == []
+
+
+def test_the_phases_of_an_iteration_are_logged_and_are_all_of_its_time(finished):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    phases = [line for line in lines if line["stage"] == "phases"]
+    assert [line["iteration"] for line in phases] == [0, 1, 2]
+    for before, line in itertools.pairwise(phases):
+        seconds = {k: v for k, v in line.items() if k not in ("time", "stage", "iteration", "step", "total")}
+        assert {"sample", "rationalize", "filter", "pack", "load", "fine_tune", "save", "evaluate", "report"} <= set(
+            seconds
+        )
+        assert sum(seconds.values()) == pytest.approx(line["total"], abs=0.02)
+        assert line["total"] == pytest.approx(line["time"] - before["time"], abs=0.1)
+
+
+@pytest.mark.parametrize(("room", "loads"), [(True, 1), (False, 3)])
+def test_the_base_is_read_once_where_memory_allows_and_the_result_is_the_same(
+    room, loads, base, finished, tmp_path, monkeypatch
+):
+    read, real = [], checkpoint.load_model
+    monkeypatch.setattr(checkpoint, "load_model", lambda *args: read.append(args[0]) or real(*args))
+    monkeypatch.setattr(hosts, "have_room", lambda size: room and size > 0)
+    run_with(base, tmp_path)
+    monkeypatch.undo()
+    assert len(read) == loads
+    assert_same_result(finished, tmp_path)
+
+
+def test_previous_weights_wait_in_memory_too(base, tmp_path, monkeypatch):
+    read, real = [], checkpoint.load_model
+    monkeypatch.setattr(checkpoint, "load_model", lambda *args: read.append(args[0]) or real(*args))
+    run_with(base, tmp_path / "memory", star__restart_from="previous")
+    assert len(read) == 1
+    monkeypatch.setattr(hosts, "have_room", lambda size: False)
+    run_with(base, tmp_path / "disk", star__restart_from="previous")
+    assert len(read) == 4
+    assert_same_result(tmp_path / "memory", tmp_path / "disk")
+
+
+def test_stopped_while_weights_are_saved_and_started_again_gives_the_same(base, finished, tmp_path, monkeypatch):
+    """The evaluation has ended then, of weights that are not on disk: what it drew must not outlive them."""
+    real, dead = checkpoint.Saving.finish, set()
+
+    def finish_or_die(self):
+        if len(dead) < 2 and self._directory not in dead:
+            dead.add(self._directory)
+            raise KeyboardInterrupt
+        real(self)
+
+    monkeypatch.setattr(checkpoint.Saving, "finish", finish_or_die)
+    for n in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            run_with(base, tmp_path)
+        drawn = tmp_path / f"iter_00{n}/eval_dev.jsonl"
+        assert drawn.exists() and not (tmp_path / f"iter_00{n}/finetune.json").exists()
+        assert not (tmp_path / f"iter_00{n}/params/model.json").exists()
+        drawn.write_text("of weights that are gone\n")
+    run_with(base, tmp_path)
+    assert_same_result(finished, tmp_path)
+
+
+def test_files_come_in_the_order_that_a_restart_relies_on(base, tmp_path, monkeypatch):
+    """finetune.json says that the model is whole, the evaluation that finetune.json is there."""
+    real, seen = Ledger.write_text, []
+
+    def look(self, path, text):
+        if path.name in ("finetune.json", "eval_dev.json", "DONE") and path.parent.name == "iter_001":
+            there = [p for p in ("params/model.json", "finetune.json", "eval_dev.json") if (path.parent / p).exists()]
+            unfinished = [p.name for p in (path.parent / "params").iterdir() if "tmp" in p.name]
+            seen.append((path.name, len(there), unfinished))
+        real(self, path, text)
+
+    monkeypatch.setattr(Ledger, "write_text", look)
+    run_with(base, tmp_path, star__iterations=1)
+    assert seen == [("finetune.json", 1, []), ("eval_dev.json", 2, []), ("DONE", 3, [])]

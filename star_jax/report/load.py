@@ -5,6 +5,7 @@ The long files of an iteration (its dev completions, its kept examples) are not 
 
 import collections
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -133,8 +134,25 @@ def kept_examples(iteration: Iteration) -> list[Example]:
 
 
 def train_classes(run: Run) -> dict[str, str]:
-    """Train problem id -> class, of a run that wrote problems_train.jsonl; empty without it."""
-    return {record.id: record.category for _, record in _records(Problem, run.directory / "problems_train.jsonl")}
+    """Train problem id -> class, of a run that wrote problems_train.jsonl; empty without it. Not to be changed."""
+    path = run.directory / "problems_train.jsonl"
+    return _classes(path, stamp(path)) if path.is_file() else {}
+
+
+@functools.lru_cache(maxsize=8)
+def _classes(path: Path, _: tuple[int, int]) -> dict[str, str]:
+    return {record.id: record.category for _, record in _records(Problem, path)}
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Changes with a file's content. A run writes its page after every iteration, and its long files never change: with
+    this in the key of a cache they are read once. Raises InputError.
+    """
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    return about.st_mtime_ns, about.st_size
 
 
 def _iteration_dirs(workdir: Path) -> dict[int, Path]:
@@ -194,6 +212,11 @@ def _filtered(path: Path) -> Filtered:
 
 
 def _verdicts(path: Path) -> collections.Counter[str]:
+    return _counted(path, stamp(path))
+
+
+@functools.lru_cache(maxsize=4096)
+def _counted(path: Path, _: tuple[int, int]) -> collections.Counter[str]:
     return collections.Counter(record.verdict for _, record in _records(Completion, path))
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from star_jax.records import Completion, Example, Problem
-from star_jax.report.load import Run, evaluated_completions, kept_examples, train_classes
+from star_jax.report.load import Iteration, Run, evaluated_completions, kept_examples, stamp, train_classes
 
 MOST_PROBLEMS = 1_000  # whose rationales the page carries
 MOST_CHARACTERS = 2_400_000  # of embedded JSON over all runs of the page, so that it opens fast
@@ -82,17 +82,25 @@ def kept_picks(run: Run) -> list[tuple[int, int, list[Pick]]]:
 
     The pick is random with a fixed seed, and takes classes and sources in turn.
     """
-    class_of = train_classes(run) if any(iteration.has_kept for iteration in run.iterations) else {}
-    picks = []
-    for iteration in run.iterations:
-        examples = kept_examples(iteration)
-        if not examples:
-            continue
+    having = [iteration for iteration in run.iterations if iteration.has_kept]
+    picks = [(iteration.number, *_picked(run, iteration)) for iteration in having]
+    return [(number, total, chosen) for number, total, chosen in picks if total]
+
+
+_PICKED: dict[Any, tuple[int, list[Pick]]] = {}  # by the state of the files: see load.stamp
+
+
+def _picked(run: Run, iteration: Iteration) -> tuple[int, list[Pick]]:
+    """How many examples an iteration kept, and some of them."""
+    files = (iteration.directory / "kept.jsonl", run.directory / "problems_train.jsonl")
+    state = tuple((path, stamp(path)) for path in files if path.is_file())
+    if state not in _PICKED:
+        class_of, examples = train_classes(run), kept_examples(iteration)
         total = len(examples)
         random.Random(f"kept {iteration.number}").shuffle(examples)
         chosen = _in_turn(examples, lambda example: (class_of.get(example.problem_id), example.source))
-        picks.append((iteration.number, total, [_pick(example, class_of) for example in chosen[:EXAMPLES_SHOWN]]))
-    return picks
+        _PICKED[state] = total, [_pick(example, class_of) for example in chosen[:EXAMPLES_SHOWN]]
+    return _PICKED[state]
 
 
 def _in_turn(items: Sequence[Item], group: Callable[[Item], Any]) -> list[Item]:

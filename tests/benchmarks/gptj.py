@@ -1,147 +1,299 @@
-"""GPT-J-6B on the accelerator at hand: one CommonsenseQA-sized sampling pass and ten train steps, random weights.
+"""GPT-J-6B on the accelerator at hand, with random weights: decoding, prefill, train step, and one loop of the paper.
 
-    python tests/benchmarks/gptj.py --bandwidth=4.8 --matrix_rate=989        (an H200: TB/s, bfloat16 TFLOP/s)
-    python tests/benchmarks/gptj.py --layers=2 --d_model=64 --problems=32 --new_tokens=8 --rows=2 --row_tokens=128
+    python tests/benchmarks/gptj.py                                       (bandwidth and matrix rate are measured first)
+    python tests/benchmarks/gptj.py --slots=256 --bandwidth=4.8 --matrix_rate=989        (an H200's data sheet instead)
+    python tests/benchmarks/gptj.py --layers=2 --d_model=64 --problems=24 --slots=8 --new_tokens=8 --prefix=32 \\
+        --steps=2 --rows=2 --row_tokens=128 --probe_mib=16 --probe_side=256              (any machine, half a minute)
 
-The sampling pass: 1,024 problems behind one prefix of 785 tokens (the seven shots of CommonsenseQA), bodies of 55
-tokens, 96 new tokens each. The train steps: 8 rows x 1,024 tokens, Adam, recomputed activations. Weights, moments
-and activations are bfloat16. Needs neither data files nor a tokenizer: prompts of those lengths are made of bytes.
+Decoding: as many rows as slots behind one prefix of 785 tokens (CommonsenseQA's seven shots), bodies of 55 tokens,
+96 new tokens; seconds of the whole less those of the same with one new token. Its floor: each step reads all bfloat16
+weights (12.1 GB less the embedding), the prefix's keys and values once and each row's own, at the speed of a copy.
+Prefill: the same with one new token, against the speed of a matrix product. Train step: 8 x 1,024 tokens, Adam,
+recomputed blocks; float32 weights and moments where they fit, else the widest that do. MFU: 6 FLOPs a weight and token
+and attention's, recomputation not counted, over the matrix rate.
+The loop: the paper's first on CommonsenseQA, 9,741 problems sampled, all of them rationalized (the worst case), weights
+back from the host's memory, 40 steps. Bar: three minutes on an H200. Compilation is told apart: a run pays it once.
 
-The least work of a pass: 2 FLOPs a weight and token (the head's for drawn tokens only, the embedding's never), and
-4 a feature of each pair of tokens; each decode step reads every weight once, the prefix's keys and values once, and
-each row's own. A train step: 6 FLOPs a weight and token, 8 with recomputation. Shares are of --bandwidth and
---matrix_rate, where these are given.
+Needs jax, flax, optax and orbax; neither data nor a tokenizer, seqio, TensorFlow or ml_collections. Where torch sees a
+GPU, transformers' generate draws the same.
 
-Not measured yet on an accelerator: no large GPU was at hand.
+Not measured on an accelerator yet: none was at hand.
 """
 
 import argparse
+import dataclasses
+import importlib.util
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from star_jax import config, data, sampler, sharding, train
+from star_jax import budget, config, data, sampler, sharding, train
 from star_jax import model as gpt
 from star_jax.records import Prompt
 from star_jax.tokenizer import ByteTokenizer
 
-PREFIX, BODY = 785, 55  # tokens
+BAR = 180.0  # seconds of the loop on an H200
+# Dtypes of (weights, Adam's first moment), the widest first; the second moment is float32.
+DTYPES = (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"))
 
 
-def main() -> None:
-    """Prints the two tables."""
+def main(argv: list[str] | None = None) -> None:
+    """Prints the tables."""
+    args = arguments(argv)
+    peer = transformers_line(args)  # before JAX takes the device's memory
+    settings = sizes(args)
+    cfg = settings.model
+    model, mesh = gpt.GPT(cfg), sharding.make_mesh(config.MeshConfig(data=1))
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}: {cfg.n_layers} layers, d_model {cfg.d_model}, "
+          f"{budget.parameters(model):,} parameters")  # fmt: skip
+    speed = Speed(
+        args.matrix_rate * 1e12 or matrix_rate(args.probe_side), args.bandwidth * 1e12 or copy_rate(args.probe_mib)
+    )
+    print(f"matrix product {speed.flops / 1e12:,.2f} TFLOP/s, copy {speed.bytes / 1e12:,.3f} TB/s"
+          f"{' (given)' if args.matrix_rate and args.bandwidth else ''}")  # fmt: skip
+    params = random_params(model, mesh)
+    for slots in args.slots:
+        decoding(args, model, params, slots, speed)
+    print(peer)
+    phases = {name: drawing(args, model, params, name) for name in ("sample", "rationalize")}
+    jax.tree.map(lambda leaf: leaf.delete(), params)  # training needs the room
+    phases |= training(args, settings, model, mesh, speed)
+    total = sum(phases.values())
+    told = ", ".join(f"{name} {seconds:.2f}" for name, seconds in phases.items())
+    print(f"\none loop, {args.problems} problems, {args.steps} steps: {total:.1f} s: {told}"
+          f"  (bar: {BAR:.0f} s on an H200 at the sizes of GPT-J-6B)")  # fmt: skip
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=config.GPTJ_6B["n_layers"])
     parser.add_argument("--d_model", type=int, default=config.GPTJ_6B["d_model"])
-    parser.add_argument("--problems", type=int, default=1024)
+    parser.add_argument("--slots", type=lambda text: [int(n) for n in text.split(",")], default=[64, 256, 512])
+    parser.add_argument("--loop_slots", type=int, default=0, help="of the loop; 0: the last of --slots")
+    parser.add_argument("--prefix", type=int, default=785, help="tokens of the shots")
+    parser.add_argument("--body", type=int, default=55, help="tokens of a problem")
     parser.add_argument("--new_tokens", type=int, default=96)
-    parser.add_argument("--slots", type=int, default=256)
+    parser.add_argument("--problems", type=int, default=9741, help="of the loop")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--row_tokens", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--bandwidth", type=float, default=0.0, help="of the chip's memory, TB/s")
-    parser.add_argument("--matrix_rate", type=float, default=0.0, help="of the chip in bfloat16, TFLOP/s")
-    args = parser.parse_args()
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--bandwidth", type=float, default=0.0, help="of the chip's memory, TB/s; 0: measured")
+    parser.add_argument("--matrix_rate", type=float, default=0.0, help="of the chip in bfloat16, TFLOP/s; 0: measured")
+    parser.add_argument("--probe_mib", type=int, default=2048, help="array whose copy is timed")
+    parser.add_argument("--probe_side", type=int, default=8192, help="of the square matrices whose product is timed")
+    parser.add_argument("--torch_device", default="cuda", help="where transformers' generate runs")
+    return parser.parse_args(argv)
+
+
+def sizes(args: argparse.Namespace) -> config.Config:
+    """GPT-J of the flags' sizes, bfloat16 activations, blocks recomputed."""
     heads = max(1, args.d_model // 256)
-    sizes = {**config.GPTJ_6B, "n_layers": args.layers, "d_model": args.d_model, "n_heads": heads}
-    sizes |= {"d_mlp": 4 * args.d_model, "rotary_dim": min(64, args.d_model // heads)}
-    cfg = config.ModelConfig(**sizes, compute_dtype="bfloat16", remat="full")
-    model, mesh = gpt.GPT(cfg), sharding.make_mesh(config.MeshConfig(data=1))
-    with sharding.use(mesh):
-        params = random_params(model, mesh)
-        count = sum(leaf.size for leaf in jax.tree.leaves(params))
-        print(f"{jax.devices()[0].device_kind}; {cfg.n_layers} layers, d_model {cfg.d_model}, {count:,} parameters")
-        sampling_pass(args, model, params, count)
-        train_steps(args, model, params, mesh, count)
+    given = {**config.GPTJ_6B, "n_layers": args.layers, "d_model": args.d_model, "n_heads": heads}
+    given |= {"d_mlp": 4 * args.d_model, "rotary_dim": min(64, args.d_model // heads)}
+    cfg = config.ModelConfig(**given, compute_dtype="bfloat16", remat="full")
+    rows = config.TrainConfig(batch_rows=args.rows, row_tokens=args.row_tokens)
+    return config.Config(model=cfg, train=rows, mesh=config.MeshConfig(data=1))
 
 
-def random_params(model: gpt.GPT, mesh: Mesh) -> gpt.Params:
-    """Normal weights of standard deviation 0.02 in bfloat16, made on the device leaf by leaf."""
-    shapes = sharding.unbox(sharding.abstract_params(model))
-    leaves, tree = jax.tree.flatten(shapes)
-    place = NamedSharding(mesh, PartitionSpec())
-    make = jax.jit(
-        lambda key, shape: 0.02 * jax.random.normal(key, shape, jnp.bfloat16), static_argnums=1, out_shardings=place
-    )
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    return jax.tree.unflatten(tree, [make(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)])
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Of this device, a second."""
+
+    flops: float  # bfloat16 products
+    bytes: float  # read and written
 
 
-def sampling_pass(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, count: int) -> None:
-    cfg, rng = model.config, np.random.default_rng(0)
+def best(function: Callable[[], Any], turns: int = 5) -> float:
+    """Seconds of the fastest of some turns, the first one (which compiles) left out."""
+    seconds = []
+    for _ in range(turns + 1):
+        started = time.perf_counter()
+        jax.block_until_ready(function())
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
+
+
+def matrix_rate(side: int) -> float:
+    square, product = jnp.ones((side, side), jnp.bfloat16), jax.jit(jnp.matmul)
+    return 2.0 * side**3 / best(lambda: product(square, square))
+
+
+def copy_rate(mib: int) -> float:
+    source, add = jnp.zeros((mib * 2**19,), jnp.bfloat16), jax.jit(lambda x: x + 1)
+    return 2.0 * source.nbytes / best(lambda: add(source))
+
+
+def random_params(model: gpt.GPT, mesh: Mesh, dtype: str = "bfloat16") -> gpt.Params:
+    """Normal weights of standard deviation 0.02, made on the device leaf by leaf; end-of-text is never drawn."""
+    shapes, tree = jax.tree.flatten(sharding.placed_shapes(model, mesh, dtype))
+    make = jax.jit(lambda key, like: 0.02 * jax.random.normal(key, like.shape, like.dtype), static_argnums=1)
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    made = [jax.device_put(make(key, like), like.sharding) for key, like in zip(keys, shapes, strict=True)]
+    params = jax.tree.unflatten(tree, made)
+    head = params["head"]
+    return {**params, "head": {**head, "bias": head["bias"].at[ByteTokenizer().end_of_text].set(-1e4)}}
+
+
+def prompts_of(args: argparse.Namespace, count: int, seed: int) -> list[Prompt]:
+    """Random letters of the lengths of the flags, one token each."""
+    rng = np.random.default_rng(seed)
 
     def text(size: int) -> str:
         return "".join(chr(c) for c in rng.integers(97, 123, size))
 
-    shots = text(PREFIX)
-    prompts = [Prompt(shots, text(BODY)) for _ in range(args.problems)]
-    words = ByteTokenizer()
-    params = {**params, "head": {**params["head"], "bias": params["head"]["bias"].at[words.end_of_text].set(-1e4)}}
-    ours = sampler.Sampler(
-        model, params, words, max_new_tokens=args.new_tokens, slots=args.slots, queue=args.problems, length_bucket=64
+    shots = text(args.prefix)
+    return [Prompt(shots, text(args.body)) for _ in range(count)]
+
+
+def make_sampler(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, slots: int, queue: int, new: int):
+    return sampler.Sampler(
+        model, params, ByteTokenizer(), max_new_tokens=new, slots=slots, queue=queue, length_bucket=min(64, args.body)
     )
-    rows = []
-    for turn in ("compiling and running", "running"):
+
+
+def decoding(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, slots: int, speed: Speed) -> None:
+    """One row a slot: the whole, and the same with one new token."""
+    prompts = prompts_of(args, slots, seed=0)
+    seconds, first = {}, {}
+    for new in (1, args.new_tokens):
+        ours = make_sampler(args, model, params, slots, slots, new)
         started = time.perf_counter()
-        fresh = ours.with_params(params)
-        jax.block_until_ready(fresh._prefix(shots))
-        prefix_seconds = time.perf_counter() - started
-        drawn = fresh(prompts)
-        rows.append((turn, prefix_seconds, time.perf_counter() - started))
-    new = sum(len(draw.token_ids) for draw in drawn)
-    steps = -(-args.problems // args.slots) * (args.new_tokens - 1)
-    # Keys and values of a token in all layers, bytes; half of the new tokens are there in the mean.
-    cell = 2 * cfg.n_layers * cfg.d_model * 2
-    own = cell * (BODY + args.new_tokens / 2)
-    table = cfg.vocab_size * cfg.d_model  # the embedding, of which few rows are read; the head is as large
-    moved = steps * (2 * (count - table) + cell * PREFIX + min(args.slots, args.problems) * own)
-    tokens = PREFIX + args.problems * (BODY + args.new_tokens)
-    attended = args.problems * (BODY + args.new_tokens) * (PREFIX + (BODY + args.new_tokens) / 2)
-    flops = 2 * (count - 2 * table) * tokens + 2 * table * new + 4 * cfg.n_layers * cfg.d_model * attended
-    print(f"\nsampling: {args.problems} problems, {args.slots} slots, {new:,} new tokens, {memory()}")
-    for turn, prefix_seconds, seconds in rows:
-        print(f"{turn:22} {seconds:8.2f} s, {prefix_seconds:.2f} of it the prefix; {new / seconds:10,.0f} new tokens/s")
-    shares(args, rows[-1][2], flops, moved)
+        drawn = ours(prompts)
+        first[new] = time.perf_counter() - started
+        seconds[new] = best(lambda ours=ours: ours(prompts) and (), turns=2)
+        assert {len(draw.token_ids) for draw in drawn} == {new}
+    lengths = budget.Lengths(args.prefix, args.body, args.new_tokens)
+    work = budget.least_sampling(model.config, slots, slots, lengths)
+    # The prefix is there from the first call on.
+    alone = budget.least_sampling(model.config, 0, 1, lengths).prefill_flops
+    spent, floor = seconds[args.new_tokens] - seconds[1], work.decode_bytes / speed.bytes
+    print(f"\n{slots} slots, {memory()}; first calls {sum(first.values()):.1f} s")
+    steps = work.decode_steps
+    print(f"  decode:  {slots * steps / spent:10,.0f} tokens/s, {1e3 * spent / steps:.2f} ms a step; "
+          f"floor {1e3 * floor / steps:.2f} ms ({work.decode_bytes / steps / 1e9:.2f} GB), "
+          f"{spent / floor:.2f}x of it")  # fmt: skip
+    rate = (work.prefill_flops - alone) / seconds[1]
+    print(f"  prefill: {slots * args.body / seconds[1]:10,.0f} tokens/s, {rate / 1e12:,.2f} TFLOP/s, "
+          f"{rate / speed.flops:.1%} of the matrix rate")  # fmt: skip
 
 
-def train_steps(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, mesh: Mesh, count: int) -> None:
+def drawing(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, name: str) -> float:
+    """Seconds of one pass of the loop over all problems, prefix included, once its programs are compiled."""
+    slots = args.loop_slots or args.slots[-1]
+    ours = make_sampler(args, model, params, slots, min(args.problems, 2048), args.new_tokens)
+    prompts = prompts_of(args, args.problems, seed=len(name))
+    ours(prompts[:1])
+    started = time.perf_counter()
+    drawn = ours.with_params(params)(prompts)
+    seconds = time.perf_counter() - started
+    lengths = budget.Lengths(args.prefix, args.body, args.new_tokens)
+    steps = budget.least_sampling(model.config, args.problems, slots, lengths).decode_steps
+    tokens = sum(len(draw.token_ids) for draw in drawn)
+    print(f"\n{name}: {args.problems} problems, {slots} slots: {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s; "
+          f"{steps} decode steps at least")  # fmt: skip
+    return seconds
+
+
+def training(
+    args: argparse.Namespace, settings: config.Config, model: gpt.GPT, mesh: Mesh, speed: Speed
+) -> dict[str, float]:
+    """Seconds of the loop's restart ("load") and steps ("fine_tune")."""
+    settings = choose_dtypes(settings)
+    weights, adam = settings.train.param_dtype, settings.optimizer
+    made = random_params(model, mesh, weights)
+    base = sharding.to_host(made)
+    jax.tree.map(lambda leaf: leaf.delete(), made)
+    batch = {name: sharding.put_rows(mesh, array) for name, array in rows_of(args, model).items()}
+
+    def step(state):
+        return train.train_step(model, adam, state, batch, np.float32(1e-6))
+
+    with sharding.use(mesh):
+        started = time.perf_counter()
+        jax.block_until_ready(step(train.initial_state(adam, sharding.from_host(base))))
+        first = time.perf_counter() - started
+        started = time.perf_counter()
+        state = jax.block_until_ready(train.initial_state(adam, sharding.from_host(base)))
+        load, started = time.perf_counter() - started, time.perf_counter()
+        for _ in range(args.steps):
+            state, metrics = step(state)
+        jax.block_until_ready(state)
+        spent = time.perf_counter() - started
+    one, tokens = spent / args.steps, args.rows * args.row_tokens
+    plain = dataclasses.replace(settings, model=dataclasses.replace(settings.model, remat="none"))
+    mfu, hardware = (budget.train_flops(c) / one / speed.flops for c in (plain, settings))
+    print(f"\ntrain step: {args.rows} x {args.row_tokens} tokens, {weights} weights, {adam.moment_dtype} first moment, "
+          f"loss {float(metrics['loss']):.3f}, {memory()}")  # fmt: skip
+    print(f"  first {first:.1f} s, then {one:.3f} s; {tokens / one:,.0f} tokens/s; MFU {mfu:.1%}, "
+          f"with recomputation {hardware:.1%}")  # fmt: skip
+    return {"load": load, "fine_tune": spent}
+
+
+def choose_dtypes(settings: config.Config) -> config.Config:
+    """The widest of DTYPES that fits the device by its count of bytes; says what each takes."""
+    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    chosen = None
+    print(f"\nweights and Adam on this device ({f'{limit / 2**30:.1f} GiB' if limit else 'its memory is not told'}):")
+    for weights, first in DTYPES:
+        option = dataclasses.replace(
+            settings,
+            train=dataclasses.replace(settings.train, param_dtype=weights),
+            optimizer=dataclasses.replace(settings.optimizer, moment_dtype=first),
+        )
+        held, more = budget.train_bytes(option, dict(data=1, fsdp=1, tensor=1))
+        fits = not limit or held + more < limit
+        print(f"  {weights} weights, {first} first moment: {held / 2**30:.2f} + {more / 2**30:.2f} GiB, "
+              f"{'fits' if fits else 'does not fit'}")  # fmt: skip
+        chosen = chosen or (option if fits else None)
+    return chosen or option
+
+
+def rows_of(args: argparse.Namespace, model: gpt.GPT) -> dict[str, np.ndarray]:
+    """A batch of rows full of one segment each, with loss on all of it."""
     shape = (args.rows, args.row_tokens)
     ids = np.random.default_rng(1).integers(0, model.config.vocab_size, shape).astype(np.int32)
     positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
     packed = data.PackedRows(ids, positions, np.ones(shape, np.int32), np.ones(shape, np.float32), too_long=0)
-    batch = {name: sharding.put_rows(mesh, array) for name, array in packed.take(np.arange(args.rows)).items()}
-    adam = config.OptimizerConfig()
-    state, seconds = train.initial_state(adam, params), []
-    for _ in range(args.steps + 1):
-        started = time.perf_counter()
-        state, metrics = train.train_step(model, adam, state, batch, np.float32(1e-6))
-        jax.block_until_ready(state)
-        seconds.append(time.perf_counter() - started)
-    step = float(np.median(seconds[1:]))
-    tokens = args.rows * args.row_tokens
-    attended = tokens * args.row_tokens / 2
-    useful = (
-        6 * (count - model.config.vocab_size * model.config.d_model) * tokens
-        + 12 * model.config.n_layers * model.config.d_model * attended
-    )
-    print(f"\ntraining: {args.rows} x {args.row_tokens} tokens, loss {float(metrics['loss']):.3f}, {memory()}")
-    print(f"first step {seconds[0]:.2f} s, then {step:.3f} s a step; {tokens / step:10,.0f} tokens/s")
-    shares(args, step, useful, 0.0)
-    if args.matrix_rate:
-        share = useful * 4 / 3 / step / args.matrix_rate / 1e12
-        print(f"with the recomputed forward pass: {share:.1%} of the matrix rate")
+    return packed.take(np.arange(args.rows))
 
 
-def shares(args: argparse.Namespace, seconds: float, flops: float, moved: float) -> None:
-    print(f"least work: {flops / 1e12:,.2f} TFLOP ({flops / seconds / 1e12:,.2f} TFLOP/s)", end="")
-    print(f", {moved / 1e9:,.1f} GB ({moved / seconds / 1e12:,.3f} TB/s)" if moved else "")
-    if args.matrix_rate:
-        print(f"share of the matrix rate: {flops / seconds / args.matrix_rate / 1e12:.1%}")
-    if args.bandwidth and moved:
-        print(f"share of the bandwidth: {moved / seconds / args.bandwidth / 1e12:.1%}")
+def transformers_line(args: argparse.Namespace) -> str:
+    """transformers' generate on the same lengths, random bfloat16 weights; or that it is absent."""
+    name = "transformers' generate"
+    if not all(importlib.util.find_spec(module) for module in ("torch", "transformers")):
+        return f"\n{name}: torch or transformers is absent"
+    import torch
+    import transformers
+
+    if args.torch_device == "cuda" and not torch.cuda.is_available():
+        return f"\n{name}: torch sees no GPU"
+    cfg = sizes(args).model
+    theirs = transformers.GPTJConfig(
+        vocab_size=cfg.vocab_size, n_positions=cfg.max_positions, n_embd=cfg.d_model, n_layer=cfg.n_layers,
+        n_head=cfg.n_heads, rotary_dim=cfg.rotary_dim,
+    )  # fmt: skip
+    with torch.device(args.torch_device), torch.inference_mode():
+        torch.set_default_dtype(torch.bfloat16)
+        model = transformers.GPTJForCausalLM(theirs).eval()
+        torch.set_default_dtype(torch.float32)
+        rows = min(args.slots)
+        ids = torch.randint(0, cfg.vocab_size, (rows, args.prefix + args.body))
+        how = dict(max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens, do_sample=False, pad_token_id=0)
+        seconds = []
+        for _ in range(2):
+            started = time.perf_counter()
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), **how).cpu()
+            seconds.append(time.perf_counter() - started)
+    new = rows * (out.shape[1] - ids.shape[1])
+    del model
+    if args.torch_device == "cuda":
+        torch.cuda.empty_cache()
+    return f"\n{name}: {rows} rows, the whole prompt in each: {seconds[1]:.2f} s, {new / seconds[1]:,.0f} new tokens/s"
 
 
 def memory() -> str:

@@ -1,0 +1,125 @@
+"""Where an outer iteration of the addition demo spends its time, and what it compiles.
+
+    python tests/benchmarks/iteration.py --base=runs/arithmetic/base
+    python tests/benchmarks/iteration.py --base=runs/arithmetic/base --problems=2000 --steps=200        a minute
+
+Runs configs/arithmetic.py through star.run, from a stored base (without --base the demo's own is pretrained first, two
+minutes), in a directory of its own. The seconds by phase are the run's own, from its metrics.jsonl. Sampling,
+rationalizing and evaluating are draws of the compiled sampler with the judging of what it drew; fine_tune is the train
+steps. All else is overhead: "outside" is its share of an iteration's wall time, and the bar is 5 %.
+
+Compilations are the backend's, counted by jax.monitoring and dealt to the iterations by the clock; the bar is none
+after iteration 1 (iteration 0 evaluates the base). A compilation that a persistent cache answers counts too.
+"""
+
+import argparse
+import importlib.util
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from star_jax import checkpoint, config, star
+
+ROOT = Path(__file__).parents[2]
+WORK = ("sample", "rationalize", "evaluate", "fine_tune")  # what an iteration is for
+BAR = 0.05  # of the wall time, for all else
+
+
+class Compilations:
+    """The times at which the backend was asked to compile a program, since this was made."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def _heard(self, event: str, _: float, **__: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.times.append(time.time())
+
+    def between(self, begin: float, end: float) -> int:
+        return sum(begin < t <= end for t in self.times)
+
+    def close(self) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._heard)
+
+
+def settings(args: argparse.Namespace) -> config.Config:
+    """The demo's config with the sizes of the flags."""
+    path = ROOT / "configs" / "arithmetic.py"
+    spec = importlib.util.spec_from_file_location("arithmetic", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    values = module.get_config()
+    values.star.update(dict(iterations=args.iterations, problems_per_iteration=args.problems, steps=args.steps))
+    values.mesh.data = 1
+    if args.digits:
+        values.task.update(dict(max_digits=args.digits, train_per_length=args.problems, held_out_per_length=8))
+    if args.base:
+        sizes = checkpoint.load_config(args.base)
+        values.base.path = str(Path(args.base).absolute())
+        values.model.update({name: getattr(sizes, name) for name in config.SIZES})
+    return config.from_dict(values)
+
+
+def measure(args: argparse.Namespace, workdir: Path) -> tuple[float, list[dict[str, Any]]]:
+    """(wall seconds, for each iteration its phases with "compilations" and, as "total", its wall seconds)."""
+    compiled, begun = Compilations(), time.time()
+    try:
+        star.run(settings(args), workdir)
+    finally:
+        compiled.close()
+    wall, since, found = time.time() - begun, begun, []
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["stage"] == "phases":
+            seconds = {k: v for k, v in line.items() if k not in ("time", "stage", "iteration", "step")}
+            # A line is written when its iteration has ended.
+            found.append({**seconds, "compilations": compiled.between(since, line["time"])})
+            since = line["time"]
+    return wall, found
+
+
+def table(iterations: list[dict[str, Any]]) -> str:
+    """Seconds and shares by phase, a column an iteration; then what is outside of the work, and compilations."""
+    names = dict.fromkeys(name for phases in iterations for name in phases)
+    rows = [f"{'':14}" + "".join(f"{f'iteration {n}':>18}" for n in range(len(iterations)))]
+    for name in (name for name in names if name not in ("total", "compilations")):
+        cells = [(phases.get(name, 0.0), phases["total"]) for phases in iterations]
+        rows.append(f"{name:14}" + "".join(f"{value:10.2f} s{value / total:6.1%}" for value, total in cells))
+    rows.append(f"{'total':14}" + "".join(f"{phases['total']:10.2f} s{'':6}" for phases in iterations))
+    rows.append(f"{'outside':14}" + "".join(f"{outside(p) * p['total']:10.2f} s{outside(p):6.1%}" for p in iterations))
+    rows.append(f"{'compilations':14}" + "".join(f"{phases['compilations']:18}" for phases in iterations))
+    return "\n".join(rows)
+
+
+def outside(phases: dict[str, Any]) -> float:
+    """The share of an iteration's wall time that is neither sampling nor training."""
+    return 1 - sum(phases.get(name, 0.0) for name in WORK) / float(phases["total"])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints the table and the two bars."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="", help="a stored base, e.g. of a finished run of the demo")
+    parser.add_argument("--iterations", type=int, default=3)
+    parser.add_argument("--problems", type=int, default=10_000, help="an iteration")
+    parser.add_argument("--steps", type=int, default=1000, help="of iteration 1; a fifth more each iteration")
+    parser.add_argument("--digits", type=int, default=0, help="the longest sums, with few problems; 0: the demo's task")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        wall, found = measure(args, Path(folder) / "run")
+    machine = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+    print(f"{machine}: {args.problems} problems, {args.steps} steps, {wall:.1f} s in all")
+    print(table(found))
+    shares = [outside(phases) for phases in found[1:]]
+    print(f"outside of sampling and training: {max(shares):.1%} at most (bar: {BAR:.0%})")
+    print(f"compilations after iteration 1: {sum(p['compilations'] for p in found[2:])} (bar: 0)")
+
+
+if __name__ == "__main__":
+    main()
