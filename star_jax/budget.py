@@ -42,6 +42,20 @@ def train_flops(config: Config) -> float:
     return useful * (4 / 3 if cfg.remat == "full" else 1)
 
 
+def least_train_flops(cfg: ModelConfig, rows: dict[str, np.ndarray]) -> float:
+    """FLOPs that a train step on packed rows cannot do without.
+
+    6 a weight of the blocks and token, 6 a weight of the head and token with loss, 12 a layer, feature and pair of
+    tokens that see each other; none for padding.
+    """
+    real_RT = rows["segment_ids_RT"] > 0
+    pairs = float(np.sum(rows["positions_RT"][real_RT] + 1))
+    head = cfg.vocab_size * cfg.d_model
+    blocks = parameters(gpt.GPT(cfg)) - (1 if cfg.is_gpt2 else 2) * head
+    with_loss = int(np.sum(rows["weights_RT"] > 0))
+    return 6.0 * (blocks * int(real_RT.sum()) + head * with_loss) + 12 * cfg.n_layers * cfg.d_model * pairs
+
+
 def decode_flops(config: Config, lengths: Lengths) -> float:
     """FLOPs of one decode step of all slots of a group, half of the new tokens being there."""
     cfg = config.model
