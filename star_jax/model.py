@@ -183,13 +183,17 @@ class GPT(nn.Module):
           positions_BT: int32; 0, 1, 2, ... where not given. Packed rows restart at each segment.
           segment_ids_BT: a token sees only tokens of its own segment; one segment where not given.
         """
+        return self._logits(self.normed(tokens_BT, positions_BT, segment_ids_BT))
+
+    def normed(self, tokens_BT, positions_BT=None, segment_ids_BT=None):
+        """[B, T, D] behind the final norm: what the output head is applied to. See `__call__`."""
         batch, length = tokens_BT.shape
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(length), (batch, length))
         mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
         if segment_ids_BT is not None:
             mask_BTS &= segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-        return self.logits(self.hidden(tokens_BT, positions_BT, mask_BTS)[0])
+        return self.final_norm(self.hidden(tokens_BT, positions_BT, mask_BTS)[0])
 
     def hidden(self, tokens_BT, positions_BT, mask_BTS, prefix=None, prefix_length=None):
         """(activations [B, T, D] behind the blocks, Keys [N, B, H, T, K]); see Attention for the arguments.
@@ -208,9 +212,12 @@ class GPT(nn.Module):
         return x_BTD + self.positions(jnp.minimum(positions_BT, self.config.max_positions - 1))
 
     def logits(self, x_BTD):
-        """Output head: [..., V] in float32."""
+        """Final norm and output head: [..., V] in float32."""
+        return self._logits(self.final_norm(x_BTD))
+
+    def _logits(self, normed):
         head = self.embedding.attend if self.config.is_gpt2 else self.head
-        logits = head(self.final_norm(x_BTD)).astype(jnp.float32)
+        logits = head(normed).astype(jnp.float32)
         return _constrain(logits, ("batch", *("length",) * (logits.ndim - 2), "vocab"))
 
 
@@ -232,6 +239,13 @@ def log_probability(logits_BTV: jax.Array, ids_BT: jax.Array) -> jax.Array:
     """
     at_id = jnp.arange(logits_BTV.shape[-1]).reshape((1,) * ids_BT.ndim + (-1,)) == ids_BT[..., None]
     return jnp.sum(jnp.where(at_id, logits_BTV, 0.0), axis=-1) - jax.nn.logsumexp(logits_BTV, axis=-1)
+
+
+def head_weights(config: ModelConfig, params: Params) -> tuple[jax.Array, jax.Array | None]:
+    """(kernel [D, V], bias [V] or None) of the output head, as they are stored."""
+    if config.is_gpt2:
+        return params["embedding"]["embedding"].T, None
+    return params["head"]["kernel"], params["head"]["bias"]
 
 
 def call(model: GPT, params: Params, *args: Any, method: str | None = None) -> jax.Array:
