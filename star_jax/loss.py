@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 
 from star_jax import model as gpt
 from star_jax import sharding
+from star_jax.config import ModelConfig
 
 # Tokens: the fewer, the smaller a chunk's logits; the more, the fewer passes over the gradient of the head's weights.
 CHUNK = 256
@@ -46,6 +47,11 @@ class Gradients(NamedTuple):
     x_ND: jax.Array  # of the tokens with loss, in the order in which they are gone over
     kernel_DV: jax.Array
     bias_V: jax.Array | None
+
+
+def pays(config: ModelConfig) -> bool:
+    """Whether the logits of all tokens are worth avoiding: they are wider than what the MLP holds of each."""
+    return config.vocab_size > config.d_mlp
 
 
 def loss_sums(

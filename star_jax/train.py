@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from star_jax import checkpoint, data, optimizer, sharding
+from star_jax import checkpoint, data, loss, optimizer, sharding
 from star_jax import model as gpt
 from star_jax.config import OptimizerConfig, TrainConfig
 from star_jax.errors import InputError
@@ -71,15 +71,17 @@ def train_step(
     weight = jnp.sum(batch["weights_RT"][:, 1:])
 
     def share_of_loss(params, part):
+        if loss.pays(model.config):
+            return loss.loss_sums(model, params, part, loss.Options(z_loss))[0] / jnp.maximum(weight, 1.0)
         return loss_sums(model, params, part, z_loss)[0] / jnp.maximum(weight, 1.0)
 
-    loss, gradients = _in_parts(jax.value_and_grad(share_of_loss), state.params, batch, microbatches)
+    mean, gradients = _in_parts(jax.value_and_grad(share_of_loss), state.params, batch, microbatches)
     # Summed over the devices and laid out as the parameters are, before anything is computed from them.
     gradients = sharding.constrain_params(model, gradients)
     updates, opt_state = optimizer.chain(config).update(gradients, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates)
     metrics = {
-        "loss": loss,
+        "loss": mean,
         "loss_tokens": weight,
         "tokens": jnp.sum(batch["segment_ids_RT"] > 0),
         "gradient_norm": optax.tree.norm(gradients),
@@ -99,8 +101,8 @@ def _in_parts(
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
     if microbatches == 1:
-        loss, gradients = value_and_grad(params, batch)
-        return loss, widen(gradients)
+        value, gradients = value_and_grad(params, batch)
+        return value, widen(gradients)
 
     def deal(array_RT: jax.Array) -> jax.Array:
         # Row i goes into part i % microbatches: every device keeps its rows.
@@ -108,8 +110,8 @@ def _in_parts(
         return array_RT.reshape(rows // microbatches, microbatches, length).swapaxes(0, 1)
 
     def add(total: tuple[jax.Array, gpt.Params], part: dict[str, jax.Array]) -> tuple[Any, None]:
-        loss, gradients = value_and_grad(params, part)
-        return jax.tree.map(jnp.add, total, (loss, widen(gradients))), None
+        value, gradients = value_and_grad(params, part)
+        return jax.tree.map(jnp.add, total, (value, widen(gradients))), None
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
     return jax.lax.scan(add, (jnp.zeros(()), zeros), jax.tree.map(deal, batch))[0]

@@ -51,12 +51,13 @@ def main() -> None:
         sides = {name: Side(name, Path(folder) / "model") for name in ("ours", "transformers")}
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for turn in range(args.steps + 1):
-            losses = {}
+            losses, taken = {}, {}
             for name, side in sides.items():
                 answer = side.ask("step")
-                losses[name] = answer["loss"]
+                losses[name], taken[name] = answer["loss"], answer["seconds"]
                 seconds[name] += [answer["seconds"]] * (turn > 0)
-            print(f"step {turn}: loss {losses['ours']:.6f} and {losses['transformers']:.6f}", flush=True)
+            print(f"step {turn}: " + ", ".join(f"{name} {taken[name]:.2f} s, loss {losses[name]:.6f}" for name in sides),
+                  flush=True)  # fmt: skip
             tolerance = 1e-5 if turn == 0 else 1e-4  # Adam's first steps are signs: rounding turns a few of them
             assert abs(losses["ours"] - losses["transformers"]) < tolerance * losses["transformers"], losses
         facts = {name: side.ask("facts") for name, side in sides.items()}
