@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from star_jax import attention
 from star_jax.config import ModelConfig
 
 Params = Any  # nested dict of arrays
@@ -41,6 +42,12 @@ class Keys(NamedTuple):
     v: jax.Array
 
 
+class Segments(NamedTuple):
+    """In a mask's place, without cache and prefix: a token sees those of its own segment up to itself."""
+
+    ids_BT: jax.Array
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions."""
 
@@ -52,7 +59,7 @@ class Attention(nn.Module):
 
         Args:
           x_BTD: inputs. positions_BT: absolute positions, int32.
-          mask_BTS: True where query t may see key s; S = T without a cache.
+          mask_BTS: True where query t may see key s; S = T without a cache. Or Segments.
           cached: Keys [B, H, S, K] or None. slot: where the token goes (T = 1).
           prefix: Keys [H, P, K] or None; its first `prefix_length` keys are seen by every query.
 
@@ -81,7 +88,10 @@ class Attention(nn.Module):
         if cached is not None:
             write = jax.lax.dynamic_update_slice_in_dim
             keys = Keys(write(cached.k, keys.k, slot, axis=2), write(cached.v, keys.v, slot, axis=2))
-        y_BHTK = _attend(q_BHTK, keys, mask_BTS, prefix, prefix_length)
+        if isinstance(mask_BTS, Segments):
+            y_BHTK = attention.by_segments(q_BHTK, keys.k, keys.v, mask_BTS.ids_BT)
+        else:
+            y_BHTK = _attend(q_BHTK, keys, mask_BTS, prefix, prefix_length)
         out_HKD = _weight(
             self, "out", _INIT_HEADS_OUT, (cfg.n_heads, cfg.head_dim, cfg.d_model), ("heads", "kv", "embed")
         )
@@ -183,17 +193,17 @@ class GPT(nn.Module):
           positions_BT: int32; 0, 1, 2, ... where not given. Packed rows restart at each segment.
           segment_ids_BT: a token sees only tokens of its own segment; one segment where not given.
         """
-        return self._logits(self.normed(tokens_BT, positions_BT, segment_ids_BT))
-
-    def normed(self, tokens_BT, positions_BT=None, segment_ids_BT=None):
-        """[B, T, D] behind the final norm: what the output head is applied to. See `__call__`."""
         batch, length = tokens_BT.shape
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(length), (batch, length))
         mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
         if segment_ids_BT is not None:
             mask_BTS &= segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-        return self.final_norm(self.hidden(tokens_BT, positions_BT, mask_BTS)[0])
+        return self.logits(self.hidden(tokens_BT, positions_BT, mask_BTS)[0])
+
+    def normed(self, tokens_BT, positions_BT, segment_ids_BT):
+        """[B, T, D] behind the final norm, of packed rows: what the output head is applied to."""
+        return self.final_norm(self.hidden(tokens_BT, positions_BT, Segments(segment_ids_BT))[0])
 
     def hidden(self, tokens_BT, positions_BT, mask_BTS, prefix=None, prefix_length=None):
         """(activations [B, T, D] behind the blocks, Keys [N, B, H, T, K]); see Attention for the arguments.
@@ -212,12 +222,9 @@ class GPT(nn.Module):
         return x_BTD + self.positions(jnp.minimum(positions_BT, self.config.max_positions - 1))
 
     def logits(self, x_BTD):
-        """Final norm and output head: [..., V] in float32."""
-        return self._logits(self.final_norm(x_BTD))
-
-    def _logits(self, normed):
+        """Output head: [..., V] in float32."""
         head = self.embedding.attend if self.config.is_gpt2 else self.head
-        logits = head(normed).astype(jnp.float32)
+        logits = head(self.final_norm(x_BTD)).astype(jnp.float32)
         return _constrain(logits, ("batch", *("length",) * (logits.ndim - 2), "vocab"))
 
 

@@ -16,7 +16,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # From the ground up. A module imports from lower floors, and from its own where that makes no circle.
 FLOORS = (
     ("errors", "records", "tokenizer", "stops", "prompting", "tasks", "filter", "ledger", "report"),
-    ("config", "hosts", "sharding", "model", "cached", "decoding", "optimizer", "metrics", "hlo", "budget", "loss"),
+    ("config", "hosts", "sharding", "model", "cached", "decoding", "optimizer", "metrics", "hlo", "budget", "attention", "loss"),
     ("sampler", "data", "convert"),
     ("checkpoint", "evaluate"),
     ("train",),
