@@ -49,9 +49,9 @@ def _row(q_HTK, k_HTK, v_HTK, ids_T):
 
 def _block(low, start, end, q_HTK, k_HTK, v_HTK, ids_T):
     """Queries [start, end) over keys [low, end)."""
-    scores = jnp.einsum(
-        "HTK,HSK->HTS", q_HTK[:, start:end], k_HTK[:, low:end], preferred_element_type=jnp.float32
-    ) * (q_HTK.shape[-1] ** -0.5)
+    scores = jnp.einsum("HTK,HSK->HTS", q_HTK[:, start:end], k_HTK[:, low:end], preferred_element_type=jnp.float32) * (
+        q_HTK.shape[-1] ** -0.5
+    )
     seen_TS = jnp.arange(start, end)[:, None] >= jnp.arange(low, end)[None]
     seen_TS &= ids_T[start:end, None] == ids_T[None, low:end]
     weights = jax.nn.softmax(jnp.where(seen_TS[None], scores, jnp.finfo(jnp.float32).min), axis=-1)

@@ -58,14 +58,10 @@ def loss_sums(
     model: gpt.GPT, params: gpt.Params, batch: dict[str, jax.Array], options: Options = Options()
 ) -> tuple[jax.Array, jax.Array]:
     """(summed loss in nats, summed weight) of packed rows, as train.loss_sums has them."""
-    x_RTD = gpt.call(
-        model, params, batch["tokens_RT"], batch["positions_RT"], batch["segment_ids_RT"], method="normed"
-    )
+    x_RTD = gpt.call(model, params, batch["tokens_RT"], batch["positions_RT"], batch["segment_ids_RT"], method="normed")
     kernel_DV, bias_V = gpt.head_weights(model.config, params)
     # Each token is predicted by the one before it; so the last place of a row predicts nothing.
-    targets_RT, weights_RT = (
-        jnp.pad(batch[name][:, 1:], ((0, 0), (0, 1))) for name in ("tokens_RT", "weights_RT")
-    )
+    targets_RT, weights_RT = (jnp.pad(batch[name][:, 1:], ((0, 0), (0, 1))) for name in ("tokens_RT", "weights_RT"))
     return summed(options, x_RTD, kernel_DV, bias_V, targets_RT, weights_RT), jnp.sum(weights_RT)
 
 
@@ -134,7 +130,7 @@ def _over_chunks(options, with_gradients, axes, x_RTD, kernel_DV, bias_V, target
 
     def turn(i, carry):
         order_C, weights_C = (jax.lax.dynamic_slice_in_dim(of, i * chunk, chunk) for of in (order_N, front_N))
-        x_CD = x_ND[order_C]
+        x_CD = jnp.where(weights_C[:, None] != 0, x_ND[order_C], 0)  # the last chunk is filled with what does not count
         loss, dlogits_CV = _chunk(options, with_gradients, axes, head, x_CD, targets_N[order_C], weights_C)
         return carry[0] + loss, carry[1] and _add(axes, head, carry[1], i * chunk, x_CD, dlogits_CV)
 

@@ -250,7 +250,9 @@ def table(args: argparse.Namespace, seconds: dict[str, float], facts: dict[str, 
         print(f"{name:14}{taken:10.2f}{tokens / taken:10,.0f}{flops / rate / taken:14.0%}"
               f"{facts[name]['peak'] / MIB:11,.0f}")  # fmt: skip
     memory = facts["ours"]["peak"] / facts["transformers"]["peak"]
-    print(f"ours / transformers: {seconds['transformers'] / seconds['ours']:.2f} x the tokens/s, {memory:.2f} x the memory")
+    print(
+        f"ours / transformers: {seconds['transformers'] / seconds['ours']:.2f} x the tokens/s, {memory:.2f} x the memory"
+    )
 
 
 if __name__ == "__main__":
