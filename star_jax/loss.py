@@ -1,12 +1,12 @@
 """The training loss from hidden states: logits exist for one chunk of tokens with loss at a time, never for all.
 
-At GPT-J's vocabulary the logits of a step's tokens are larger than all else that a step keeps. So `summed` brings the tokens
-that carry loss to the front, goes over them in chunks, as many as there are, and takes from each chunk's
-logits the loss and, where it will be asked for, its gradient at once: nothing of a chunk outlives it. What is
-left to the backward pass is a product with the loss's own gradient.
+At GPT-J's vocabulary the logits of a step's tokens are larger than all else that a step keeps. So `summed` brings the
+tokens that carry loss to the front, goes over them in chunks, as many as there are, and takes from each chunk's logits
+the loss and, where it will be asked for, its gradient at once: nothing of a chunk outlives it. What is left to the
+backward pass is a product with the loss's own gradient.
 
-Under a mesh every device goes over its own rows. The gradient of the head's weights is summed over the devices once, behind
-the last chunk; of a vocabulary that is split over `tensor` a chunk's maxima and sums are exchanged, never its logits.
+Under a mesh every device goes over its own rows. The gradient of the head's weights is summed over the devices once,
+behind the last chunk; of a vocabulary that is split a chunk's maxima and sums are exchanged, never its logits.
 """
 
 import dataclasses
@@ -99,7 +99,7 @@ summed.defvjp(_forward, _backward)
 
 
 def _on_devices(options, with_gradients, x_RTD, kernel_DV, bias_V, targets_RT, weights_RT):
-    """(loss, gradients of x, kernel and bias; None without them): each device has its own rows and its own vocabulary."""
+    """(loss, gradients of x, kernel and bias, or None): each device has its own rows and its own vocabulary."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return _over_chunks(options, with_gradients, None, x_RTD, kernel_DV, bias_V, targets_RT, weights_RT)

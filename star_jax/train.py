@@ -244,7 +244,7 @@ def _account(
     log_every: int,
     on_step: Callable[[int, dict[str, Any]], None] | None,
 ) -> None:
-    """Takes finished steps off `pending` into the totals, stops on a loss that is no number, reports every few steps."""
+    """Takes `pending` steps into the totals, stops on a loss that is no number, and reports every few steps."""
     fetched = jax.device_get([metrics for _, metrics in pending])
     for (step, _), metrics in zip(pending, fetched, strict=True):
         values = {name: float(value) for name, value in metrics.items()}

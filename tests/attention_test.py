@@ -1,4 +1,4 @@
-"""star_jax.attention: the plain softmax over a row's own segments, and its gradients, wherever segments begin and end."""
+"""star_jax.attention: the plain softmax over a row's own segments and its gradients, wherever segments begin."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""star_jax.loss: the same loss and gradients as with all logits, for whatever carries loss, on every mesh; and no logits."""
+"""star_jax.loss: the loss and gradients of all logits, whatever carries loss, on every mesh; and no logits."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""tests/benchmarks/train_step.py: at a tiny size it runs, both sides have the same losses, and its table ends with ratios."""
+"""tests/benchmarks/train_step.py runs at a tiny size, and its table ends with the ratios."""
 
 import os
 import re

@@ -2,19 +2,19 @@
 
     python tests/benchmarks/train_step.py [--remat=none] [--microbatches=1]
 
-The model: a GPT-J of 8 layers, d_model 512, vocabulary 50,400, weights of standard deviation 0.1, float32. A step: 8 packed rows
-of 512 tokens, four texts a row whose last 40 % carry the loss; AdamW without clipping. Each side lives in a process of
-its own; they take their steps by turns, so that what else the machine does hits both, and while one works the
-other waits. The first step (which compiles) is not timed. Both must have the same losses, step by step.
+The model: a GPT-J of 8 layers, d_model 512, vocabulary 50,400, weights of standard deviation 0.1, float32. A step:
+8 packed rows of 512 tokens, four texts a row whose last 40 % carry the loss; AdamW without clipping. Each side lives
+in a process of its own; they take their steps by turns, so that what else the machine does hits both, and while one
+works the other waits. The first step (which compiles) is not timed. Both must have the same losses, step by step.
 
 Torch has as many threads as there are cores, its fused AdamW (Trainer's default) and keeps what it has freed
 (MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=32 GiB), without which each step would fetch its pages anew: this
 script starts itself again with these set. Peak memory is the process's high-water mark of resident memory, less
 what was resident behind the imports: weights, moments, loading and compiling are in it.
 
-The least work of a step: 6 FLOPs a weight and token (the head's at tokens with loss alone, the embedding's never) and 12 a
-feature of each pair of tokens that see each other. The least bytes: weights, gradients and both moments read
-and written once by Adam. The share reached is of this machine's matrix product, measured in the same run.
+The least work of a step: 6 FLOPs a weight and token (the head's at tokens with loss alone, the embedding's never) and
+12 a feature of each pair of tokens that see each other. The least bytes: weights, gradients and both moments read and
+all but the gradients written, once, by Adam. The share reached is of this machine's matrix product, measured in the same run.
 
 FIGURES
 """
@@ -56,11 +56,11 @@ def main() -> None:
                 answer = side.ask("step")
                 losses[name], taken[name] = answer["loss"], answer["seconds"]
                 seconds[name] += [answer["seconds"]] * (turn > 0)
-            print(f"step {turn}: " + ", ".join(f"{name} {taken[name]:.2f} s, loss {losses[name]:.6f}" for name in sides),
-                  flush=True)  # fmt: skip
+            said = (f"{name} {taken[name]:.2f} s, loss {losses[name]:.6f}" for name in sides)
+            print(f"step {turn}: {'; '.join(said)}", flush=True)
             tolerance = 1e-5 if turn == 0 else 1e-4  # Adam's first steps are signs: rounding turns a few of them
             assert abs(losses["ours"] - losses["transformers"]) < tolerance * losses["transformers"], losses
-        facts = {name: side.ask("facts") for name, side in sides.items()}
+        facts = {name: side.close() for name, side in sides.items()}
     table(args, {name: statistics.median(values) for name, values in seconds.items()}, facts)
 
 
@@ -96,6 +96,12 @@ class Side:
         except (BrokenPipeError, json.JSONDecodeError) as error:
             raise SystemExit(f"the side {self.name} ended with status {self.process.wait()}") from error
         return answer
+
+    def close(self) -> dict[str, Any]:
+        """Ends it; what is known of it then."""
+        facts = self.ask("facts")
+        self.process.communicate()
+        return facts
 
 
 def serve(side: Iterator[dict[str, Any]]) -> None:
@@ -250,9 +256,8 @@ def table(args: argparse.Namespace, seconds: dict[str, float], facts: dict[str, 
         print(f"{name:14}{taken:10.2f}{tokens / taken:10,.0f}{flops / rate / taken:14.0%}"
               f"{facts[name]['peak'] / MIB:11,.0f}")  # fmt: skip
     memory = facts["ours"]["peak"] / facts["transformers"]["peak"]
-    print(
-        f"ours / transformers: {seconds['transformers'] / seconds['ours']:.2f} x the tokens/s, {memory:.2f} x the memory"
-    )
+    faster = seconds["transformers"] / seconds["ours"]
+    print(f"ours / transformers: {faster:.2f} x the tokens/s, {memory:.2f} x the memory")
 
 
 if __name__ == "__main__":
