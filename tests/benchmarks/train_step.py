@@ -13,8 +13,9 @@ script starts itself again with these set. Peak memory is the process's high-wat
 what was resident behind the imports: weights, moments, loading and compiling are in it.
 
 The least work of a step: 6 FLOPs a weight and token (the head's at tokens with loss alone, the embedding's never) and
-12 a feature of each pair of tokens that see each other. The least bytes: weights, gradients and both moments read and
-all but the gradients written, once, by Adam. The share reached is of this machine's matrix product, measured in the same run.
+12 a feature of each pair of tokens that see each other. The least bytes are Adam's: weights,
+gradients and both moments read, all but the gradients written. The share reached is of this machine's matrix product,
+measured in the same run.
 
 FIGURES
 """
