@@ -11,7 +11,7 @@ behind the last chunk; of a vocabulary that is split a chunk's maxima and sums a
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +103,8 @@ def _on_devices(options, with_gradients, x_RTD, kernel_DV, bias_V, targets_RT, w
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return _over_chunks(options, with_gradients, None, x_RTD, kernel_DV, bias_V, targets_RT, weights_RT)
-    axes = Axes(*(dict(sharding.RULES)[name] for name in ("batch", "embed", "vocab")))
+    rules: Any = dict(sharding.RULES)
+    axes = Axes(rules["batch"], rules["embed"], rules["vocab"])
     rows, kernel, bias = PartitionSpec(axes.batch), PartitionSpec(axes.embed, axes.vocab), PartitionSpec(axes.vocab)
     gradients = (rows, kernel, bias) if with_gradients else (PartitionSpec(),) * 3
     body = jax.shard_map(

@@ -201,7 +201,8 @@ def fine_tune(
         state = initial_state(optimizer_config, params, moments)
         totals = {"tokens": 0, "loss_tokens": 0, "loss_first": math.nan, "loss_last": math.nan, "seconds": 0.0}
     begin = int(state.step)
-    started, pending = time.monotonic() - totals["seconds"], []
+    started = time.monotonic() - totals["seconds"]
+    pending: list[tuple[int, dict[str, Any]]] = []
     with sharding.use(mesh):
         batches = _ahead(_on_mesh(rows, train, seed, begin, mesh))
         for step, batch in zip(range(begin, steps), batches, strict=False):
