@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from star_jax import model as gpt
@@ -34,11 +35,14 @@ class Options:
 
 
 class Axes(NamedTuple):
-    """The mesh axes (sharding.RULES) over which a batch's rows, the head's stored rows and its columns are spread."""
+    """The mesh axes over which a batch's rows, the head's stored rows and its columns are spread, if they are.
 
-    batch: tuple[str, ...]
-    embed: str
-    vocab: str
+    An axis of one device is none: compilers for CPUs keep an exchange among one, and copy what is exchanged.
+    """
+
+    batch: tuple[str, ...] = ()
+    embed: tuple[str, ...] = ()
+    vocab: tuple[str, ...] = ()
 
 
 class Gradients(NamedTuple):
@@ -102,9 +106,10 @@ def _on_devices(options, with_gradients, x_RTD, kernel_DV, bias_V, targets_RT, w
     """(loss, gradients of x, kernel and bias, or None): each device has its own rows and its own vocabulary."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return _over_chunks(options, with_gradients, None, x_RTD, kernel_DV, bias_V, targets_RT, weights_RT)
-    rules: Any = dict(sharding.RULES)
-    axes = Axes(rules["batch"], rules["embed"], rules["vocab"])
+        return _over_chunks(options, with_gradients, Axes(), x_RTD, kernel_DV, bias_V, targets_RT, weights_RT)
+    rules: dict[str, Any] = dict(sharding.RULES)
+    named = (np.atleast_1d(rules[name]).tolist() for name in ("batch", "embed", "vocab"))
+    axes = Axes(*(tuple(axis for axis in axes if mesh.shape[axis] > 1) for axes in named))
     rows, kernel, bias = PartitionSpec(axes.batch), PartitionSpec(axes.embed, axes.vocab), PartitionSpec(axes.vocab)
     gradients = (rows, kernel, bias) if with_gradients else (PartitionSpec(),) * 3
     body = jax.shard_map(
@@ -118,12 +123,12 @@ def _on_devices(options, with_gradients, x_RTD, kernel_DV, bias_V, targets_RT, w
 
 
 def _over_chunks(options, with_gradients, axes, x_RTD, kernel_DV, bias_V, targets_RT, weights_RT):
-    """As `_on_devices`, what a device does; `axes` is None where there is but one."""
+    """As `_on_devices`, what a device does."""
     x_ND, targets_N, weights_N = x_RTD.reshape(-1, x_RTD.shape[-1]), targets_RT.reshape(-1), weights_RT.reshape(-1)
     head = _whole_head(axes, kernel_DV.astype(x_ND.dtype), bias_V)
     chunk, counts_N = min(options.chunk, x_ND.shape[0]), weights_N != 0
     turns = -(-jnp.sum(counts_N) // chunk)
-    if axes:  # those that share a vocabulary wait for each other inside, and all of them at the end
+    if axes.batch:  # those that share a vocabulary wait for each other inside, and all of them at the end
         turns = jax.lax.pmax(turns, axes.batch)
     padding = (0, -x_ND.shape[0] % chunk)
     order_N = jnp.argsort(~counts_N, stable=True)
@@ -140,7 +145,7 @@ def _over_chunks(options, with_gradients, axes, x_RTD, kernel_DV, bias_V, target
         dx_ND = jnp.zeros((order_N.shape[0], x_ND.shape[1]), x_ND.dtype)
         gradients = Gradients(dx_ND, *jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), head))
     loss, gradients = jax.lax.fori_loop(0, turns, turn, (jnp.zeros(()), gradients))
-    if axes:
+    if axes.batch:
         loss = jax.lax.psum(loss, axes.batch)
     if not with_gradients:
         return loss, None, None, None
@@ -153,18 +158,18 @@ def _over_chunks(options, with_gradients, axes, x_RTD, kernel_DV, bias_V, target
 
 def _whole_head(axes, kernel_DV, bias_V):
     """The head, whole along the axis that only stores it."""
-    if axes:
+    if axes.embed:
         kernel_DV = jax.lax.all_gather(kernel_DV, axes.embed, axis=0, tiled=True)
     return kernel_DV, bias_V
 
 
 def _sum_over_rows(axes, kernel_DV, bias_V):
     """Gradients summed over the devices' rows; each device keeps the part of the kernel's that it stores."""
-    if not axes:
-        return kernel_DV, bias_V
-    kernel_DV = jax.lax.psum_scatter(kernel_DV, axes.embed, scatter_dimension=0, tiled=True)
-    kernel_DV = jax.lax.psum(kernel_DV, tuple(axis for axis in axes.batch if axis != axes.embed))
-    return kernel_DV, jax.lax.psum(bias_V, axes.batch)
+    if axes.embed:
+        kernel_DV = jax.lax.psum_scatter(kernel_DV, axes.embed, scatter_dimension=0, tiled=True)
+    if others := tuple(axis for axis in axes.batch if axis not in axes.embed):
+        kernel_DV = jax.lax.psum(kernel_DV, others)
+    return kernel_DV, jax.lax.psum(bias_V, axes.batch) if axes.batch else bias_V
 
 
 def _chunk(options, with_gradients, axes, head, x_CD, targets_C, weights_C):
@@ -175,13 +180,13 @@ def _chunk(options, with_gradients, axes, head, x_CD, targets_C, weights_C):
         logits_CV += bias_V.astype(x_CD.dtype).astype(jnp.float32)[None]
     here = jnp.arange(logits_CV.shape[1])
     top_C = jnp.max(logits_CV, axis=1)
-    if axes:
+    if axes.vocab:
         here += jax.lax.axis_index(axes.vocab) * logits_CV.shape[1]
         top_C = jax.lax.pmax(top_C, axes.vocab)
     at_target_CV = here[None] == targets_C[:, None]
     sum_C = jnp.sum(jnp.exp(logits_CV - top_C[:, None]), axis=1)
     at_target_C = jnp.sum(jnp.where(at_target_CV, logits_CV, 0.0), axis=1)
-    if axes:
+    if axes.vocab:
         sum_C, at_target_C = jax.lax.psum((sum_C, at_target_C), axes.vocab)
     log_sum_C = jnp.log(sum_C)
     loss = jnp.sum(weights_C * (log_sum_C + top_C - at_target_C + options.z_loss * log_sum_C**2))
@@ -196,7 +201,7 @@ def _add(axes, head, gradients, place, x_CD, dlogits_CV):
     """The gradients with a chunk's."""
     narrow_CV = dlogits_CV.astype(x_CD.dtype)
     dx_CD = narrow_CV @ head[0].T
-    if axes:
+    if axes.vocab:
         dx_CD = jax.lax.psum(dx_CD, axes.vocab)
     return Gradients(
         jax.lax.dynamic_update_slice_in_dim(gradients.x_ND, dx_CD, place, axis=0),

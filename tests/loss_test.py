@@ -150,10 +150,12 @@ def test_nothing_wide_goes_between_devices_and_the_head_s_gradient_once(mesh_con
     with sharding.use(mesh):
         text = jax.jit(jax.value_and_grad(chunked(model, chunk))).lower(*placed).compile().as_text()
     found = hlo.collectives(text)
-    assert set(found) == {0, 1}  # a call, and a chunk
-    assert max(one.size for one in found[1]) <= 4 * chunk * GPTJ.d_model
+    # Depth 0 is a call, 1 a chunk, in which only those speak that split the vocabulary.
+    assert set(found) == ({0, 1} if mesh_config.tensor > 1 else {0})
+    assert max((one.size for one in found.get(1, [])), default=0) <= 4 * chunk * GPTJ.d_model
     split = 4 * GPTJ.d_model * VOCABULARY // mesh.shape["tensor"] // mesh.shape["fsdp"]
-    assert [one.times for one in found[0] if one.kind == "reduce-scatter" and one.size == split] == [1]
+    scattered = [one.times for one in found[0] if one.kind == "reduce-scatter" and one.size == split]
+    assert scattered == [1] * (mesh_config.fsdp > 1)
 
 
 def shapes_of(text):
