@@ -6,8 +6,8 @@ import math
 import jax
 import numpy as np
 
+from star_jax import attention, loss, sharding
 from star_jax import model as gpt
-from star_jax import sharding
 from star_jax.config import Config, ModelConfig
 
 GIB = 2**30
@@ -40,6 +40,20 @@ def train_flops(config: Config) -> float:
     weights = parameters(gpt.GPT(cfg)) - (0 if cfg.is_gpt2 else cfg.vocab_size * cfg.d_model)
     useful = 6 * weights * rows * length + 12 * cfg.n_layers * cfg.d_model * rows * length * length / 2
     return useful * (4 / 3 if cfg.remat == "full" else 1)
+
+
+def least_train_flops(cfg: ModelConfig, rows: dict[str, np.ndarray]) -> float:
+    """FLOPs that a train step on packed rows cannot do without.
+
+    6 a weight of the blocks and token, 6 a weight of the head and token with loss, 12 a layer, feature and pair of
+    tokens that see each other; none for padding.
+    """
+    real_RT = rows["segment_ids_RT"] > 0
+    pairs = float(np.sum(rows["positions_RT"][real_RT] + 1))
+    head = cfg.vocab_size * cfg.d_model
+    blocks = parameters(gpt.GPT(cfg)) - (1 if cfg.is_gpt2 else 2) * head
+    with_loss = int(np.sum(rows["weights_RT"] > 0))
+    return 6.0 * (blocks * int(real_RT.sum()) + head * with_loss) + 12 * cfg.n_layers * cfg.d_model * pairs
 
 
 def decode_flops(config: Config, lengths: Lengths) -> float:
@@ -88,21 +102,25 @@ def train_bytes(config: Config, ways: dict[str, int]) -> tuple[float, float]:
     """(arguments, temporaries) of a train step on one device; `ways`: devices along each mesh axis.
 
     Arguments: weights and both moments. Temporaries: gradients (twice with microbatches), what the blocks keep for
-    the backward pass, one block's own, and the logits with their gradient.
+    the backward pass, one block's own, and the logits with their gradient: of all tokens, or of a chunk of them with
+    the whole head and its gradient (see loss.py).
     """
     cfg, train = config.model, config.train
     count, split = parameters(gpt.GPT(cfg)), ways["fsdp"] * ways["tensor"]
     width = np.dtype(train.param_dtype).itemsize + np.dtype(config.optimizer.moment_dtype).itemsize + 4
     tokens = train.batch_rows / train.microbatches / (ways["data"] * ways["fsdp"]) * train.row_tokens
     half, tensor = np.dtype(cfg.compute_dtype).itemsize, ways["tensor"]
-    scores = tokens * train.row_tokens * cfg.n_heads / tensor * (4 + half)
+    chunked = loss.pays(cfg)  # then attention too goes row by row and block by block
+    queries = min(attention.BLOCK, train.row_tokens) if chunked else tokens
+    scores = queries * train.row_tokens * cfg.n_heads / tensor * (4 + half)
     block = tokens * (6 * cfg.d_model + 3 * cfg.d_mlp / tensor) * half + scores
     products = tokens * (6 * cfg.d_model + cfg.d_mlp) / tensor * half
     kept = {"full": 0, "dots": products, "none": block}[cfg.remat] + tokens * cfg.d_model * half
     layer = 2 * 12 * cfg.d_model**2 / tensor * half  # gathered weights of this layer and the next
-    logits = 2 * tokens * cfg.vocab_size / tensor * 4
+    logits = 2 * (min(loss.CHUNK, tokens) if chunked else tokens) * cfg.vocab_size / tensor * 4
+    head = chunked * cfg.d_model * cfg.vocab_size / tensor * (half + 4)
     gradients = count * 4 / split * (2 if train.microbatches > 1 else 1)
-    return count * width / split, gradients + kept * cfg.n_layers + 2 * block + layer + logits
+    return count * width / split, gradients + kept * cfg.n_layers + 2 * block + layer + logits + head
 
 
 def sampling_bytes(config: Config, tensor: int, lengths: Lengths) -> tuple[float, float]:

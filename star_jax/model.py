@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from star_jax import attention
 from star_jax.config import ModelConfig
 
 Params = Any  # nested dict of arrays
@@ -41,6 +42,12 @@ class Keys(NamedTuple):
     v: jax.Array
 
 
+class Segments(NamedTuple):
+    """In a mask's place, without cache and prefix: a token sees those of its own segment up to itself."""
+
+    ids_BT: jax.Array
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions."""
 
@@ -52,7 +59,7 @@ class Attention(nn.Module):
 
         Args:
           x_BTD: inputs. positions_BT: absolute positions, int32.
-          mask_BTS: True where query t may see key s; S = T without a cache.
+          mask_BTS: True where query t may see key s; S = T without a cache. Or Segments.
           cached: Keys [B, H, S, K] or None. slot: where the first own token goes, the others behind it.
           prefix: Keys [H, P, K] or None; its first `prefix_length` keys are seen by every query.
 
@@ -81,7 +88,10 @@ class Attention(nn.Module):
         if cached is not None:
             write = jax.lax.dynamic_update_slice_in_dim
             keys = Keys(write(cached.k, keys.k, slot, axis=2), write(cached.v, keys.v, slot, axis=2))
-        y_BHTK = _attend(q_BHTK, keys, mask_BTS, prefix, prefix_length)
+        if isinstance(mask_BTS, Segments):
+            y_BHTK = attention.by_segments(q_BHTK, keys.k, keys.v, mask_BTS.ids_BT)
+        else:
+            y_BHTK = _attend(q_BHTK, keys, mask_BTS, prefix, prefix_length)
         out_HKD = _weight(
             self, "out", _INIT_HEADS_OUT, (cfg.n_heads, cfg.head_dim, cfg.d_model), ("heads", "kv", "embed")
         )
@@ -191,6 +201,10 @@ class GPT(nn.Module):
             mask_BTS &= segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
         return self.logits(self.hidden(tokens_BT, positions_BT, mask_BTS)[0])
 
+    def normed(self, tokens_BT, positions_BT, segment_ids_BT):
+        """[B, T, D] behind the final norm, of packed rows: what the output head is applied to."""
+        return self.final_norm(self.hidden(tokens_BT, positions_BT, Segments(segment_ids_BT))[0])
+
     def hidden(self, tokens_BT, positions_BT, mask_BTS, cached=None, slot=None, prefix=None, prefix_length=None):
         """(activations [B, T, D] behind the blocks, Keys [N, B, H, T, K]); see Attention for the arguments.
 
@@ -232,6 +246,13 @@ def log_probability(logits_BTV: jax.Array, ids_BT: jax.Array) -> jax.Array:
     """
     at_id = jnp.arange(logits_BTV.shape[-1]).reshape((1,) * ids_BT.ndim + (-1,)) == ids_BT[..., None]
     return jnp.sum(jnp.where(at_id, logits_BTV, 0.0), axis=-1) - jax.nn.logsumexp(logits_BTV, axis=-1)
+
+
+def head_weights(config: ModelConfig, params: Params) -> tuple[jax.Array, jax.Array | None]:
+    """(kernel [D, V], bias [V] or None) of the output head, as they are stored."""
+    if config.is_gpt2:
+        return params["embedding"]["embedding"].T, None
+    return params["head"]["kernel"], params["head"]["bias"]
 
 
 def call(model: GPT, params: Params, *args: Any, method: str | None = None) -> jax.Array:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from star_jax import checkpoint, data, optimizer, sharding
+from star_jax import checkpoint, data, loss, optimizer, sharding
 from star_jax import model as gpt
 from star_jax.config import OptimizerConfig, TrainConfig
 from star_jax.errors import InputError
@@ -71,15 +71,17 @@ def train_step(
     weight = jnp.sum(batch["weights_RT"][:, 1:])
 
     def share_of_loss(params, part):
+        if loss.pays(model.config):
+            return loss.loss_sums(model, params, part, loss.Options(z_loss))[0] / jnp.maximum(weight, 1.0)
         return loss_sums(model, params, part, z_loss)[0] / jnp.maximum(weight, 1.0)
 
-    loss, gradients = _in_parts(jax.value_and_grad(share_of_loss), state.params, batch, microbatches)
+    mean, gradients = _in_parts(jax.value_and_grad(share_of_loss), state.params, batch, microbatches)
     # Summed over the devices and laid out as the parameters are, before anything is computed from them.
     gradients = sharding.constrain_params(model, gradients)
     updates, opt_state = optimizer.chain(config).update(gradients, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates)
     metrics = {
-        "loss": loss,
+        "loss": mean,
         "loss_tokens": weight,
         "tokens": jnp.sum(batch["segment_ids_RT"] > 0),
         "gradient_norm": optax.tree.norm(gradients),
@@ -99,8 +101,8 @@ def _in_parts(
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
     if microbatches == 1:
-        loss, gradients = value_and_grad(params, batch)
-        return loss, widen(gradients)
+        value, gradients = value_and_grad(params, batch)
+        return value, widen(gradients)
 
     def deal(array_RT: jax.Array) -> jax.Array:
         # Row i goes into part i % microbatches: every device keeps its rows.
@@ -108,8 +110,8 @@ def _in_parts(
         return array_RT.reshape(rows // microbatches, microbatches, length).swapaxes(0, 1)
 
     def add(total: tuple[jax.Array, gpt.Params], part: dict[str, jax.Array]) -> tuple[Any, None]:
-        loss, gradients = value_and_grad(params, part)
-        return jax.tree.map(jnp.add, total, (loss, widen(gradients))), None
+        value, gradients = value_and_grad(params, part)
+        return jax.tree.map(jnp.add, total, (value, widen(gradients))), None
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
     return jax.lax.scan(add, (jnp.zeros(()), zeros), jax.tree.map(deal, batch))[0]
@@ -209,22 +211,23 @@ def fine_tune(
         state = initial_state(optimizer_config, params, moments)
         totals = {"tokens": 0, "loss_tokens": 0, "loss_first": math.nan, "loss_last": math.nan, "seconds": 0.0}
     begin = int(state.step)
-    started, pending = time.monotonic() - totals["seconds"], None
+    started = time.monotonic() - totals["seconds"]
+    pending: list[tuple[int, dict[str, Any]]] = []
     with sharding.use(mesh):
-        for step, batch in zip(range(begin, steps), _on_mesh(rows, train, seed, begin, mesh), strict=False):
+        batches = _ahead(_on_mesh(rows, train, seed, begin, mesh))
+        for step, batch in zip(range(begin, steps), batches, strict=False):
             rate = optimizer.learning_rate(optimizer_config, step, steps, peak)
             state, metrics = train_step(
                 model, optimizer_config, state, batch, np.float32(rate), train.z_loss, train.microbatches
             )
-            if pending:  # the device works on this step while the last one's numbers are fetched
-                _account(totals, *pending, steps, train.log_every, on_step)
-            pending = (step, {**metrics, "learning_rate": rate})
+            # Numbers are fetched once in log_every steps, while the device works on the step behind them.
+            if len(pending) >= train.log_every:
+                _account(totals, pending, steps, train.log_every, on_step)
+            pending.append((step, {**metrics, "learning_rate": rate}))
             if keeper and (step + 1) % train.checkpoint_every == 0 and step + 1 < steps:
-                _account(totals, *pending, steps, train.log_every, on_step)
-                pending = None
+                _account(totals, pending, steps, train.log_every, on_step)
                 keeper.save(state, {**totals, "seconds": time.monotonic() - started})
-    if pending:
-        _account(totals, *pending, steps, train.log_every, on_step)
+    _account(totals, pending, steps, train.log_every, on_step)
     if keeper:
         keeper.remove()
     return state.params, Report(steps=steps, **{**totals, "seconds": round(time.monotonic() - started, 2)})
@@ -237,25 +240,35 @@ def _on_mesh(
         yield {name: sharding.put_rows(mesh, array) for name, array in batch.items()}
 
 
+def _ahead(batches: Iterator[dict[str, jax.Array]]) -> Iterator[dict[str, jax.Array]]:
+    """The same, each asked for before the one in front of it is worked on: it is on its way meanwhile."""
+    batch = next(batches)
+    for following in batches:
+        yield batch
+        batch = following
+
+
 def _account(
     totals: dict[str, Any],
-    step: int,
-    metrics: dict[str, Any],
+    pending: list[tuple[int, dict[str, Any]]],
     steps: int,
     log_every: int,
     on_step: Callable[[int, dict[str, Any]], None] | None,
 ) -> None:
-    """Adds a finished step to the totals, stops on a loss that is no number, and reports every few steps."""
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not math.isfinite(values["loss"]):
-        raise InputError(
-            f"fine-tuning: the loss of step {step} is {values['loss']}; "
-            "lower optimizer.learning_rate or look at the data"
-        )
-    totals["tokens"] += int(values["tokens"])
-    totals["loss_tokens"] += int(values["loss_tokens"])
-    totals["loss_last"] = values["loss"]
-    if step == 0:
-        totals["loss_first"] = values["loss"]
-    if on_step and ((step + 1) % log_every == 0 or step + 1 == steps):
-        on_step(step + 1, values)
+    """Takes `pending` steps into the totals, stops on a loss that is no number, and reports every few steps."""
+    fetched = jax.device_get([metrics for _, metrics in pending])
+    for (step, _), metrics in zip(pending, fetched, strict=True):
+        values = {name: float(value) for name, value in metrics.items()}
+        if not math.isfinite(values["loss"]):
+            raise InputError(
+                f"fine-tuning: the loss of step {step} is {values['loss']}; "
+                "lower optimizer.learning_rate or look at the data"
+            )
+        totals["tokens"] += int(values["tokens"])
+        totals["loss_tokens"] += int(values["loss_tokens"])
+        totals["loss_last"] = values["loss"]
+        if step == 0:
+            totals["loss_first"] = values["loss"]
+        if on_step and ((step + 1) % log_every == 0 or step + 1 == steps):
+            on_step(step + 1, values)
+    pending.clear()

@@ -176,6 +176,37 @@ def test_a_loss_that_is_no_number_stops_with_the_step_named(base, mesh):
         tune(base, mesh, peak=1e30)
 
 
+def test_numbers_are_fetched_once_in_log_every_steps(base, mesh, monkeypatch):
+    """A fetch waits for the device: one a step would hold the host back. A step that is no number is named still."""
+    fetches, device_get = [], jax.device_get
+
+    def counting(tree):
+        fetches.append(len(tree))
+        return device_get(tree)
+
+    _, often = tune(base, mesh)
+    monkeypatch.setattr(jax, "device_get", counting)
+    seldom = dataclasses.replace(TRAIN, log_every=3)
+    _, report = tune(base, mesh, train=seldom)
+    assert fetches == [3, 3, 1]
+    assert dataclasses.replace(report, seconds=0) == dataclasses.replace(often, seconds=0)
+    with pytest.raises(InputError, match=r"the loss of step 0 is nan"):
+        tune(jax.tree.map(lambda leaf: leaf * np.nan, base), mesh, train=seldom)
+
+
+def test_the_next_batch_is_on_its_way_while_a_step_runs():
+    asked = []
+
+    def batches():
+        for number in range(9):
+            asked.append(number)
+            yield {"tokens_RT": number}
+
+    ahead = train._ahead(batches())
+    for number in range(3):
+        assert next(ahead) == {"tokens_RT": number} and asked[-1] == number + 1
+
+
 def test_other_step_counts_rates_and_a_resume_compile_nothing_anew(base, mesh, tmp_path, caplog):
     """One program serves all iterations; its first call and its second must not differ either."""
     tune(base, mesh, steps=1)

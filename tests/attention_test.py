@@ -1,0 +1,118 @@
+"""star_jax.attention: the plain softmax over a row's own segments and its gradients, wherever segments begin."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import numpy_params
+
+from star_jax import attention, hlo, sharding
+from star_jax import model as gpt
+from star_jax.config import MeshConfig, ModelConfig
+
+BATCH, HEADS, LENGTH, SIZE = 8, 8, 43, 6
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Six blocks a row, the last one short."""
+    monkeypatch.setattr(attention, "BLOCK", 8)
+
+
+def segment_ids(kind):
+    rng = np.random.default_rng(3)
+    if kind == "one":
+        return np.ones((BATCH, LENGTH), np.int32)
+    if kind == "a token each":
+        return np.broadcast_to(1 + np.arange(LENGTH, dtype=np.int32), (BATCH, LENGTH)).copy()
+    borders = np.sort(rng.integers(0, LENGTH, (BATCH, 4)), axis=1)
+    ids_BT = 1 + np.sum(np.arange(LENGTH)[None, :, None] >= borders[:, None], axis=-1)
+    return np.where(np.arange(LENGTH) >= borders[:, -1:], 0, ids_BT).astype(np.int32)  # the end is padding
+
+
+def plain(q_BHTK, k_BHTK, v_BHTK, ids_BT):
+    mask_BTS = jnp.tril(jnp.ones((LENGTH, LENGTH), bool))[None] & (ids_BT[:, :, None] == ids_BT[:, None])
+    return gpt._attend(q_BHTK, gpt.Keys(k_BHTK, v_BHTK), mask_BTS, None, None)
+
+
+def inputs(dtype="float32"):
+    rng = np.random.default_rng(0)
+    return tuple(jnp.asarray(rng.standard_normal((BATCH, HEADS, LENGTH, SIZE)), dtype) for _ in range(3))
+
+
+def with_gradients(function):
+    def loss(q_BHTK, k_BHTK, v_BHTK, ids_BT):
+        y_BHTK = function(q_BHTK, k_BHTK, v_BHTK, ids_BT).astype(jnp.float32)
+        return jnp.sum(jnp.sin(y_BHTK)), y_BHTK
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+
+
+@pytest.mark.parametrize("kind", ["one", "a token each", "packed"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])
+def test_it_is_the_plain_one(kind, dtype, tolerance):
+    args = (*inputs(dtype), segment_ids(kind))
+    found, wanted = with_gradients(attention.by_segments)(*args), with_gradients(plain)(*args)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(np.float32(x), np.float32(y), rtol=tolerance, atol=tolerance),
+        (found[0][1], found[1]),
+        (wanted[0][1], wanted[1]),
+    )
+
+
+def test_keys_that_no_segment_reaches_are_not_read():
+    """Rows of two segments, the second at the third block: what stands in front may be NaN for its first two blocks.
+
+    (A block's keys begin 0, 1, 3, 7, ... blocks before it: the next one sees more than its segment, masked.)
+    """
+    q_BHTK, k_BHTK, v_BHTK = inputs()
+    ids_BT = np.broadcast_to(1 + (np.arange(LENGTH) >= 16).astype(np.int32), (BATCH, LENGTH))
+    broken = v_BHTK.at[:, :, :16].set(np.nan)
+    y_BHTK = jax.jit(attention.by_segments)(q_BHTK, k_BHTK, broken, ids_BT)
+    assert np.isfinite(y_BHTK[:, :, 16:32]).all() and np.isnan(y_BHTK[:, :, :16]).all()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MeshConfig(data=8),
+        MeshConfig(data=1, fsdp=8),
+        MeshConfig(data=1, tensor=8),
+        MeshConfig(data=2, fsdp=2, tensor=2),
+    ],
+    ids=["data", "fsdp", "tensor", "each"],
+)
+def test_on_a_mesh_it_is_the_same_and_says_nothing_to_other_devices(config):
+    mesh, ids_BT = sharding.make_mesh(config), segment_ids("packed")
+    wanted = with_gradients(plain)(*inputs(), ids_BT)
+    heads = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp"), "tensor"))
+    placed = (*(jax.device_put(array, heads) for array in inputs()), sharding.put_rows(mesh, ids_BT))
+    with sharding.use(mesh):
+        found = with_gradients(attention.by_segments)(*placed)
+        text = jax.jit(attention.by_segments).lower(*placed).compile().as_text()
+    np.testing.assert_allclose(found[0][1], wanted[0][1], rtol=2e-6, atol=2e-6)
+    for x, y in zip(found[1], wanted[1], strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6)
+    assert hlo.collectives(text) == {}
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_training_s_pass_is_the_model_s_whatever_is_recomputed(remat):
+    """`normed` with its segments against `__call__` with its mask: the same logits behind the head."""
+    model = gpt.GPT(ModelConfig(2, 16, 4, 32, 2, 24, 64, "gptj", remat=remat))
+    params, ids_BT = numpy_params(model.config), segment_ids("packed")
+    tokens_BT = np.random.default_rng(5).integers(0, 24, ids_BT.shape).astype(np.int32)
+    positions_BT = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ids_BT.shape)
+
+    def ours(params):
+        kernel_DV, bias_V = gpt.head_weights(model.config, params)
+        return (
+            gpt.call(model, params, tokens_BT, positions_BT, ids_BT, method="normed") @ kernel_DV + bias_V[None, None]
+        )
+
+    def of(logits):
+        return jax.jit(jax.value_and_grad(lambda params: jnp.mean(jnp.sin(logits(params)))))(params)
+
+    found, wanted = of(ours), of(lambda params: gpt.apply(model, params, tokens_BT, positions_BT, ids_BT))
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), found[1], wanted[1])

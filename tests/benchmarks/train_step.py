@@ -1,0 +1,265 @@
+"""Our train step beside transformers' GPTJForCausalLM with torch's AdamW: the same weights and tokens, in one run.
+
+    python tests/benchmarks/train_step.py [--remat=none] [--microbatches=1]
+
+The model: a GPT-J of 8 layers, d_model 512, vocabulary 50,400, weights of standard deviation 0.1, float32. A step:
+8 packed rows of 512 tokens, four texts a row whose last 40 % carry the loss; AdamW without clipping. Each side lives
+in a process of its own; they take their steps by turns, so that what else the machine does hits both, and while one
+works the other waits. The first step (which compiles) is not timed. Both must have the same losses, step by step.
+
+Torch has as many threads as there are cores, its fused AdamW (Trainer's default) and keeps what it has freed
+(MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=32 GiB), without which each step would fetch its pages anew: this
+script starts itself again with these set. Peak memory is the process's high-water mark of resident memory, less
+what was resident behind the imports: weights, moments, loading and compiling are in it.
+
+The least work of a step: 6 FLOPs a weight and token (the head's at tokens with loss alone, the embedding's never) and
+12 a feature of each pair of tokens that see each other. The least bytes are Adam's: weights,
+gradients and both moments read, all but the gradients written. The share reached is of this machine's matrix product,
+measured in the same run.
+
+FIGURES
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**35)}
+RATE, WEIGHT_DECAY, TEXTS = 1e-4, 0.01, 4
+MIB = 2**20
+
+
+def main() -> None:
+    """Prints the table, or is one side where --side is given."""
+    args = parse(sys.argv[1:])
+    if any(os.environ.get(name) != value for name, value in MALLOC.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})
+    if args.side:
+        serve({"ours": ours, "transformers": transformers}[args.side](args))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_weights(args, Path(folder) / "model")
+        sides = {name: Side(name, Path(folder) / "model") for name in ("ours", "transformers")}
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for turn in range(args.steps + 1):
+            losses, taken = {}, {}
+            for name, side in sides.items():
+                answer = side.ask("step")
+                losses[name], taken[name] = answer["loss"], answer["seconds"]
+                seconds[name] += [answer["seconds"]] * (turn > 0)
+            said = (f"{name} {taken[name]:.2f} s, loss {losses[name]:.6f}" for name in sides)
+            print(f"step {turn}: {'; '.join(said)}", flush=True)
+            tolerance = 1e-5 if turn == 0 else 1e-4  # Adam's first steps are signs: rounding turns a few of them
+            assert abs(losses["ours"] - losses["transformers"]) < tolerance * losses["transformers"], losses
+        facts = {name: side.close() for name, side in sides.items()}
+    table(args, {name: statistics.median(values) for name, values in seconds.items()}, facts)
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--d_model", type=int, default=512)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--vocabulary", type=int, default=50400)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--row_tokens", type=int, default=512, help="a multiple of 20")
+    parser.add_argument("--steps", type=int, default=3, help="timed ones")
+    parser.add_argument("--remat", default="none", help="model.remat of our side")
+    parser.add_argument("--microbatches", type=int, default=1, help="train.microbatches of our side")
+    parser.add_argument("--side", default="", help="ours or transformers: be that side, for the process that asks")
+    parser.add_argument("--weights", default="", help="where that side's weights are")
+    return parser.parse_args(words)
+
+
+class Side:
+    """A process that takes steps when it is asked to."""
+
+    def __init__(self, name: str, weights: Path) -> None:
+        command = [sys.executable, __file__, *sys.argv[1:], f"--side={name}", f"--weights={weights}"]
+        self.name = name
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, what: str) -> dict[str, Any]:
+        assert self.process.stdin and self.process.stdout
+        try:
+            print(what, file=self.process.stdin, flush=True)
+            answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        except (BrokenPipeError, json.JSONDecodeError) as error:
+            raise SystemExit(f"the side {self.name} ended with status {self.process.wait()}") from error
+        return answer
+
+    def close(self) -> dict[str, Any]:
+        """Ends it; what is known of it then."""
+        facts = self.ask("facts")
+        self.process.communicate()
+        return facts
+
+
+def serve(side: Iterator[dict[str, Any]]) -> None:
+    """Answers each line of standard input: "step" with the loss and the seconds of one, "facts" with what is known."""
+    facts = next(side)
+    for line in sys.stdin:
+        answer = facts
+        if line.strip() == "step":
+            started = time.perf_counter()
+            answer = {"loss": next(side)["loss"]}
+            answer["seconds"] = time.perf_counter() - started
+            facts["peak"] = resident("VmHWM") - facts["imported"]
+        print(json.dumps(answer), flush=True)
+
+
+def ours(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Facts, then a loss a step."""
+    import dataclasses
+
+    import jax
+
+    from star_jax import checkpoint, sharding, train
+    from star_jax import model as gpt
+    from star_jax.config import MeshConfig, OptimizerConfig
+
+    jax.devices()
+    facts: dict[str, Any] = {"imported": resident()}
+    mesh = sharding.make_mesh(MeshConfig(data=1))
+    model, params = checkpoint.load_model(args.weights, mesh)
+    model = gpt.GPT(dataclasses.replace(model.config, remat=args.remat))
+    adam = OptimizerConfig(weight_decay=WEIGHT_DECAY, clip_norm=0.0)
+    state = train.initial_state(adam, params)
+    batch = {name: sharding.put_rows(mesh, array) for name, array in rows(args).items()}
+    rest = (np.float32(RATE), 0.0, args.microbatches)
+    with sharding.use(mesh):
+        memory = train.train_step.lower(model, adam, state, batch, *rest).compile().memory_analysis()
+    facts["program"] = {
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "peak": memory.peak_memory_in_bytes,
+    }
+    yield facts
+    while True:
+        with sharding.use(mesh):
+            state, metrics = train.train_step(model, adam, state, batch, *rest)
+            yield {"loss": float(metrics["loss"])}  # waits for the loss and so for the whole of a CPU's program
+
+
+def transformers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Facts, then a loss a step."""
+    import torch
+    from transformers import GPTJForCausalLM
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    facts = {"imported": resident()}
+    model = GPTJForCausalLM.from_pretrained(args.weights, dtype=torch.float32).train()
+    adam = torch.optim.AdamW(
+        model.parameters(), lr=RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY, fused=True
+    )
+    batch = {name: torch.from_numpy(array) for name, array in rows(args).items()}
+    tokens, segments = batch["tokens_RT"].long(), batch["segment_ids_RT"]
+    causal = torch.ones((args.row_tokens, args.row_tokens), dtype=torch.bool).tril()
+    inputs = {
+        "input_ids": tokens,
+        "position_ids": batch["positions_RT"].long(),
+        "attention_mask": (causal & (segments[:, :, None] == segments[:, None, :]))[:, None],
+        "labels": torch.where(batch["weights_RT"] > 0, tokens, -100),
+    }
+    yield facts
+    while True:
+        adam.zero_grad()
+        loss = model(**inputs, use_cache=False).loss
+        loss.backward()
+        adam.step()
+        yield {"loss": loss.item()}
+
+
+def resident(which: str = "VmRSS") -> int:
+    """Bytes of this process that are resident now; VmHWM: at most so far. (getrusage's maximum is the parent's too.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{which}:"))
+
+
+def model_config(args: argparse.Namespace) -> Any:
+    from star_jax.config import ModelConfig
+
+    size = args.d_model
+    rotary = size // args.heads // 2
+    return ModelConfig(args.layers, size, args.heads, 4 * size, rotary, args.vocabulary, 2048, "gptj")
+
+
+def write_weights(args: argparse.Namespace, directory: Path) -> None:
+    """Random weights as a Hugging Face directory, which both sides read."""
+    import jax
+
+    from star_jax import model as gpt
+    from star_jax import sharding
+    from star_jax.convert import hf
+
+    rng, config = np.random.default_rng(0), model_config(args)
+    shapes = sharding.unbox(sharding.abstract_params(gpt.GPT(config)))
+    params = jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32), shapes)
+    hf.save(directory, config, params, None, np.dtype(np.float32))
+
+
+def rows(args: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Packed rows: as many texts in each, the last 40 % of which carry the loss."""
+    rng, shape = np.random.default_rng(1), (args.rows, args.row_tokens)
+    place_T = np.arange(args.row_tokens) * TEXTS / args.row_tokens
+    segments_T, within_T = 1 + place_T.astype(np.int32), place_T % 1
+    starts_T = np.searchsorted(segments_T, segments_T)
+    columns = {
+        "positions_RT": np.arange(args.row_tokens) - starts_T,
+        "segment_ids_RT": segments_T,
+        "weights_RT": (within_T >= 0.6).astype(np.float32),
+    }
+    tokens_RT = rng.integers(0, args.vocabulary, shape).astype(np.int32)
+    return {"tokens_RT": tokens_RT} | {
+        name: np.broadcast_to(column.astype(np.float32 if "weights" in name else np.int32), shape).copy()
+        for name, column in columns.items()
+    }
+
+
+def matrix_rate(size: int = 2048) -> float:
+    """FLOP/s of a float32 matrix product, the best of seven."""
+    import jax
+    import jax.numpy as jnp
+
+    square, product, times = jnp.ones((size, size)), jax.jit(jnp.matmul), []
+    for _ in range(8):  # the first one compiles
+        started = time.perf_counter()
+        product(square, square).block_until_ready()
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / min(times)
+
+
+def table(args: argparse.Namespace, seconds: dict[str, float], facts: dict[str, dict[str, Any]]) -> None:
+    from star_jax import budget
+    from star_jax import model as gpt
+
+    config, packed = model_config(args), rows(args)
+    tokens, with_loss = packed["tokens_RT"].size, int(packed["weights_RT"].sum())
+    count, rate = budget.parameters(gpt.GPT(config)), matrix_rate()
+    flops = budget.least_train_flops(config, packed)
+    print(f"{count:,} parameters, {args.rows} rows of {args.row_tokens} tokens, {with_loss:,} of {tokens:,} with loss")
+    print(f"least work of a step: {flops / 1e9:,.0f} GFLOP, Adam {7 * 4 * count / 1e9:.1f} GB; this machine: "
+          f"{rate / 1e9:.0f} GFLOP/s (matrix product): {flops / rate:.2f} s")  # fmt: skip
+    program = facts["ours"]["program"]
+    print("our program, MiB: " + ", ".join(f"{name} {size / MIB:,.0f}" for name, size in program.items()))
+    print(f"{'side':14}{'s a step':>10}{'tokens/s':>10}{'of the least':>14}{'peak, MiB':>11}")
+    for name, taken in seconds.items():
+        print(f"{name:14}{taken:10.2f}{tokens / taken:10,.0f}{flops / rate / taken:14.0%}"
+              f"{facts[name]['peak'] / MIB:11,.0f}")  # fmt: skip
+    memory = facts["ours"]["peak"] / facts["transformers"]["peak"]
+    faster = seconds["transformers"] / seconds["ours"]
+    print(f"ours / transformers: {faster:.2f} x the tokens/s, {memory:.2f} x the memory")
+
+
+if __name__ == "__main__":
+    main()
