@@ -22,7 +22,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.evaluation.report_split = "test"
     config.prompt.shots = 7
     config.train.checkpoint_every = 200
-    config.sampling.length_bucket = 64  # problems differ in length: fewer programs to compile
     # The paper's best rows keep the shots in the training text. Its rows without: --config.star.few_shot_train=False,
     # and --config.star.prompt_after_first_iteration=False to sample without them too once the model is trained.
     # It goes on until dev accuracy saturates and names no number of loops; star.iterations may be raised later.

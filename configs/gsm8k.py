@@ -22,7 +22,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.evaluation.report_split = "test"
     config.prompt.shots = 8
     config.train.checkpoint_every = 200
-    config.sampling.length_bucket = 64  # problems differ in length: fewer programs to compile
     config.star.update(dict(iterations=46, rationalize_from=37, max_steps=7912, keep_weights=1))
     if variant == "no_rationalization":
         config.star.update(dict(iterations=36, rationalize=False))

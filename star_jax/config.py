@@ -172,7 +172,7 @@ class SamplingConfig:
     slots: int = 128  # rows that decode together, on each group of `tensor` devices
     refill: int = 0  # free slots gathered before a prefill; 0: a quarter of the slots
     queue: int = 2048  # problems handed to each such group at a time; also what a crash loses at most
-    length_bucket: int = 16  # prompt bodies are padded to a multiple of this; one program is compiled a multiple
+    prefill_chunk: int = 16  # tokens of a body that a prefill takes at once: its work is rounded up to a multiple of it
     # Devices among which heads, mlp and vocabulary are split, inside a process; the others draw apart. -1: all of them
     tensor: int = 1
     weights_dtype: str = "float32"  # the weights are cast to it once an iteration
@@ -187,7 +187,7 @@ class SamplingConfig:
         if self.tensor < 1 and self.tensor != -1:
             raise InputError(f"sampling.tensor must be at least 1, or -1 for all devices, got {self.tensor}")
         _at_least(0, self, "temperature", "top_k", "refill", "max_new_tokens")
-        _at_least(1, self, "slots", "queue", "length_bucket")
+        _at_least(1, self, "slots", "queue", "prefill_chunk")
         if not 0 < self.top_p <= 1 or self.refill > self.slots:
             raise InputError("sampling: needs 0 < top_p <= 1 and refill <= slots")
 

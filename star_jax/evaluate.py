@@ -45,7 +45,7 @@ def make_sampler(
         slots=options.slots,
         refill=options.refill,
         queue=options.queue,
-        length_bucket=options.length_bucket,
+        prefill_chunk=options.prefill_chunk,
     )
 
 

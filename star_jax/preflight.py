@@ -153,7 +153,7 @@ def lower_sampler(config: Config, mesh: Mesh, lengths: Lengths) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
 
     groups = mesh.shape["data"]
-    shape = sampler.Shape(options.slots, options.refill_rows, options.length_bucket, lengths.new, cfg.vocab_size)
+    shape = sampler.Shape(options.slots, options.refill_rows, options.prefill_chunk, lengths.new, cfg.vocab_size)
     keys = shaped((cfg.n_layers, cfg.n_heads, lengths.prefix, cfg.head_dim), cfg.compute_dtype, None, "tensor")
     rows = groups * options.queue
     queue = sampler.Queue(
@@ -292,7 +292,7 @@ def _main() -> None:
         config = dataclasses.replace(config, model=prepare.model_config(config, Path(given)))
     config.model.check_complete()
     new = config.sampling.max_new_tokens or config.make_task().max_new_tokens
-    unit = config.sampling.length_bucket
+    unit = config.sampling.prefill_chunk
     lengths = Lengths(_PREFIX.value, -(-_BODY.value // unit) * unit, new)
     if not report(config, chips(_TOPOLOGY.value), lengths, lambda line: print(line, flush=True)):
         sys.exit(1)

@@ -110,7 +110,7 @@ class Sampler:
         slots: int = 128,
         refill: int = 0,
         queue: int = 1024,
-        length_bucket: int = 16,
+        prefill_chunk: int = 16,
     ) -> None:
         """
         Args:
@@ -120,13 +120,13 @@ class Sampler:
           slots: rows that decode together, at each place along the mesh's data axis.
           refill: free slots gathered before a prefill (0: a quarter of them).
           queue: problems handed to each such place at a time.
-          length_bucket: tokens a row that a prefill takes at once; a prefill costs what its longest body costs,
+          prefill_chunk: tokens a row that a prefill takes at once; a prefill costs what its longest body costs,
             rounded up to a multiple of this.
 
         Raises InputError for sizes that do not fit each other.
         """
-        if min(slots, queue, length_bucket, max_new_tokens) < 1 or not 0 <= refill <= slots:
-            raise InputError("sampling: slots, queue, length_bucket, max_new_tokens >= 1 and 0 <= refill <= slots")
+        if min(slots, queue, prefill_chunk, max_new_tokens) < 1 or not 0 <= refill <= slots:
+            raise InputError("sampling: slots, queue, prefill_chunk, max_new_tokens >= 1 and 0 <= refill <= slots")
         if model.config.vocab_size < tokenizer.vocab_size:
             raise InputError(
                 f"the model has {model.config.vocab_size} rows of vocabulary and the tokenizer {tokenizer.vocab_size} "
@@ -139,7 +139,7 @@ class Sampler:
         self.mesh, self.params = mesh, sharding.to_sampling(model, params, mesh)
         self.stop, self.decoding, self.queue = tuple(stop), decoding, queue
         gathered = SamplingConfig(slots=slots, refill=refill).refill_rows
-        self.shape = Shape(slots, gathered, length_bucket, max_new_tokens, tokenizer.vocab_size)
+        self.shape = Shape(slots, gathered, prefill_chunk, max_new_tokens, tokenizer.vocab_size)
         self._automaton_SV = jnp.asarray(stops.automaton(tokenizer, self.stop))
         self._prefixes: dict[str, cached.Prefix] = {}
 

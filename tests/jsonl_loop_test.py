@@ -68,7 +68,7 @@ def settings(tmp_path_factory) -> config.Config:
     values.optimizer.update(dict(learning_rate=2e-3, warmup_steps=10, decay="linear", end_fraction=0.1, b2=0.98))
     values.train.update(dict(batch_rows=8, row_tokens=128))
     values.star.update(dict(iterations=2, steps=240, step_growth=1.0))
-    values.sampling.update(dict(slots=64, length_bucket=64))
+    values.sampling.update(dict(slots=64))
     typed = config.from_dict(values)
     save_base(typed, folder)
     return typed

@@ -206,6 +206,22 @@ def test_a_shared_prefix_equals_the_same_tokens_in_every_row(either):
     assert worst(shared, none) < 1e-5
 
 
+@pytest.mark.parametrize("shots", [[], PREFIX], ids=["no prefix", "shared prefix"])
+def test_a_prefill_in_chunks_equals_one_at_once(either, shots):
+    """Twelve places in chunks of 2, 3 and 4, most of which are padding in all rows; keys of real tokens too."""
+    model, params = either
+    prefix, (tokens_RT, lengths_R) = prefix_of(model, params, shots, padding=2), left_padded(BODIES, 12)
+    at_once, keys = prefill(model, params, tokens_RT, lengths_R, prefix)
+    for width in (2, 3, 4):
+        chunked, found = jax.jit(cached.prefill, static_argnums=(0, 5))(
+            model, params, tokens_RT, lengths_R, prefix, width
+        )
+        assert worst(chunked, at_once) < 1e-5
+        for row, length in enumerate(lengths_R):
+            for one, other in zip(keys, found, strict=True):
+                assert worst(one[:, row, :, 12 - length :], other[:, row, :, 12 - length :]) < 1e-5
+
+
 def test_packed_texts_do_not_see_each_other(either):
     """A row of three segments and padding gives each text the logits it has alone."""
     model, params = either

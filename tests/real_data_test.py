@@ -61,7 +61,7 @@ def run(request, shared_dir, tmp_path_factory) -> tuple[str, Path, Path]:
         f"--config.task.data_dir={data}", "--config.star.iterations=2", "--config.star.rationalize_from=1",
         f"--config.star.problems_per_iteration={PROBLEMS}", f"--config.evaluation.problems={PROBLEMS}",
         f"--config.star.draws={DRAWS[task]}", "--config.sampling.temperature=1.0", "--config.sampling.slots=56",
-        "--config.sampling.queue=128", "--config.sampling.max_new_tokens=12", "--config.sampling.length_bucket=256",
+        "--config.sampling.queue=128", "--config.sampling.max_new_tokens=12",
         "--config.star.steps=3", "--config.train.batch_rows=1", "--config.prompt.shots=2", "--config.mesh.data=1",
         "--config.evaluation.report_split=",
     )  # fmt: skip

@@ -25,7 +25,7 @@ from star_jax.tokenizer import ByteTokenizer, Gpt2Tokenizer, SymbolTokenizer
 SYMBOLS = SymbolTokenizer(Arithmetic.symbols)
 STOP, BUDGET = ("6 +", "3"), 12
 GREEDY, WARM = Decoding(), Decoding(temperature=0.8)
-COMMON = dict(stop=STOP, max_new_tokens=BUDGET, length_bucket=32)
+COMMON = dict(stop=STOP, max_new_tokens=BUDGET, prefill_chunk=8)
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +91,10 @@ def test_greedy_draws_what_a_plain_loop_draws(lively, bodies, expected):
     assert_same(sampler([Prompt("", body) for body in bodies]), expected[GREEDY])
 
 
-@pytest.mark.parametrize(
-    "slots, refill, queue, bucket", [(1, 1, 3, 32), (3, 2, 7, 32), (8, 8, 20, 16), (32, 5, 64, 32)]
-)
-def test_no_text_depends_on_slots_refill_queue_bucket_or_order(lively, bodies, expected, slots, refill, queue, bucket):
+@pytest.mark.parametrize("slots, refill, queue, chunk", [(1, 1, 3, 32), (3, 2, 7, 8), (8, 8, 20, 5), (32, 5, 64, 16)])
+def test_no_text_depends_on_slots_refill_queue_chunk_or_order(lively, bodies, expected, slots, refill, queue, chunk):
     """Sampling at a temperature. Queues of 3 and 7 leave a tail; 32 slots are more than there are problems."""
-    options = COMMON | dict(slots=slots, refill=refill, queue=queue, length_bucket=bucket)
+    options = COMMON | dict(slots=slots, refill=refill, queue=queue, prefill_chunk=chunk)
     sampler = Sampler(*lively, SYMBOLS, decoding=WARM, **options)
     order = np.random.default_rng(slots).permutation(len(bodies))
     drawn = sampler([Prompt("", bodies[i]) for i in order], [str(i) for i in order])
@@ -170,6 +168,13 @@ def test_truncation_keeps_what_numpy_keeps_and_draws_in_proportion(temperature, 
     assert set(drawn_B.tolist()) == set(order[:kept].tolist())
     counts = np.bincount(drawn_B, minlength=9)[order[:kept]]
     assert np.sum((counts - 4000 * p) ** 2 / (4000 * p)) < 27.9  # chi-square, 9 degrees, p = 0.001
+
+
+def test_of_equally_likely_tokens_all_stay():
+    logits_BV = jnp.array([[1.0, 3.0, 3.0, -jnp.inf, -2.0], [-1.0, -1.0, -1.0, -5.0, -jnp.inf]])
+    for how in (Decoding(1.0, top_k=1), Decoding(1.0, top_p=0.1)):
+        kept_BV = np.isfinite(np.asarray(how._truncate(logits_BV)))
+        assert kept_BV.tolist() == [[False, True, True, False, False], [True, True, True, False, False]]
 
 
 class Pieces:

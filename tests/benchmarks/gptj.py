@@ -152,7 +152,7 @@ def prompts_of(args: argparse.Namespace, count: int, seed: int) -> list[Prompt]:
 
 def make_sampler(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, slots: int, queue: int, new: int):
     return sampler.Sampler(
-        model, params, ByteTokenizer(), max_new_tokens=new, slots=slots, queue=queue, length_bucket=min(64, args.body)
+        model, params, ByteTokenizer(), max_new_tokens=new, slots=slots, queue=queue, prefill_chunk=min(64, args.body)
     )
 
 
