@@ -30,9 +30,16 @@ Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
 def make_sampler(
-    config: Config, task: Task, model: gpt.GPT, params: gpt.Params, tokenizer: Tokenizer, decoding: Decoding, mesh: Mesh
+    config: Config,
+    task: Task,
+    model: gpt.GPT,
+    params: gpt.Params,
+    tokenizer: Tokenizer,
+    decoding: Decoding,
+    mesh: Mesh,
+    longest: int = 0,
 ) -> Sampler:
-    """The sampler of a run's settings, for parameters on its sampling mesh."""
+    """The sampler of a run's settings, for parameters on its sampling mesh; `longest`: see Sampler."""
     options = config.sampling
     return Sampler(
         model,
@@ -46,6 +53,7 @@ def make_sampler(
         refill=options.refill,
         queue=options.queue,
         prefill_chunk=options.prefill_chunk,
+        longest=longest,
     )
 
 

@@ -41,6 +41,7 @@ class Run:
     train_problems: list[Problem]
     eval_problems: dict[str, list[Problem]]  # of the split that selects, first, and of the one that is only reported
     log: metrics.MetricsLog
+    longest_body: int  # tokens of the longest body of a prompt, hint included: all draws share their programs
     phases: metrics.Phases = dataclasses.field(default_factory=metrics.Phases)
     _drawing: tuple[int, gpt.Params] | None = None  # the iteration whose weights are on the sampling mesh
     _start: tuple[int, gpt.Params] | None = None  # the iteration the next fine-tuning starts from, in host memory
@@ -138,7 +139,14 @@ class Run:
         params = self._drawing[1]
         if decoding not in self._samplers:
             made = ev.make_sampler(
-                self.config, self.task, self.model, params, self.tokenizer, decoding, self.sampling_mesh
+                self.config,
+                self.task,
+                self.model,
+                params,
+                self.tokenizer,
+                decoding,
+                self.sampling_mesh,
+                self.longest_body,
             )
             self._samplers[decoding] = made.with_params(None)  # weights of a past iteration must not stay alive
         return self._samplers[decoding].with_params(params)
@@ -183,7 +191,10 @@ def open_run(config: Config, workdir: Path) -> Run:
     log = metrics.MetricsLog(workdir, config.tensorboard)
     for split, values in lengths.items():
         _report_lengths(log, split, values)
-    return Run(config, ledger, task, words, mesh, sampling_mesh, gpt.GPT(sizes), train_problems, eval_problems, log)
+    longest = max(values["body_tokens_max_hinted"] for values in lengths.values())
+    return Run(
+        config, ledger, task, words, mesh, sampling_mesh, gpt.GPT(sizes), train_problems, eval_problems, log, longest
+    )
 
 
 def meshes(config: Config, devices: Sequence[Any] | None = None) -> tuple[Mesh, Mesh]:
@@ -250,7 +261,7 @@ def _lengths(
     Raises InputError for a prompt that leaves no room for a completion: now, not when its turn comes.
     """
     prompts, budget = ev.prompts_of(config, 1), config.sampling.max_new_tokens or task.max_new_tokens
-    longest = 0
+    longest = longest_body = 0
     bodies: dict[str, int] = {}
     for hint in (False, True):
         if hint and (split != "train" or config.star.direct or not config.star.rationalize):
@@ -264,7 +275,7 @@ def _lengths(
                 f"{split} problem {name!r}: {shots} tokens of shots, {counts[name]} of its own and {budget} new ones "
                 f"exceed the model's {sizes.max_positions} positions; give fewer shots or a smaller budget"
             )
-        longest = max(longest, shots + counts[name])
+        longest, longest_body = max(longest, shots + counts[name]), max(longest_body, counts[name])
         bodies = bodies or counts
     references = [len(words.encode(text)) + 1 for p in problems if (text := task.reference(p)) is not None]
     return {
@@ -272,6 +283,7 @@ def _lengths(
         "shots_tokens": len(words.encode(prompts.plain.rstrip())),
         "body_tokens_median": int(statistics.median(bodies.values())),
         "body_tokens_max": max(bodies.values()),
+        "body_tokens_max_hinted": longest_body,
         "prompt_tokens_max": longest,
         "reference_tokens_max": max(references, default=0),
         "references_over_budget": sum(count > budget for count in references),

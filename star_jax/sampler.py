@@ -85,7 +85,7 @@ class Shape:
 
     slots: int  # B, at each place along `data`
     refill: int  # R: how many free slots are gathered before a prefill
-    width: int  # tokens a row that a prefill takes at once
+    chunk: int  # tokens a row that a prefill takes at once
     max_new_tokens: int  # M
     vocab_used: int  # ids at and above it are never drawn
 
@@ -111,6 +111,7 @@ class Sampler:
         refill: int = 0,
         queue: int = 1024,
         prefill_chunk: int = 16,
+        longest: int = 0,
     ) -> None:
         """
         Args:
@@ -122,6 +123,7 @@ class Sampler:
           queue: problems handed to each such place at a time.
           prefill_chunk: tokens a row that a prefill takes at once; a prefill costs what its longest body costs,
             rounded up to a multiple of this.
+          longest: tokens of the longest body to come, if it is known: calls with shorter ones then share a program.
 
         Raises InputError for sizes that do not fit each other.
         """
@@ -137,7 +139,7 @@ class Sampler:
             given = sharding.mesh_of(params)
             mesh = sharding.sampling_mesh(given, given.shape["tensor"])
         self.mesh, self.params = mesh, sharding.to_sampling(model, params, mesh)
-        self.stop, self.decoding, self.queue = tuple(stop), decoding, queue
+        self.stop, self.decoding, self.queue, self.longest = tuple(stop), decoding, queue, longest
         gathered = SamplingConfig(slots=slots, refill=refill).refill_rows
         self.shape = Shape(slots, gathered, prefill_chunk, max_new_tokens, tokenizer.vocab_size)
         self._automaton_SV = jnp.asarray(stops.automaton(tokenizer, self.stop))
@@ -212,7 +214,7 @@ class Sampler:
                 )
         size = self.queue * self._ways
         for text, members in sorted(groups.items()):
-            padded = _round_up(len(members[-1][1]), self.shape.width)
+            padded = _round_up(max(len(members[-1][1]), self.longest), self.shape.chunk)
             for start in range(0, len(members), size):
                 chunk = members[start : start + size]
                 yield [place for place, _ in chunk], [body for _, body in chunk], padded, text
@@ -325,7 +327,7 @@ def _refill(model, shape, params, prefix, queue, emit, slots: Slots) -> Slots:
     safe_R = jnp.where(valid_R, problem_R, 0)
     rows_R = jnp.where(valid_R, free_R, shape.slots)  # out of range: dropped by every scatter
     lengths_R = queue.lengths_Q[safe_R]
-    logits_RV, new = cached.prefill(model, params, queue.tokens_QT[safe_R], lengths_R, prefix, shape.width)
+    logits_RV, new = cached.prefill(model, params, queue.tokens_QT[safe_R], lengths_R, prefix, shape.chunk)
     slots = slots._replace(
         cache=cached.insert_rows(slots.cache, rows_R, new, lengths_R),
         problem_B=slots.problem_B.at[rows_R].set(problem_R, mode="drop"),

@@ -25,7 +25,7 @@ from star_jax.tokenizer import ByteTokenizer, Gpt2Tokenizer, SymbolTokenizer
 SYMBOLS = SymbolTokenizer(Arithmetic.symbols)
 STOP, BUDGET = ("6 +", "3"), 12
 GREEDY, WARM = Decoding(), Decoding(temperature=0.8)
-COMMON = dict(stop=STOP, max_new_tokens=BUDGET, prefill_chunk=8)
+COMMON = dict(stop=STOP, max_new_tokens=BUDGET, prefill_chunk=8, longest=32)
 
 
 @pytest.fixture(scope="module")

@@ -135,15 +135,15 @@ def test_stopped_before_any_file_and_started_again_gives_the_same(stop_at, base,
 
 
 def test_stopped_inside_sampling_draws_only_what_is_missing(base, finished, tmp_path, monkeypatch):
-    real, calls = sampler.Sampler._draw, []
+    real, calls = sampler.Sampler._read, []
 
-    def die_at_second_chunk(self, bodies, *more):
-        calls.append(len(bodies))
+    def die_at_second_chunk(self, out, count):
+        calls.append(count)
         if len(calls) == 3:  # the base's evaluation, the first chunk of samples, and now the second
             raise KeyboardInterrupt
-        return real(self, bodies, *more)
+        return real(self, out, count)
 
-    monkeypatch.setattr(sampler.Sampler, "_draw", die_at_second_chunk)
+    monkeypatch.setattr(sampler.Sampler, "_read", die_at_second_chunk)
     with pytest.raises(KeyboardInterrupt):
         run_with(base, tmp_path)
     assert (tmp_path / "iter_001" / "samples.jsonl.part").exists()

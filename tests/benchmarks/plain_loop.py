@@ -36,7 +36,7 @@ def _encode(params, tokens_BT, rotary_dim):
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _draw_batch(params, shared, tokens_BT, lengths_B, new_tokens, rotary_dim, prefix):
-    batch, own = tokens_BT.shape
+    own = tokens_BT.shape[1]
     index_T = jnp.arange(own)
     real_BT = index_T[None] >= own - lengths_B[:, None]
     positions_BT = prefix + jnp.maximum(index_T[None] - (own - lengths_B)[:, None], 0)

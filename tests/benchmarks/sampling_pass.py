@@ -171,7 +171,7 @@ def with_stops(args: argparse.Namespace, work: Work) -> None:
     assert first == second, "refilling changed what is drawn"
     lengths = [len(draw.token_ids) for draw in first]
     print(
-        f"{len(lengths)} problems that stop after {min(lengths)} to {max(lengths)} tokens, {np.mean(lengths):.0f} in the mean"
+        f"{len(lengths)} problems that stop after {min(lengths)} to {max(lengths)} tokens (mean {np.mean(lengths):.0f})"
     )
     medians = [statistics.median(taken) for taken in seconds.values()]
     for name, median in zip(sides, medians, strict=True):
@@ -189,7 +189,7 @@ def countdown(vocab_size: int) -> jax.Array:
 
 
 def least_work(work: Work, new: int, slots: int) -> tuple[float, float]:
-    """(FLOPs, bytes): 2 FLOPs a weight and token, 4 a feature of each pair; each step reads weights, prefix, own keys."""
+    """(FLOPs, bytes): 2 FLOPs a weight and token, 4 a feature and pair; a step reads weights, prefix and own keys."""
     cfg, prefix = work.config, len(work.prefix)
     block = 4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_mlp
     head = cfg.d_model * cfg.vocab_size
