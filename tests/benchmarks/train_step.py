@@ -18,8 +18,8 @@ gradients and both moments read, all but the gradients written. The share reache
 measured in the same run.
 
 Measured on two CPU cores (AMD EPYC) that other jobs used in part, jax 0.10.2, torch 2.13, transformers 5.24: ours
-10.2 s a step (402 tokens/s), transformers 9.8 s (417), 0.97 x the tokens/s; peak 2,643 and 8,953 MiB, 0.30 x the memory; the
-least work is 886 GFLOP, at 187 GFLOP/s 4.7 s. Single steps went from 8.7 to 12.2 s and from 9.6 to 16.7 s.
+10.2 s a step (402 tokens/s), transformers 9.8 s (417), 0.97 x the tokens/s; peak 2,643 and 8,953 MiB, 0.30 x the
+memory; the least work is 886 GFLOP, at 187 GFLOP/s 4.7 s. Single steps went from 8.7 to 12.2 s and 9.6 to 16.7 s.
 """
 
 import argparse
