@@ -6,8 +6,8 @@ import math
 import jax
 import numpy as np
 
-from star_jax import attention, loss, sharding
 from star_jax import model as gpt
+from star_jax import sharding
 from star_jax.config import Config, ModelConfig
 
 GIB = 2**30
@@ -102,25 +102,22 @@ def train_bytes(config: Config, ways: dict[str, int]) -> tuple[float, float]:
     """(arguments, temporaries) of a train step on one device; `ways`: devices along each mesh axis.
 
     Arguments: weights and both moments. Temporaries: gradients (twice with microbatches), what the blocks keep for
-    the backward pass, one block's own, and the logits with their gradient: of all tokens, or of a chunk of them with
-    the whole head and its gradient (see loss.py).
+    the backward pass, one block's own, and the logits with their gradient. It is an upper bound: loss.py holds the
+    logits of a chunk alone, and attention.py a row's block of scores.
     """
     cfg, train = config.model, config.train
     count, split = parameters(gpt.GPT(cfg)), ways["fsdp"] * ways["tensor"]
     width = np.dtype(train.param_dtype).itemsize + np.dtype(config.optimizer.moment_dtype).itemsize + 4
     tokens = train.batch_rows / train.microbatches / (ways["data"] * ways["fsdp"]) * train.row_tokens
     half, tensor = np.dtype(cfg.compute_dtype).itemsize, ways["tensor"]
-    chunked = loss.pays(cfg)  # then attention too goes row by row and block by block
-    queries = min(attention.BLOCK, train.row_tokens) if chunked else tokens
-    scores = queries * train.row_tokens * cfg.n_heads / tensor * (4 + half)
+    scores = tokens * train.row_tokens * cfg.n_heads / tensor * (4 + half)
     block = tokens * (6 * cfg.d_model + 3 * cfg.d_mlp / tensor) * half + scores
     products = tokens * (6 * cfg.d_model + cfg.d_mlp) / tensor * half
     kept = {"full": 0, "dots": products, "none": block}[cfg.remat] + tokens * cfg.d_model * half
     layer = 2 * 12 * cfg.d_model**2 / tensor * half  # gathered weights of this layer and the next
-    logits = 2 * (min(loss.CHUNK, tokens) if chunked else tokens) * cfg.vocab_size / tensor * 4
-    head = chunked * cfg.d_model * cfg.vocab_size / tensor * (half + 4)
+    logits = 2 * tokens * cfg.vocab_size / tensor * 4
     gradients = count * 4 / split * (2 if train.microbatches > 1 else 1)
-    return count * width / split, gradients + kept * cfg.n_layers + 2 * block + layer + logits + head
+    return count * width / split, gradients + kept * cfg.n_layers + 2 * block + layer + logits
 
 
 def sampling_bytes(config: Config, tensor: int, lengths: Lengths) -> tuple[float, float]:

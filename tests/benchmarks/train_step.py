@@ -1,6 +1,6 @@
 """Our train step beside transformers' GPTJForCausalLM with torch's AdamW: the same weights and tokens, in one run.
 
-    python tests/benchmarks/train_step.py [--remat=none] [--microbatches=1]
+    python tests/benchmarks/train_step.py [--remat=dots] [--microbatches=1]
 
 The model: a GPT-J of 8 layers, d_model 512, vocabulary 50,400, weights of standard deviation 0.1, float32. A step:
 8 packed rows of 512 tokens, four texts a row whose last 40 % carry the loss; AdamW without clipping. Each side lives
@@ -17,10 +17,9 @@ The least work of a step: 6 FLOPs a weight and token (the head's at tokens with 
 gradients and both moments read, all but the gradients written. The share reached is of this machine's matrix product,
 measured in the same run.
 
-Measured on two CPU cores (AMD EPYC) that three other jobs kept busy, jax 0.10.2, torch 2.13, transformers 5.24: ours
-15.6 s a step (263 tokens/s), transformers 12.1 s (338), 0.78 x the tokens/s; peak 4,279 and 8,869 MiB, 0.48 x the
-memory; the least work is 886 GFLOP, at 180 GFLOP/s 4.9 s. The speed is to be measured again on quiet cores: what
-ours takes there is not known (see LOG.md).
+Measured on two CPU cores (AMD EPYC) that other jobs used in part, jax 0.10.2, torch 2.13, transformers 5.24: ours
+10.2 s a step (402 tokens/s), transformers 9.8 s (417), 0.97 x the tokens/s; peak 2,643 and 8,953 MiB, 0.30 x the
+memory; the least work is 886 GFLOP, at 187 GFLOP/s 4.7 s. Single steps went from 8.7 to 12.2 s and 9.6 to 16.7 s.
 """
 
 import argparse
@@ -77,7 +76,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--row_tokens", type=int, default=512, help="a multiple of 20")
     parser.add_argument("--steps", type=int, default=3, help="timed ones")
-    parser.add_argument("--remat", default="none", help="model.remat of our side")
+    parser.add_argument("--remat", default="dots", help="model.remat of our side")
     parser.add_argument("--microbatches", type=int, default=1, help="train.microbatches of our side")
     parser.add_argument("--side", default="", help="ours or transformers: be that side, for the process that asks")
     parser.add_argument("--weights", default="", help="where that side's weights are")
