@@ -1,6 +1,6 @@
 """Attention of training: row by row and block by block, over no more keys than the block's segments reach back to.
 
-The scores of all rows, [B, H, T, T] in float32, are what a step waits for in memory; a row's block fits a cache.
+The scores of all rows at once, [B, H, T, T] in float32, would be the largest array of a step; a row's block is small.
 They are made again in the backward pass, so of a layer's attention nothing is kept but its inputs.
 """
 
