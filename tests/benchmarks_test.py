@@ -1,6 +1,7 @@
 """tests/benchmarks: their short forms run, on this machine, and say what they would measure on a larger one."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from star_jax import model as gpt
 from star_jax.config import GPTJ_6B, ModelConfig
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
-GPTJ = ["--layers=2", "--d_model=64", "--problems=12", "--slots=4,8", "--new_tokens=8", "--prefix=32", "--body=16",
+GPTJ = ["--layers=2", "--d_model=64", "--problems=12", "--slots=4", "--new_tokens=8", "--prefix=32", "--body=16",
         "--rows=2", "--row_tokens=64", "--steps=2", "--probe_mib=4", "--probe_side=64"]  # fmt: skip
 
 
@@ -37,6 +38,19 @@ def test_the_iteration_s_table_says_where_the_time_went(tmp_path, capsys):
     assert "compilations after iteration 1: 0 (bar: 0)" in printed
     shares = [float(n) for n in re.findall(r"([\d.]+)%", rows["outside"])]
     assert all(0 < share < 100 for share in shares)
+
+
+def test_the_sampling_pass_draws_the_same_tokens_on_all_sides(shared_dir):
+    """The plain loop's tokens are ours; and with stops the script asserts that refilling changes none."""
+    data = [f"--data={shared_dir / 'data/commonsense_qa'}", f"--tokenizer={shared_dir / 'data/gpt2'}"]
+    sizes = ("layers=1", "problems=4", "new_tokens=4", "slots=4", "stopping_problems=6", "runs=1", "peers=plain")
+    command = [sys.executable, BENCHMARKS / "sampling_pass.py", *data, *(f"--{size}" for size in sizes)]
+    env = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parents[1]), "XLA_FLAGS": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    plain = next(line for line in done.stdout.splitlines() if line.startswith("plain JAX loop, batch 4"))
+    assert plain.split()[-1] == "100.00%"
+    assert "6 problems that stop after" in done.stdout and "refilling when all are free" in done.stdout
 
 
 def test_gpt_j_s_tables_at_a_tiny_size(capsys):

@@ -134,7 +134,8 @@ def peer(name: str, work: Work, new: int, few: int) -> dict[str, Callable[[], np
     if name == "plain":
         draw = functools.partial(plain_loop.draw, work.params, prefix, bodies, new, rotary_dim=work.config.rotary_dim)
         return {
-            f"plain JAX loop, batch {n}": functools.partial(draw, batch=n) for n in (32, 64, 128) if n <= len(bodies)
+            f"plain JAX loop, batch {n}": functools.partial(draw, batch=n)
+            for n in sorted({min(n, len(bodies)) for n in (32, 64, 128)})
         }
     import torch_peers
 
@@ -167,9 +168,9 @@ def with_stops(args: argparse.Namespace, work: Work) -> None:
             started = time.perf_counter()
             draws[name] = sampler.with_params(sampler.params)(work.train)
             seconds[name] += [time.perf_counter() - started] * (turn > 0)
-    first, second = draws.values()
+    first, second = ([draw.token_ids for draw in side] for side in draws.values())
     assert first == second, "refilling changed what is drawn"
-    lengths = [len(draw.token_ids) for draw in first]
+    lengths = [len(ids) for ids in first]
     print(
         f"{len(lengths)} problems that stop after {min(lengths)} to {max(lengths)} tokens (mean {np.mean(lengths):.0f})"
     )
