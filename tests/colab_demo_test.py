@@ -55,7 +55,7 @@ def cells(runs) -> dict:
     environment |= {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(runs / "ipython"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is most of the time
     client = NotebookClient(notebook, km=manager, timeout=120, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
-    client.execute(env=environment)
+    client.execute(cleanup_kc=True, env=environment)  # the manager is ours, and its kernel would live on
     return {cell.id: cell for cell in notebook.cells}
 
 

@@ -236,14 +236,14 @@ def test_another_command_is_refused_meanwhile(cloud):
 
 
 def test_ctrl_c_leaves_the_run_alone(cloud):
-    first = cloud.start(*CREATE, *cloud.work(60))
+    first = cloud.start(*CREATE, *cloud.work(600))
     cloud.wait_for_step(3)
     os.killpg(first.pid, signal.SIGINT)
     done = finished(first)
     assert done.returncode == 130 and "the run goes on" in done.stderr
     cloud.wait_for_step(cloud.step() + 2)
-    done = cloud.run(*cloud.work(60))
-    assert done.returncode == 0 and done.stdout.splitlines() == steps(1, 60)
+    done = cloud.run(*cloud.work(600))
+    assert done.returncode == 0 and done.stdout.splitlines() == steps(1, 600)
 
 
 def test_processes_killed_on_a_tpu_that_lives(cloud):
