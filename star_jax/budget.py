@@ -33,11 +33,17 @@ def parameters(model: gpt.GPT) -> int:
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
+def _products(cfg: ModelConfig) -> tuple[int, int]:
+    """Weights that a token is multiplied with: (of the blocks, of the head). The embedding's are looked up."""
+    head = cfg.vocab_size * cfg.d_model
+    return parameters(gpt.GPT(cfg)) - (1 if cfg.is_gpt2 else 2) * head, head
+
+
 def train_flops(config: Config) -> float:
     """FLOPs of one train step: 6 a weight and token (the embedding's are looked up), 12 a pair of tokens and feature
     of attention, a third more where whole blocks are recomputed."""
     cfg, rows, length = config.model, config.train.batch_rows, config.train.row_tokens
-    weights = parameters(gpt.GPT(cfg)) - (0 if cfg.is_gpt2 else cfg.vocab_size * cfg.d_model)
+    weights = sum(_products(cfg))
     useful = 6 * weights * rows * length + 12 * cfg.n_layers * cfg.d_model * rows * length * length / 2
     return useful * (4 / 3 if cfg.remat == "full" else 1)
 
@@ -50,8 +56,7 @@ def least_train_flops(cfg: ModelConfig, rows: dict[str, np.ndarray]) -> float:
     """
     real_RT = rows["segment_ids_RT"] > 0
     pairs = float(np.sum(rows["positions_RT"][real_RT] + 1))
-    head = cfg.vocab_size * cfg.d_model
-    blocks = parameters(gpt.GPT(cfg)) - (1 if cfg.is_gpt2 else 2) * head
+    blocks, head = _products(cfg)
     with_loss = int(np.sum(rows["weights_RT"] > 0))
     return 6.0 * (blocks * int(real_RT.sum()) + head * with_loss) + 12 * cfg.n_layers * cfg.d_model * pairs
 
@@ -59,7 +64,7 @@ def least_train_flops(cfg: ModelConfig, rows: dict[str, np.ndarray]) -> float:
 def decode_flops(config: Config, lengths: Lengths) -> float:
     """FLOPs of one decode step of all slots of a group, half of the new tokens being there."""
     cfg = config.model
-    weights = parameters(gpt.GPT(cfg)) - (0 if cfg.is_gpt2 else cfg.vocab_size * cfg.d_model)
+    weights = sum(_products(cfg))
     seen = lengths.prefix + lengths.body + lengths.new / 2
     return config.sampling.slots * (2 * weights + 4 * cfg.n_layers * cfg.d_model * seen)
 
@@ -80,8 +85,7 @@ def least_sampling(cfg: ModelConfig, problems: int, slots: int, lengths: Lengths
     2 FLOPs a weight of the blocks and token, 2 a weight of the head and new token, 4 a layer, feature and pair of
     tokens.
     """
-    head = cfg.vocab_size * cfg.d_model
-    blocks = parameters(gpt.GPT(cfg)) - (1 if cfg.is_gpt2 else 2) * head
+    blocks, head = _products(cfg)
 
     def encode(rows: int, before: float, tokens: int, drawn: int) -> float:
         seen = before + tokens / 2

@@ -171,7 +171,7 @@ class SamplingConfig:
     max_new_tokens: int = 0  # token budget of one completion; 0: the task's own
     slots: int = 128  # rows that decode together, on each group of `tensor` devices
     refill: int = 0  # free slots gathered before a prefill; 0: a quarter of the slots
-    queue: int = 2048  # problems handed to each such group at a time; also what a crash loses at most
+    queue: int = 2048  # problems handed to each such group at a time; a crash loses two such at most
     prefill_chunk: int = 16  # tokens of a body that a prefill takes at once: its work is rounded up to a multiple of it
     # Devices among which heads, mlp and vocabulary are split, inside a process; the others draw apart. -1: all of them
     tensor: int = 1

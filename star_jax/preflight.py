@@ -292,8 +292,7 @@ def _main() -> None:
         config = dataclasses.replace(config, model=prepare.model_config(config, Path(given)))
     config.model.check_complete()
     new = config.sampling.max_new_tokens or config.make_task().max_new_tokens
-    unit = config.sampling.prefill_chunk
-    lengths = Lengths(_PREFIX.value, -(-_BODY.value // unit) * unit, new)
+    lengths = Lengths(_PREFIX.value, sampler.round_up(_BODY.value, config.sampling.prefill_chunk), new)
     if not report(config, chips(_TOPOLOGY.value), lengths, lambda line: print(line, flush=True)):
         sys.exit(1)
 

@@ -214,7 +214,7 @@ class Sampler:
                 )
         size = self.queue * self._ways
         for text, members in sorted(groups.items()):
-            padded = _round_up(max(len(members[-1][1]), self.longest), self.shape.chunk)
+            padded = round_up(max(len(members[-1][1]), self.longest), self.shape.chunk)
             for start in range(0, len(members), size):
                 chunk = members[start : start + size]
                 yield [place for place, _ in chunk], [body for _, body in chunk], padded, text
@@ -250,7 +250,7 @@ class Sampler:
     def _prefix(self, text: str) -> cached.Prefix:
         if text not in self._prefixes:
             ids = self.tokenizer.encode(text)
-            tokens_P = np.array(ids + [0] * (_round_up(len(ids), 16) - len(ids)), np.int32)
+            tokens_P = np.array(ids + [0] * (round_up(len(ids), 16) - len(ids)), np.int32)
             self._prefixes[text] = _encode_prefix(self.model, self.params, jnp.asarray(tokens_P), len(ids))
         return self._prefixes[text]
 
@@ -266,7 +266,7 @@ def key_data(seed: str) -> np.ndarray:
     return np.frombuffer(hashlib.sha256(seed.encode()).digest()[:8], ">u4").astype(np.uint32)
 
 
-def _round_up(length: int, unit: int) -> int:
+def round_up(length: int, unit: int) -> int:
     """A multiple of `unit`, an eighth longer at most where that is longer: similar sizes share a compiled program."""
     unit *= max(1, (1 << length.bit_length()) // 16 // unit)
     return -(-length // unit) * unit

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from star_test import small_config
@@ -22,7 +23,8 @@ GPTJ = ["--layers=2", "--d_model=64", "--problems=12", "--slots=4", "--new_token
 def load(name: str):
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with mock.patch.object(sys, "path", [str(BENCHMARKS), *sys.path]):  # as where it is run as a script
+        spec.loader.exec_module(module)
     return module
 
 
@@ -51,6 +53,15 @@ def test_the_sampling_pass_draws_the_same_tokens_on_all_sides(shared_dir):
     plain = next(line for line in done.stdout.splitlines() if line.startswith("plain JAX loop, batch 4"))
     assert plain.split()[-1] == "100.00%"
     assert "6 problems that stop after" in done.stdout and "refilling when all are free" in done.stdout
+
+
+def test_the_sampler_s_table_at_a_tiny_size():
+    """The script asserts that both sides draw the same tokens."""
+    command = [sys.executable, BENCHMARKS / "sampler.py", "--problems=8", "--slots=4", "--shots=1"]
+    env = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parents[1]), "XLA_FLAGS": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.fullmatch(r"plain / ours: [\d.]+", done.stdout.splitlines()[-1])
 
 
 def test_gpt_j_s_tables_at_a_tiny_size(capsys):

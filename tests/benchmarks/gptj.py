@@ -24,11 +24,10 @@ import argparse
 import dataclasses
 import importlib.util
 import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import machine
 import numpy as np
 from jax.sharding import Mesh
 
@@ -52,7 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}: {cfg.n_layers} layers, d_model {cfg.d_model}, "
           f"{budget.parameters(model):,} parameters")  # fmt: skip
     speed = Speed(
-        args.matrix_rate * 1e12 or matrix_rate(args.probe_side), args.bandwidth * 1e12 or copy_rate(args.probe_mib)
+        args.matrix_rate * 1e12 or machine.matrix_rate(args.probe_side, "bfloat16"),
+        args.bandwidth * 1e12 or copy_rate(args.probe_mib),
     )
     print(f"matrix product {speed.flops / 1e12:,.2f} TFLOP/s, copy {speed.bytes / 1e12:,.3f} TB/s"
           f"{' (given)' if args.matrix_rate and args.bandwidth else ''}")  # fmt: skip
@@ -108,24 +108,9 @@ class Speed:
     bytes: float  # read and written
 
 
-def best(function: Callable[[], Any], turns: int = 5) -> float:
-    """Seconds of the fastest of some turns, the first one (which compiles) left out."""
-    seconds = []
-    for _ in range(turns + 1):
-        started = time.perf_counter()
-        jax.block_until_ready(function())
-        seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])
-
-
-def matrix_rate(side: int) -> float:
-    square, product = jnp.ones((side, side), jnp.bfloat16), jax.jit(jnp.matmul)
-    return 2.0 * side**3 / best(lambda: product(square, square))
-
-
 def copy_rate(mib: int) -> float:
     source, add = jnp.zeros((mib * 2**19,), jnp.bfloat16), jax.jit(lambda x: x + 1)
-    return 2.0 * source.nbytes / best(lambda: add(source))
+    return 2.0 * source.nbytes / machine.best(lambda: add(source))
 
 
 def random_params(model: gpt.GPT, mesh: Mesh, dtype: str = "bfloat16") -> gpt.Params:
@@ -165,7 +150,7 @@ def decoding(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, slots
         started = time.perf_counter()
         drawn = ours(prompts)
         first[new] = time.perf_counter() - started
-        seconds[new] = best(lambda ours=ours: ours(prompts) and (), turns=2)
+        seconds[new] = machine.best(lambda ours=ours: ours(prompts) and (), turns=2)
         assert {len(draw.token_ids) for draw in drawn} == {new}
     lengths = budget.Lengths(args.prefix, args.body, args.new_tokens)
     work = budget.least_sampling(model.config, slots, slots, lengths)

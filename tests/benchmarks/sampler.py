@@ -26,6 +26,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import machine
 import numpy as np
 
 from star_jax import cached, prompting, sharding
@@ -80,7 +81,7 @@ def main() -> None:
     print(f"{'side':6}{'seconds':>9}{'tokens/s':>11}{'useful':>8}{'GFLOP':>8}{'GB':>7}{'floor, s':>10}{'away':>7}")
     median = {name: statistics.median(values) for name, values in seconds.items()}
     for name in sides:
-        flops, moved = least_work(prefix, bodies, news, args.slots, shared=name == "ours")
+        flops, moved = least_work(CONFIG, prefix, bodies, news, args.slots, shared=name == "ours")
         floor = max(flops / flops_a_second, moved / bytes_a_second)
         useful = sum(n - 1 for n in news) / (steps[name] * args.slots)
         print(f"{name:6}{median[name]:9.3f}{sum(news) / median[name]:11,.0f}{useful:8.0%}{flops / 1e9:8.1f}"
@@ -94,7 +95,8 @@ def draw_ours(sampler: Sampler, prompts: list[Prompt]) -> tuple[list[tuple[int, 
     drawn, steps = {}, 0
     for places, bodies, padded, shots in sampler._chunks(prompts):
         out = sampler._run(bodies, padded, shots, [str(i) for i in places])
-        drawn.update((place, sampler._read(out, i).token_ids) for i, place in enumerate(places))  # one queue here
+        draws = sampler._read(out, len(places))
+        drawn.update((place, draw.token_ids) for place, draw in zip(places, draws, strict=True))
         steps += int(out.steps_G.sum())
     return [drawn[i] for i in range(len(prompts))], steps
 
@@ -171,9 +173,11 @@ def weights_that_stop_after(mean: float) -> gpt.Params:
     return params
 
 
-def least_work(prefix: int, bodies: list[int], news: list[int], slots: int, shared: bool) -> tuple[float, float]:
+def least_work(
+    cfg: ModelConfig, prefix: int, bodies: list[int], news: list[int], slots: int, shared: bool = True
+) -> tuple[float, float]:
     """(FLOPs, bytes) with no idle row and no padding; the prefix is encoded and read once, or once a row."""
-    cfg, key_bytes = CONFIG, 2 * CONFIG.n_layers * CONFIG.d_model * 4
+    key_bytes = 2 * cfg.n_layers * cfg.d_model * 4
     weights = cfg.n_layers * (4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_mlp)
 
     def encode(first: int, last: int) -> float:  # tokens at places [first, last), each sees those before it
@@ -191,19 +195,8 @@ def least_work(prefix: int, bodies: list[int], news: list[int], slots: int, shar
 
 def machine_speed() -> tuple[float, float]:
     """(FLOP/s of a 1024 x 1024 float32 product, bytes/s, read and written, of a copy of 128 MB), the best of seven."""
-
-    def best(function):
-        times = []
-        for _ in range(8):  # the first one compiles
-            started = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - started)
-        return min(times)
-
-    square, product = jnp.ones((1024, 1024)), jax.jit(jnp.matmul)
     source, target = np.ones((2, 1 << 25), np.float32)
-    multiplying = best(lambda: product(square, square).block_until_ready())
-    return 2 * 1024**3 / multiplying, 2 * source.nbytes / best(lambda: np.copyto(target, source))
+    return machine.matrix_rate(1024), 2 * source.nbytes / machine.best(lambda: np.copyto(target, source))
 
 
 if __name__ == "__main__":

@@ -17,18 +17,17 @@ speed to page faults without MALLOC_MMAP_MAX_ and MALLOC_TRIM_THRESHOLD_, so the
 import argparse
 import dataclasses
 import functools
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import machine
 import numpy as np
 import plain_loop
-from sampler import machine_speed
+from sampler import least_work, machine_speed
 
 from star_jax import config, prompting, sharding, tasks, tokenizer
 from star_jax import model as gpt
@@ -36,7 +35,6 @@ from star_jax.records import Prompt
 from star_jax.sampler import Sampler
 
 SIZES = config.ModelConfig(8, 512, 8, 2048, 32, vocab_size=50400, max_positions=2048)
-MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "34359738368"}
 SHORTEST, LONGEST = 20, 96  # tokens, of W with stops
 
 
@@ -54,8 +52,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="the median of so many counts")
     parser.add_argument("--peers", default="plain,static,compiled,generate", help="a list; none for ours alone")
     args = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in MALLOC.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)
+    machine.keep_freed_memory()
     work = Work(args)
     rates = machine_speed()
     print(f"this machine: {rates[0] / 1e9:.0f} GFLOP/s (matrix product), {rates[1] / 1e9:.1f} GB/s (copy)")
@@ -113,7 +110,8 @@ def whole_pass(args: argparse.Namespace, work: Work, rates: tuple[float, float])
             started = time.perf_counter()
             drawn[name] = draw()
             seconds[name] += [time.perf_counter() - started] * (turn > 0)
-    flops, moved = least_work(work, new, args.slots)
+    bodies = [len(body) for body in work.bodies]
+    flops, moved = least_work(work.config, len(work.prefix), bodies, [new] * len(bodies), args.slots)
     floor = flops / rates[0]
     print(f"{args.problems} problems behind {len(work.prefix)} tokens, {new} new ones each; bodies of "
           f"{min(map(len, work.bodies))} to {max(map(len, work.bodies))}")  # fmt: skip
@@ -187,21 +185,6 @@ def countdown(vocab_size: int) -> jax.Array:
     wanted_V = SHORTEST + np.arange(vocab_size) * 2654435761 % 2**32 % spread
     table_SV[0] = LONGEST - (wanted_V - 1)
     return jnp.asarray(table_SV, jnp.int32)
-
-
-def least_work(work: Work, new: int, slots: int) -> tuple[float, float]:
-    """(FLOPs, bytes): 2 FLOPs a weight and token, 4 a feature and pair; a step reads weights, prefix and own keys."""
-    cfg, prefix = work.config, len(work.prefix)
-    block = 4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_mlp
-    head = cfg.d_model * cfg.vocab_size
-    lengths = [len(body) + new - 1 for body in work.bodies]  # tokens that go through the blocks
-    tokens = prefix + sum(lengths)
-    pairs = prefix**2 / 2 + sum(prefix * n + n * n / 2 for n in lengths)
-    flops = cfg.n_layers * (2 * block * tokens + 4 * cfg.d_model * pairs) + 2 * head * len(lengths) * new
-    steps = (new - 1) * len(lengths) / slots
-    cell = 2 * cfg.n_layers * cfg.d_model * 4  # bytes of a token's keys and values
-    own = sum((new - 1) * (len(body) + new / 2) for body in work.bodies)
-    return flops, steps * (4 * (cfg.n_layers * block + head) + cell * prefix) + cell * own
 
 
 if __name__ == "__main__":

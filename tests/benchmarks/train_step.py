@@ -34,9 +34,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import machine
 import numpy as np
 
-MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**35)}
 RATE, WEIGHT_DECAY, TEXTS = 1e-4, 0.01, 4
 MIB = 2**20
 
@@ -44,8 +44,7 @@ MIB = 2**20
 def main() -> None:
     """Prints the table, or is one side where --side is given."""
     args = parse(sys.argv[1:])
-    if any(os.environ.get(name) != value for name, value in MALLOC.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})
+    machine.keep_freed_memory()
     if args.side:
         serve({"ours": ours, "transformers": transformers}[args.side](args))
         return
@@ -228,26 +227,13 @@ def rows(args: argparse.Namespace) -> dict[str, np.ndarray]:
     }
 
 
-def matrix_rate(size: int = 2048) -> float:
-    """FLOP/s of a float32 matrix product, the best of seven."""
-    import jax
-    import jax.numpy as jnp
-
-    square, product, times = jnp.ones((size, size)), jax.jit(jnp.matmul), []
-    for _ in range(8):  # the first one compiles
-        started = time.perf_counter()
-        product(square, square).block_until_ready()
-        times.append(time.perf_counter() - started)
-    return 2 * size**3 / min(times)
-
-
 def table(args: argparse.Namespace, seconds: dict[str, float], facts: dict[str, dict[str, Any]]) -> None:
     from star_jax import budget
     from star_jax import model as gpt
 
     config, packed = model_config(args), rows(args)
     tokens, with_loss = packed["tokens_RT"].size, int(packed["weights_RT"].sum())
-    count, rate = budget.parameters(gpt.GPT(config)), matrix_rate()
+    count, rate = budget.parameters(gpt.GPT(config)), machine.matrix_rate(2048)
     flops = budget.least_train_flops(config, packed)
     print(f"{count:,} parameters, {args.rows} rows of {args.row_tokens} tokens, {with_loss:,} of {tokens:,} with loss")
     print(f"least work of a step: {flops / 1e9:,.0f} GFLOP, Adam {7 * 4 * count / 1e9:.1f} GB; this machine: "
