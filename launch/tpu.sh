@@ -21,8 +21,11 @@ tpu_main() {
       ;;
     *)
       tpu_ready
+      # From here on the workers may be at it, whatever this end has heard of them.
+      trap 'tpu_say "the run goes on; the same command shows its log again, with --stop it ends"; exit 130' INT
       tpu_start "$@"
       tpu_follow
+      trap - INT
       tpu_finish
       ;;
   esac
@@ -118,7 +121,6 @@ tpu_files() {
 tpu_follow() {
   local seen=0 breaks=0 line number
   tpu_status=""
-  trap 'tpu_say "the run goes on; the same command shows its log again, with --stop it ends"; exit 130' INT
   while true; do
     while IFS= read -r line; do
       number="${line%%:*}"
@@ -138,7 +140,6 @@ tpu_follow() {
     tpu_say "the connection to worker 0 broke; connecting again"
     sleep "${STAR_POLL:-15}"
   done
-  trap - INT
 }
 
 # Exits with worker 0's status. Once it has failed the others will not do anything good: they are stopped at once.

@@ -209,7 +209,7 @@ def _leave(error: BaseException) -> None:
     if isinstance(error, InputError | KeyboardInterrupt | SystemExit):
         status = say(error)
     elif isinstance(error, jax.errors.JaxRuntimeError) and _is_loss(str(error)):
-        print(f"star_jax: {_TOLD}", file=sys.stderr)
+        print(f"star_jax: {_TOLD} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
         status = ANOTHER_DIED
     else:
         import traceback

@@ -74,7 +74,8 @@ class Attention(nn.Module):
             kernel_DHK = _weight(
                 self, name, _INIT_HEADS_IN, (cfg.d_model, cfg.n_heads, cfg.head_dim), ("embed", "heads", "kv")
             )
-            projected_BHTK = jnp.einsum("BTD,DHK->BHTK", x_BTD, kernel_DHK)
+            # As the product leaves it, then turned: asked for heads first, XLA would turn the weights, at every step.
+            projected_BHTK = jnp.einsum("BTD,DHK->BTHK", x_BTD, kernel_DHK).swapaxes(1, 2)
             if cfg.is_gpt2:
                 bias_HK = _weight(self, f"{name}_bias", _ZEROS, (cfg.n_heads, cfg.head_dim), ("heads", "kv"))
                 projected_BHTK += bias_HK[None, :, None]

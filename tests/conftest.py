@@ -1,4 +1,8 @@
-"""Set before JAX is imported: eight virtual CPU devices, a compile cache for this run, no rank promotion."""
+"""Set before JAX is imported: eight virtual CPU devices, a compile cache for this run, no rank promotion.
+
+Programs are compiled without most optimizations: the suite's are tiny, run for less time than they take to compile,
+and must give the same results either way.
+"""
 
 import os
 import tempfile
@@ -6,6 +10,7 @@ from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 _CACHE = os.environ.setdefault("STAR_TEST_CACHE", tempfile.mkdtemp(prefix="star_jax_cache_"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)

@@ -83,7 +83,7 @@ def said(workdir: Path, index: int) -> str:
 
 def finish(workdir: Path, started: list[subprocess.Popen]) -> None:
     for index, process in enumerate(started):
-        assert process.wait(timeout=300) == 0, said(workdir, index)[-3000:]
+        assert process.wait(timeout=300) == 0, "\n".join(said(workdir, i)[-3000:] for i in range(len(started)))
 
 
 def results(workdir: Path) -> dict[str, bytes]:
