@@ -48,11 +48,11 @@ def _row(q_HTK, k_HTK, v_HTK, ids_T):
 
 
 def _block(low, start, end, q_HTK, k_HTK, v_HTK, ids_T):
-    """Queries [start, end) over keys [low, end). Scores [H, S, T]: sums over S then go along whole vectors of T."""
-    scores = jnp.einsum("HSK,HTK->HST", k_HTK[:, low:end], q_HTK[:, start:end], preferred_element_type=jnp.float32) * (
+    """Queries [start, end) over keys [low, end)."""
+    scores = jnp.einsum("HTK,HSK->HTS", q_HTK[:, start:end], k_HTK[:, low:end], preferred_element_type=jnp.float32) * (
         q_HTK.shape[-1] ** -0.5
     )
-    seen_ST = jnp.arange(low, end)[:, None] <= jnp.arange(start, end)[None]
-    seen_ST &= ids_T[low:end, None] == ids_T[None, start:end]
-    weights = jax.nn.softmax(jnp.where(seen_ST[None], scores, jnp.finfo(jnp.float32).min), axis=1)
-    return jnp.einsum("HST,HSK->HTK", weights.astype(q_HTK.dtype), v_HTK[:, low:end])
+    seen_TS = jnp.arange(start, end)[:, None] >= jnp.arange(low, end)[None]
+    seen_TS &= ids_T[start:end, None] == ids_T[None, low:end]
+    weights = jax.nn.softmax(jnp.where(seen_TS[None], scores, jnp.finfo(jnp.float32).min), axis=-1)
+    return jnp.einsum("HTS,HSK->HTK", weights.astype(q_HTK.dtype), v_HTK[:, low:end])

@@ -82,7 +82,7 @@ def said(workdir: Path, index: int) -> str:
 
 
 def finish(workdir: Path, started: list[subprocess.Popen]) -> None:
-    for index, process in enumerate(started):
+    for process in started:
         assert process.wait(timeout=300) == 0, "\n".join(said(workdir, i)[-3000:] for i in range(len(started)))
 
 
