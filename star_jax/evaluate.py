@@ -14,7 +14,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from star_jax import checkpoint, filter, hosts, metrics, prompting, sharding
+from star_jax import cached, checkpoint, filter, hosts, metrics, prompting, sharding
 from star_jax import model as gpt
 from star_jax.config import Config, from_dict
 from star_jax.decoding import Decoding
@@ -221,7 +221,7 @@ class Opened:
         options, words = self.config.sampling, checkpoint.load_tokenizer(self.directory)
         drawing = sharding.sampling_mesh(mesh, options.tensor)
         model, params = checkpoint.load_model(self.directory, mesh, self.config.train.param_dtype)
-        params = sharding.to_sampling(model, params, drawing, options.weights_dtype)
+        params = cached.placed(model, params, drawing, options.weights_dtype)
         return make_sampler(self.config, task, model, params, words, decoding, drawing)
 
 

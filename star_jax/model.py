@@ -177,7 +177,7 @@ class GPT(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast, 0, nn.broadcast),  # keys are a layer's own
+            in_axes=(nn.broadcast, nn.broadcast),
             length=cfg.n_layers,
             unroll=min(cfg.scan_unroll, cfg.n_layers),
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -200,19 +200,16 @@ class GPT(nn.Module):
         mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
         if segment_ids_BT is not None:
             mask_BTS &= segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-        return self.logits(self.hidden(tokens_BT, positions_BT, mask_BTS)[0])
+        return self.logits(self.hidden(tokens_BT, positions_BT, mask_BTS))
 
     def normed(self, tokens_BT, positions_BT, segment_ids_BT):
         """[B, T, D] behind the final norm, of packed rows: what the output head is applied to."""
-        return self.final_norm(self.hidden(tokens_BT, positions_BT, Segments(segment_ids_BT))[0])
+        return self.final_norm(self.hidden(tokens_BT, positions_BT, Segments(segment_ids_BT)))
 
-    def hidden(self, tokens_BT, positions_BT, mask_BTS, cached=None, slot=None, prefix=None, prefix_length=None):
-        """(activations [B, T, D] behind the blocks, Keys [N, B, H, T, K]); see Attention for the arguments.
-
-        cached: Keys [N, B, H, S, K] or None; then they come back, updated. prefix: Keys [N, H, P, K] or None.
-        """
+    def hidden(self, tokens_BT, positions_BT, mask_BTS):
+        """Activations [B, T, D] behind the blocks; see Attention for the arguments."""
         x_BTD = _constrain(self.embed(tokens_BT, positions_BT), ("batch", "length", None))
-        return self.blocks(x_BTD, positions_BT, mask_BTS, cached, slot, prefix, prefix_length)
+        return self.blocks(x_BTD, positions_BT, mask_BTS)[0]
 
     def embed(self, tokens_BT, positions_BT):
         """[B, T, D]."""

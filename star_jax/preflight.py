@@ -141,8 +141,18 @@ def lower_prefix(config: Config, mesh: Mesh, lengths: Lengths) -> Any:
     """The shared prefix's pass."""
     with sharding.use(mesh, rows_apart=True):
         tokens_P = jax.ShapeDtypeStruct((lengths.prefix,), jnp.int32, sharding=sharding.replicated(mesh))
-        params = sharding.placed_shapes(gpt.GPT(config.model), mesh, config.sampling.weights_dtype)
-        return sampler._encode_prefix.lower(gpt.GPT(config.model), params, tokens_P, lengths.prefix)
+        return sampler._encode_prefix.lower(gpt.GPT(config.model), _drawn_from(config, mesh), tokens_P, lengths.prefix)
+
+
+def _drawn_from(config: Config, mesh: Mesh) -> Any:
+    """Shapes and places of the weights as the sampler has them: the layers apart."""
+
+    def layer(leaf: Any) -> Any:
+        place = NamedSharding(mesh, PartitionSpec(*leaf.sharding.spec[1:]))
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=place)
+
+    params = sharding.placed_shapes(gpt.GPT(config.model), mesh, config.sampling.weights_dtype)
+    return {**params, "blocks": (jax.tree.map(layer, params["blocks"]),) * config.model.n_layers}
 
 
 def lower_sampler(config: Config, mesh: Mesh, lengths: Lengths) -> Any:
@@ -154,7 +164,7 @@ def lower_sampler(config: Config, mesh: Mesh, lengths: Lengths) -> Any:
 
     groups = mesh.shape["data"]
     shape = sampler.Shape(options.slots, options.refill_rows, options.prefill_chunk, lengths.new, cfg.vocab_size)
-    keys = shaped((cfg.n_layers, cfg.n_heads, lengths.prefix, cfg.head_dim), cfg.compute_dtype, None, "tensor")
+    keys = shaped((cfg.n_heads, lengths.prefix, cfg.head_dim), cfg.compute_dtype, "tensor")
     rows = groups * options.queue
     queue = sampler.Queue(
         shaped((rows, lengths.body), jnp.int32, "data"),
@@ -165,8 +175,8 @@ def lower_sampler(config: Config, mesh: Mesh, lengths: Lengths) -> Any:
     with sharding.use(mesh, rows_apart=True):
         return sampler._sample_queue.lower(
             gpt.GPT(cfg), Decoding(options.temperature, options.top_k, options.top_p), shape, mesh,
-            sharding.placed_shapes(gpt.GPT(config.model), mesh, options.weights_dtype),
-            cached.Prefix(gpt.Keys(keys, keys), shaped((), jnp.int32)), queue, shaped((4, cfg.vocab_size), jnp.int32),
+            _drawn_from(config, mesh), cached.Prefix((gpt.Keys(keys, keys),) * cfg.n_layers, shaped((), jnp.int32)),
+            queue, shaped((4, cfg.vocab_size), jnp.int32),
         )  # fmt: skip
 
 

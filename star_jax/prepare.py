@@ -13,7 +13,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from star_jax import checkpoint, data, hosts, metrics, pretrain, sharding, tokenizer
+from star_jax import cached, checkpoint, data, hosts, metrics, pretrain, sharding, tokenizer
 from star_jax import evaluate as ev
 from star_jax import model as gpt
 from star_jax.config import SIZES, Config, ModelConfig
@@ -98,7 +98,7 @@ class Run:
                 then()
         if self.config.star.restart_from == "previous":
             self._remember(n, params)
-        drawing = sharding.to_sampling(self.model, params, self.sampling_mesh, self.config.sampling.weights_dtype)
+        drawing = cached.placed(self.model, params, self.sampling_mesh, self.config.sampling.weights_dtype)
         self._drawing = n, drawing
 
     def settle(self) -> None:

@@ -115,7 +115,7 @@ class Sampler:
     ) -> None:
         """
         Args:
-          params: on `mesh`, or anywhere (then they are put there as they are; see sharding.to_sampling).
+          params: on `mesh`, or anywhere (then they are put there as they are; see cached.placed).
           mesh: a sampling mesh, sharding.sampling_mesh; default: the devices on which the parameters lie.
           stop: strings that end a completion; end-of-text always does.
           slots: rows that decode together, at each place along the mesh's data axis.
@@ -138,7 +138,7 @@ class Sampler:
         if mesh is None:
             given = sharding.mesh_of(params)
             mesh = sharding.sampling_mesh(given, given.shape["tensor"])
-        self.mesh, self.params = mesh, sharding.to_sampling(model, params, mesh)
+        self.mesh, self.params = mesh, cached.placed(model, params, mesh)
         self.stop, self.decoding, self.queue, self.longest = tuple(stop), decoding, queue, longest
         gathered = SamplingConfig(slots=slots, refill=refill).refill_rows
         self.shape = Shape(slots, gathered, prefill_chunk, max_new_tokens, tokenizer.vocab_size)
@@ -148,7 +148,7 @@ class Sampler:
     def with_params(self, params: gpt.Params) -> "Sampler":
         """The same sampler with other weights; with None it holds none until it is given some in this way."""
         other = object.__new__(Sampler)
-        placed = params if params is None else sharding.to_sampling(self.model, params, self.mesh)
+        placed = params if params is None else cached.placed(self.model, params, self.mesh)
         other.__dict__.update(self.__dict__, params=placed, _prefixes={})
         return other
 
