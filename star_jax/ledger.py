@@ -7,11 +7,14 @@ which becomes `<name>` when the last chunk is there.
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 from star_jax.errors import InputError
+from star_jax.lock import Lock
 from star_jax.records import Completion, Record, from_json, read_jsonl, to_json, write_lines
 
 _T = TypeVar("_T")
@@ -38,31 +41,80 @@ class Ledger:
     def __init__(self, workdir: Path | str, processes: Processes = Alone()) -> None:
         self.workdir = Path(workdir)
         self._agree = processes.agree
+        self._lock: Lock | None = None  # where the files are
 
-    def open(self, config: Mapping[str, Any], may_change: Sequence[str] = ()) -> None:
-        """Makes the directory and stores the config, or checks that the stored one is the same.
+    def open(
+        self,
+        config: Mapping[str, Any],
+        world: Mapping[str, str] = MappingProxyType({}),
+        may_change: Sequence[str] = (),
+        allow_changes: bool = False,
+    ) -> None:
+        """Makes the directory, locks it until `close`, and stores the config, or checks that it is the stored one.
 
-        The keys of `may_change` ("star.iterations": go on for longer) change no finished result; they are
-        stored anew. Raises InputError naming the keys that differ, or why the directory cannot be written.
+        Args:
+          world: name -> version or fingerprint of whatever else the results follow from, checked likewise.
+          may_change: keys ("star.iterations": go on for longer) that change no finished result; stored anew.
+          allow_changes: go on in spite of differences, and write them down in provenance.json.
+
+        Raises InputError naming what differs, who else is at work here, or why the directory cannot be written.
         """
-        self._agree(lambda: self._open(config, may_change))
+        self._agree(lambda: self._open(config, world, may_change, allow_changes))
 
-    def _open(self, config: Mapping[str, Any], may_change: Sequence[str]) -> None:
+    def close(self) -> None:
+        """Lets go of the directory."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _open(
+        self, config: Mapping[str, Any], world: Mapping[str, str], may_change: Sequence[str], allow_changes: bool
+    ) -> None:
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"workdir {self.workdir}: cannot be made ({error.strerror}); give another") from error
-        path = self.workdir / "config.json"
+        self._lock = self._lock or Lock(self.workdir)
+        try:
+            self._compare(config, world, may_change, allow_changes)
+        except BaseException:
+            self.close()
+            raise
+
+    def _compare(
+        self, config: Mapping[str, Any], world: Mapping[str, str], may_change: Sequence[str], allow_changes: bool
+    ) -> None:
+        path, about = self.workdir / "config.json", self.workdir / "provenance.json"
+        stored: dict[str, Any] = {"world": dict(world), "changes": []}
         if not path.exists():
             if any(self.workdir.glob("iter_*")):
                 raise InputError(f"{self.workdir}: holds iterations and no config.json; give an empty workdir")
-            _write(path, _json(config))
-            return
-        changed = _differences(_read_json(path), json.loads(json.dumps(config)))
-        if refused := [text for key, text in changed.items() if key not in may_change]:
-            raise InputError(f"{path} is of a run with other settings: {'; '.join(refused)}; give another --workdir")
-        if changed:
-            _write(path, _json(config))
+        else:
+            changed = _differences(_read_json(path), json.loads(json.dumps(config)))
+            stored = _read_json(about) if about.exists() else stored
+            strange = [text for key, text in changed.items() if key not in may_change]
+            strange += _differences(stored["world"], dict(world)).values()
+            if strange and not allow_changes:
+                raise InputError(
+                    f"{path} is of a run under other conditions: {'; '.join(strange)}; give another --workdir, or "
+                    "--allow_changes to go on all the same"
+                )
+            if strange:
+                when = time.strftime("%Y-%m-%d %H:%M:%S")
+                finished = sorted(found.parent.name for found in self.workdir.glob("iter_*/DONE"))
+                stored["changes"].append({"time": when, "behind": finished[-1:], "what": strange})
+        self._write(about, _json({**stored, "world": dict(world)}))
+        self._write(path, _json(config))
+
+    def _write(self, path: Path, text: str) -> None:
+        if self._lock is not None:
+            self._lock.check()
+        _write(path, text)
+
+    def _append(self, path: Path, text: str) -> None:
+        if self._lock is not None:
+            self._lock.check()
+        _append(path, text)
 
     def path(self, iteration: int, name: str = "") -> Path:
         """The place of an iteration's file."""
@@ -83,7 +135,7 @@ class Ledger:
 
     def write_text(self, path: Path, text: str) -> None:
         """Writes a file aside and renames it into place. Raises InputError where the disk will not have it."""
-        self._agree(lambda: _write(path, text))
+        self._agree(lambda: self._write(path, text))
 
     def write_json(self, path: Path, value: Mapping[str, Any]) -> None:
         """Writes a JSON object."""
@@ -126,7 +178,7 @@ class Ledger:
         found = {(c.problem_id, c.draw): c for c in self._told(Completion, lambda: _complete_lines(part))}
 
         def store(chunk: Sequence[Completion]) -> None:
-            self._agree(lambda: _append(part, write_lines(chunk)))
+            self._agree(lambda: self._append(part, write_lines(chunk)))
             found.update({(c.problem_id, c.draw): c for c in chunk})
 
         if missing := [i for i, key in enumerate(wanted) if key not in found]:

@@ -17,6 +17,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, e.g. configs/arithmetic.py.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/<config file>[_<variant>].")
+_ALLOW_CHANGES = flags.DEFINE_boolean(
+    "allow_changes", False, "Go on with a run whose settings, data, prompts or versions were others, and record that."
+)
 
 
 def main() -> None:
@@ -37,7 +40,7 @@ def main() -> None:
 
         if not hosts.first():  # what concerns the run is said once
             logging.getLogger("star_jax").setLevel(logging.WARNING)
-        path = star.run(typed, _WORKDIR.value or Path("runs") / name)
+        path = star.run(typed, _WORKDIR.value or Path("runs") / name, _ALLOW_CHANGES.value)
         if hosts.first():
             print(path)
 
@@ -49,6 +52,7 @@ def read_config(argv: list[str], about: str) -> ConfigDict:
     """
     if {"--help", "-h", "-help"} & set(argv[1:]):
         print(f"{about}\n  --workdir: {flags.FLAGS['workdir'].help}\n  --config: {flags.FLAGS['config'].help}")
+        print(f"  --allow_changes: {flags.FLAGS['allow_changes'].help}")
         print("  --config.GROUP.OPTION=VALUE: any option of star_jax/config.py or of the task")
         sys.exit(0)
     given = [arg.partition("=")[2] for arg in argv if arg.startswith(("--config=", "-config="))]

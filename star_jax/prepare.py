@@ -2,18 +2,20 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
-from star_jax import cached, checkpoint, data, hosts, metrics, pretrain, sharding, tokenizer
+from star_jax import __version__, cached, checkpoint, data, hosts, metrics, pretrain, sharding, tokenizer
 from star_jax import evaluate as ev
 from star_jax import model as gpt
 from star_jax.config import SIZES, Config, ModelConfig
@@ -119,6 +121,7 @@ class Run:
         if self._saving is not None and hosts.count() == 1:
             with contextlib.suppress(Exception):  # the error that led here is the one to tell
                 self._saving[0].wait()
+        self.ledger.close()
 
     def let_go(self) -> None:
         """Frees the weights that were drawn from: training needs the room."""
@@ -152,8 +155,8 @@ class Run:
         return self._samplers[decoding].with_params(params)
 
 
-def open_run(config: Config, workdir: Path) -> Run:
-    """A run that is checked and stored but has done nothing yet. Raises InputError."""
+def open_run(config: Config, workdir: Path, allow_changes: bool = False) -> Run:
+    """A run that is checked, stored and locked, and has done nothing yet; see Ledger.open. Raises InputError."""
     threading.Thread(target=data.warm_up, daemon=True).start()
     task = config.make_task()
     ev.prompts_of(config, 1)
@@ -184,17 +187,40 @@ def open_run(config: Config, workdir: Path) -> Run:
         split: _lengths(config, task, words, sizes, split, problems)
         for split, problems in {**eval_problems, "train": train_problems}.items()
     }
-    ledger.open(config.to_dict(), may_change=("star.iterations", "tensorboard"))
-    for split, problems in {**eval_problems, "train": train_problems}.items():
-        _store_problems(ledger, split, problems)
     hosts.check_equal("the tokenizer", json.dumps(words.spec(), sort_keys=True))
-    log = metrics.MetricsLog(workdir, config.tensorboard)
-    for split, values in lengths.items():
-        _report_lengths(log, split, values)
+    used = {**eval_problems, "train": train_problems}
+    for split, problems in used.items():
+        hosts.check_equal(f"the {split} split", write_lines(problems))
+    world = _world(config, words, used)
+    ledger.open(config.to_dict(), world, may_change=("star.iterations", "tensorboard"), allow_changes=allow_changes)
+    try:
+        # Completions name their problem by id: with these files the directory can be read by itself.
+        for split, problems in used.items():
+            _store_problems(ledger, split, problems)
+        log = metrics.MetricsLog(workdir, config.tensorboard)
+        for split, values in lengths.items():
+            _report_lengths(log, split, values)
+    except BaseException:
+        ledger.close()
+        raise
     longest = max(values["body_tokens_max_hinted"] for values in lengths.values())
     return Run(
         config, ledger, task, words, mesh, sampling_mesh, gpt.GPT(sizes), train_problems, eval_problems, log, longest
     )
+
+
+def _store_problems(ledger: Ledger, split: str, problems: Sequence[Problem]) -> None:
+    path, lines = ledger.workdir / f"problems_{split}.jsonl", write_lines(problems)
+    if not hosts.agree(lambda: path.is_file() and path.read_bytes() == lines.encode()):
+        ledger.write_text(path, lines)
+
+
+def _world(config: Config, words: tokenizer.Tokenizer, problems: Mapping[str, Sequence[Problem]]) -> dict[str, str]:
+    """What a run's results follow from beside its config and the base in its directory: versions and fingerprints."""
+    texts = {f"{split} problems": write_lines(found) for split, found in problems.items()}
+    texts["tokenizer"] = json.dumps(words.spec(), sort_keys=True)
+    digests = {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in texts.items()}
+    return {"star_jax": __version__, "jax": jax.__version__, "prompts": ev.prompts_of(config, 1).fingerprint, **digests}
 
 
 def meshes(config: Config, devices: Sequence[Any] | None = None) -> tuple[Mesh, Mesh]:
@@ -210,16 +236,6 @@ def meshes(config: Config, devices: Sequence[Any] | None = None) -> tuple[Mesh, 
     )
     sharding.param_shardings(model, drawing, "sampling")
     return mesh, drawing
-
-
-def _store_problems(ledger: Ledger, split: str, problems: Sequence[Problem]) -> None:
-    """Completions name their problem by id: with these files the directory can be read by itself."""
-    path, lines = ledger.workdir / f"problems_{split}.jsonl", write_lines(problems)
-    hosts.check_equal(f"the {split} split", lines)
-    if not ledger.exists(path):
-        ledger.write_text(path, lines)
-    elif not hosts.agree(lambda: path.read_bytes() == lines.encode()):
-        raise InputError(f"{path}: the run began with other {split} problems; give the same data or another --workdir")
 
 
 def model_config(config: Config, directory: Path) -> ModelConfig:

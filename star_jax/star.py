@@ -25,21 +25,23 @@ from star_jax.records import Completion, Example, Problem, write_lines
 LOG = logging.getLogger("star_jax")
 
 
-def run(config: Config, workdir: Path | str) -> Path:
+def run(config: Config, workdir: Path | str, allow_changes: bool = False) -> Path:
     """Runs, or goes on with, the whole loop in `workdir`; returns the path of its report.
+
+    `allow_changes`: goes on with a run of other settings, data, prompts or versions, and records what differs.
 
     Raises InputError for settings that do not fit each other, the files, or an earlier run in this directory.
     """
-    star = prepare.open_run(config, Path(workdir))
+    star = prepare.open_run(config, Path(workdir), allow_changes)
     try:
         _evaluate(star, 0)
         _finish(star, 0)
         for n in range(1, config.star.iterations + 1):
             if not star.ledger.done(n):
                 _iterate(star, n)
+        path = _report(star)
     finally:
         star.close()
-    path = _report(star)
     LOG.info("report: %s", path)
     return path
 

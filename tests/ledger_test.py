@@ -36,7 +36,9 @@ class Draw:
 
 @pytest.fixture
 def ledger(tmp_path):
-    return Ledger(tmp_path / "run")
+    opened = Ledger(tmp_path / "run")
+    yield opened
+    opened.close()
 
 
 def names(ledger):
@@ -46,7 +48,7 @@ def names(ledger):
 def test_a_run_is_opened_again_with_the_same_config(ledger):
     ledger.open(CONFIG)
     ledger.open(CONFIG)
-    assert names(ledger) == ["config.json"]
+    assert names(ledger) == ["LOCK", "config.json", "provenance.json"]
     assert ledger.read_json(ledger.workdir / "config.json") == json.loads(json.dumps(CONFIG))
 
 
@@ -78,7 +80,48 @@ def test_what_may_change_is_stored_anew(ledger):
         ledger.open(longer)
     ledger.open(longer, may_change=("star.iterations",))
     assert ledger.read_json(ledger.workdir / "config.json")["star"]["iterations"] == 9
-    assert names(ledger) == ["config.json"]
+    assert names(ledger) == ["LOCK", "config.json", "provenance.json"]
+
+
+WORLD = {"star_jax": "1.0", "prompts": "ab12"}
+
+
+def test_another_world_is_refused_unless_it_is_allowed_and_then_written_down(ledger):
+    """Versions, prompts, data: what differs is named, and on demand gone on with, once a change."""
+    ledger.open(CONFIG, WORLD)
+    ledger.write_text(ledger.path(1, "DONE"), "")
+    changed, before = WORLD | {"prompts": "cd34", "dev problems": "ef56"}, names(ledger)
+    said = ['prompts was "ab12", now "cd34"', 'dev problems was null, now "ef56"']
+    with pytest.raises(InputError, match=re.escape("; ".join(said)) + ".*--allow_changes"):
+        ledger.open(CONFIG, changed)
+    ledger.open(CONFIG | {"seed": 5}, changed, allow_changes=True)
+    ledger.open(CONFIG | {"seed": 5}, changed)
+    assert names(ledger) == before
+    stored = ledger.read_json(ledger.workdir / "provenance.json")
+    assert stored["world"] == changed and ledger.read_json(ledger.workdir / "config.json")["seed"] == 5
+    assert [(change["behind"], change["what"]) for change in stored["changes"]] == [
+        (["iter_001"], ["seed was 0, now 5", *said])
+    ]
+
+
+def test_a_second_process_is_refused_until_the_first_lets_go(ledger):
+    ledger.open(CONFIG)
+    second = Ledger(ledger.workdir)
+    with pytest.raises(InputError, match="another run is at work there"):
+        second.open(CONFIG)
+    ledger.close()
+    second.open(CONFIG)
+    second.close()
+
+
+def test_a_refused_config_leaves_no_lock_behind(ledger):
+    ledger.open(CONFIG)
+    ledger.close()
+    with pytest.raises(InputError, match="seed"):
+        ledger.open(CONFIG | {"seed": 1})
+    second = Ledger(ledger.workdir)
+    second.open(CONFIG)
+    second.close()
 
 
 def test_iterations_without_a_config_are_refused(ledger):

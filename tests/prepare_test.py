@@ -11,6 +11,7 @@ from conftest import TINY, numpy_params
 from star_jax import checkpoint, config, evaluate, prepare, tokenizer
 from star_jax import model as gpt
 from star_jax.errors import InputError
+from star_jax.records import write_lines
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -104,17 +105,30 @@ def test_rotary_positions_may_be_more_or_fewer_than_the_base_had(base, tmp_path)
 
 def test_a_second_opening_says_the_same_and_writes_nothing_anew(base, tmp_path):
     first = opened(base, tmp_path / "run")
+    first.close()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("problems_*")}
     assert opened(base, tmp_path / "run").config == first.config
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("problems_*")} == before != {}
 
 
-def test_other_problems_than_the_run_began_with_are_refused(base, tmp_path):
-    opened(base, tmp_path / "run")
-    path = tmp_path / "run" / "problems_train.jsonl"
-    path.write_text(path.read_text().replace("3", "4"))
-    with pytest.raises(InputError, match="the run began with other train problems"):
+def test_other_problems_than_the_run_began_with_are_refused(base, tmp_path, monkeypatch):
+    opened(base, tmp_path / "run").close()
+    before = (tmp_path / "run" / "problems_train.jsonl").read_bytes()
+    monkeypatch.setattr(prepare, "write_lines", lambda records: write_lines(records[1:]))
+    with pytest.raises(
+        InputError, match=r"under other conditions: dev problems was .*; train problems was .*allow_changes"
+    ):
         opened(base, tmp_path / "run")
+    assert (tmp_path / "run" / "problems_train.jsonl").read_bytes() == before
+
+
+def test_damaged_problems_are_written_anew(base, tmp_path):
+    opened(base, tmp_path / "run").close()
+    path = tmp_path / "run" / "problems_train.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(before[:-5])
+    opened(base, tmp_path / "run").close()
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
