@@ -58,13 +58,15 @@ worker_start() {
 }
 
 worker_run() {
-  trap : TERM # the program has the signal as well; this shell lives on to write down how it ended
+  local told=false
+  trap 'told=true' TERM # the program has the signal as well; this shell lives on to write down how it ended
   # shellcheck source=/dev/null
   source "$state/command"
   export STAR_DISTRIBUTED=1 PYTHONUNBUFFERED=1
   local code=0
   # shellcheck disable=SC2154 # `flags` is in the command
   .venv/bin/python -m star_jax.main "${flags[@]}" || code=$?
+  [[ "$told$code" != true0 ]] || code=143 # it stored what it had, and is not at its end
   echo "$code" > "$state/status.new"
   mv "$state/status.new" "$state/status"
 }

@@ -273,7 +273,11 @@ class StateKeeper:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory.absolute()
-        self._manager = ocp.CheckpointManager(
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Made when it is needed: it makes the directory."""
+        return ocp.CheckpointManager(
             self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
         )
 
@@ -289,7 +293,10 @@ class StateKeeper:
 
     def holds_one(self) -> bool:
         """Whether there is a complete checkpoint to go on from."""
-        return hosts.agree(lambda: self._manager.latest_step() is not None)
+        if not hosts.agree(self._directory.is_dir):
+            return False
+        manager = self._manager  # made by all processes together
+        return hosts.agree(lambda: manager.latest_step() is not None)
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]]:
         """(state, totals) of the latest complete checkpoint, placed as the (possibly abstract) `like` is."""
@@ -300,10 +307,10 @@ class StateKeeper:
         )
         return type(like)(*found.state), found.totals
 
-    def remove(self) -> None:
-        """Deletes the checkpoints: their fine-tuning is over. All processes must call this together."""
-        self._manager.close()
-        hosts.agree(lambda: shutil.rmtree(self._directory, ignore_errors=True))
+    def close(self) -> None:
+        """Ends the keeping; what is on disk stays. All processes must call this together."""
+        if "_manager" in self.__dict__:
+            self._manager.close()
 
 
 def _describe(directory: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from star_jax.errors import InputError, say
+from star_jax.stopping import Stopped
 
 ANOTHER_DIED = 3  # exit status
 HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead
@@ -206,7 +207,7 @@ def _leave(error: BaseException) -> None:
     import jax
 
     status: Any = 1
-    if isinstance(error, InputError | KeyboardInterrupt | SystemExit):
+    if isinstance(error, InputError | KeyboardInterrupt | SystemExit | Stopped):
         status = say(error)
     elif isinstance(error, jax.errors.JaxRuntimeError) and _is_loss(str(error)):
         print(f"star_jax: {_TOLD} ({' '.join(str(error).split())[:200]})", file=sys.stderr)

@@ -36,8 +36,9 @@ def main() -> None:
     file, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     name = "_".join(filter(None, [Path(file).stem, variant]))
     with hosts.joined():
-        from star_jax import star
+        from star_jax import star, stopping
 
+        stopping.listen()
         if not hosts.first():  # what concerns the run is said once
             logging.getLogger("star_jax").setLevel(logging.WARNING)
         path = star.run(typed, _WORKDIR.value or Path("runs") / name, _ALLOW_CHANGES.value)

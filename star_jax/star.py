@@ -21,6 +21,7 @@ from star_jax.decoding import Decoding
 from star_jax.errors import InputError
 from star_jax.prepare import Run
 from star_jax.records import Completion, Example, Problem, write_lines
+from star_jax.stopping import Stopped
 
 LOG = logging.getLogger("star_jax")
 
@@ -40,6 +41,9 @@ def run(config: Config, workdir: Path | str, allow_changes: bool = False) -> Pat
             if not star.ledger.done(n):
                 _iterate(star, n)
         path = _report(star)
+    except Stopped:
+        star.settle()  # weights that are being written
+        raise
     finally:
         star.close()
     LOG.info("report: %s", path)
@@ -227,6 +231,7 @@ def _fine_tune(star: Run, n: int, examples: list[Example]) -> None:
     def record() -> None:
         weights = {"learning_rate": config.optimizer.learning_rate, "weights": star.fingerprint(n)}
         ledger.write_json(ledger.path(n, "finetune.json"), {**about, **weights, **dataclasses.asdict(done)})
+        ledger.remove(ledger.path(n, "train_state"))
 
     star.keep(n, params, then=record)
     LOG.info(

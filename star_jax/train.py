@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from star_jax import checkpoint, data, loss, optimizer, sharding
+from star_jax import checkpoint, data, hosts, loss, optimizer, sharding, stopping
 from star_jax import model as gpt
 from star_jax.config import OptimizerConfig, TrainConfig
 from star_jax.errors import InputError
@@ -197,12 +197,13 @@ def fine_tune(
       rows: packed examples; gone over in an order fixed by `seed`, as often as the steps need.
       peak: learning rate in place of the config's.
       moments: Adam's state to begin with; a fresh one where not given.
-      state_dir: where checkpoints inside this fine-tuning go (train.checkpoint_every), and where it resumes from.
+      state_dir: where checkpoints inside this fine-tuning go (train.checkpoint_every, and when the process is told to
+        stop), and where it resumes from. The last one stays: delete it when the result is stored.
       on_step: called with (step, metrics) for every `log_every`-th step and the last.
 
-    Raises InputError when the loss is not finite, naming the step.
+    Raises InputError when the loss is not finite, naming the step; Stopped when the process was told to stop.
     """
-    keeper = checkpoint.StateKeeper(state_dir) if state_dir and train.checkpoint_every else None
+    keeper = checkpoint.StateKeeper(state_dir) if state_dir else None
     if keeper and keeper.holds_one():
         like = abstract_state(optimizer_config, params)
         jax.tree.map(lambda leaf: leaf.delete(), params)  # both at once may be too much
@@ -224,12 +225,18 @@ def fine_tune(
             if len(pending) >= train.log_every:
                 _account(totals, pending, steps, train.log_every, on_step)
             pending.append((step, {**metrics, "learning_rate": rate}))
-            if keeper and (step + 1) % train.checkpoint_every == 0 and step + 1 < steps:
+            if step + 1 == steps:
+                break
+            # Several processes would have to agree on the step at which they were told to stop.
+            told = stopping.requested() and hosts.count() == 1
+            if keeper and (told or (train.checkpoint_every and (step + 1) % train.checkpoint_every == 0)):
                 _account(totals, pending, steps, train.log_every, on_step)
                 keeper.save(state, {**totals, "seconds": time.monotonic() - started})
+            if told:
+                raise stopping.Stopped
     _account(totals, pending, steps, train.log_every, on_step)
     if keeper:
-        keeper.remove()
+        keeper.close()
     return state.params, Report(steps=steps, **{**totals, "seconds": round(time.monotonic() - started, 2)})
 
 

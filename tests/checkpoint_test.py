@@ -195,8 +195,8 @@ def test_a_train_state_comes_back_where_it_lay(tmp_path):
     assert same_bits(found._replace(step=0), state._replace(step=0))
     assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, found.params, state.params))
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["4"]
-    keeper.remove()
-    assert not (tmp_path / "state").exists()
+    keeper.close()
+    assert not checkpoint.StateKeeper(tmp_path / "other").holds_one() and not (tmp_path / "other").exists()
 
 
 def test_a_save_in_the_background_is_a_model_when_it_is_finished(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import numpy_params
 
-from star_jax import data, sharding, train
+from star_jax import data, sharding, stopping, train
 from star_jax import model as gpt
 from star_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from star_jax.errors import InputError
@@ -136,7 +136,7 @@ def test_fine_tuning_lowers_the_loss_and_is_the_same_each_time(base, mesh):
 
 
 def test_a_fine_tuning_that_was_stopped_ends_like_one_that_was_not(base, mesh, tmp_path):
-    """Stopped behind a checkpoint, begun again: the same bits, the same totals, and no checkpoint left behind."""
+    """Stopped behind a checkpoint, begun again: the same bits and totals; so once more from the last checkpoint."""
 
     def stop(step, metrics):
         if step == 5:
@@ -151,7 +151,27 @@ def test_a_fine_tuning_that_was_stopped_ends_like_one_that_was_not(base, mesh, t
     assert steps == [5, 6, 7]  # goes on behind step 4
     assert equal(resumed, whole)
     assert dataclasses.replace(second, seconds=0) == dataclasses.replace(report, seconds=0)
-    assert not (tmp_path / "state").exists()
+    again, _ = tune(base, mesh, state_dir=tmp_path / "state", on_step=lambda step, _: steps.append(step))
+    assert steps == [5, 6, 7, 7]
+    assert equal(again, whole)
+
+
+def test_told_to_stop_it_stores_the_step_it_is_at(base, mesh, tmp_path, monkeypatch):
+    """Also where checkpoints are not asked for. What was stored as the signal came is not stored twice."""
+    rare = dataclasses.replace(TRAIN, checkpoint_every=0, log_every=1)
+    monkeypatch.setattr(stopping, "_requested", False)
+
+    def told(step, metrics):
+        monkeypatch.setattr(stopping, "_requested", step >= 3)
+
+    whole, report = tune(base, mesh)
+    with pytest.raises(stopping.Stopped):
+        tune(base, mesh, state_dir=tmp_path / "state", train=rare, on_step=told)
+    assert len(list((tmp_path / "state").iterdir())) == 1
+    monkeypatch.setattr(stopping, "_requested", False)
+    resumed, second = tune(base, mesh, state_dir=tmp_path / "state", train=rare)
+    assert equal(resumed, whole)
+    assert dataclasses.replace(second, seconds=0) == dataclasses.replace(report, seconds=0)
 
 
 def test_without_checkpoints_a_fine_tuning_writes_nothing(base, mesh, tmp_path):
