@@ -14,7 +14,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from star_jax import cached, checkpoint, filter, hosts, metrics, prompting, sharding, stopping
+from star_jax import cached, checkpoint, filter, hosts, metrics, prompting, sharding
 from star_jax import model as gpt
 from star_jax.config import Config, from_dict
 from star_jax.decoding import Decoding
@@ -103,7 +103,6 @@ def complete(
                 nonlocal right, tokens
                 judged = [judge(missing[i], d) for i, d in zip(places, drawn, strict=True)]
                 store(judged)
-                stopping.check()
                 right += sum(c.verdict == "right" for c in judged)
                 tokens += sum(c.tokens for c in judged)
                 bar.update(len(judged))

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
+from star_jax import stopping
 from star_jax.errors import InputError
 from star_jax.lock import Lock
 from star_jax.records import Completion, Record, from_json, read_jsonl, to_json, write_lines
@@ -171,6 +172,8 @@ class Ledger:
         Args:
           wanted: (problem id, draw) of every completion, in the order of the finished file.
           draw: called with the places of `wanted` that are not on disk yet and a function that stores a chunk.
+
+        Raises Stopped behind a chunk that is stored, if the process was told to stop.
         """
         if self.exists(path):
             return self.read_lines(Completion, path)
@@ -180,6 +183,7 @@ class Ledger:
         def store(chunk: Sequence[Completion]) -> None:
             self._agree(lambda: self._append(part, write_lines(chunk)))
             found.update({(c.problem_id, c.draw): c for c in chunk})
+            stopping.check()
 
         if missing := [i for i, key in enumerate(wanted) if key not in found]:
             draw(missing, store)

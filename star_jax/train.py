@@ -198,19 +198,13 @@ def fine_tune(
       peak: learning rate in place of the config's.
       moments: Adam's state to begin with; a fresh one where not given.
       state_dir: where checkpoints inside this fine-tuning go (train.checkpoint_every, and when the process is told to
-        stop), and where it resumes from. The last one stays: delete it when the result is stored.
+        stop) and it resumes from. The last one stays.
       on_step: called with (step, metrics) for every `log_every`-th step and the last.
 
     Raises InputError when the loss is not finite, naming the step; Stopped when the process was told to stop.
     """
     keeper = checkpoint.StateKeeper(state_dir) if state_dir else None
-    if keeper and keeper.holds_one():
-        like = abstract_state(optimizer_config, params)
-        jax.tree.map(lambda leaf: leaf.delete(), params)  # both at once may be too much
-        state, totals = keeper.restore(like)
-    else:
-        state = initial_state(optimizer_config, params, moments)
-        totals = {"tokens": 0, "loss_tokens": 0, "loss_first": math.nan, "loss_last": math.nan, "seconds": 0.0}
+    state, totals = _begin(keeper, optimizer_config, params, moments)
     begin = int(state.step)
     started = time.monotonic() - totals["seconds"]
     pending: list[tuple[int, dict[str, Any]]] = []
@@ -225,19 +219,31 @@ def fine_tune(
             if len(pending) >= train.log_every:
                 _account(totals, pending, steps, train.log_every, on_step)
             pending.append((step, {**metrics, "learning_rate": rate}))
-            if step + 1 == steps:
-                break
-            # Several processes would have to agree on the step at which they were told to stop.
-            told = stopping.requested() and hosts.count() == 1
-            if keeper and (told or (train.checkpoint_every and (step + 1) % train.checkpoint_every == 0)):
+            told = stopping.requested() and hosts.count() == 1  # several would have to agree on the step
+            if keeper and step + 1 < steps and (told or (step + 1) % (train.checkpoint_every or steps) == 0):
                 _account(totals, pending, steps, train.log_every, on_step)
                 keeper.save(state, {**totals, "seconds": time.monotonic() - started})
-            if told:
-                raise stopping.Stopped
+                if told:
+                    raise stopping.Stopped
     _account(totals, pending, steps, train.log_every, on_step)
     if keeper:
         keeper.close()
     return state.params, Report(steps=steps, **{**totals, "seconds": round(time.monotonic() - started, 2)})
+
+
+def _begin(
+    keeper: checkpoint.StateKeeper | None,
+    config: OptimizerConfig,
+    params: gpt.Params,
+    moments: checkpoint.Moments | None,
+) -> tuple[TrainState, dict[str, Any]]:
+    """(state, totals): those of the last checkpoint, or of step 0."""
+    if keeper and keeper.holds_one():
+        like = abstract_state(config, params)
+        jax.tree.map(lambda leaf: leaf.delete(), params)  # both at once may be too much
+        return keeper.restore(like)
+    totals = {"tokens": 0, "loss_tokens": 0, "loss_first": math.nan, "loss_last": math.nan, "seconds": 0.0}
+    return initial_state(config, params, moments), totals
 
 
 def _on_mesh(
