@@ -1,16 +1,16 @@
 """Set before JAX is imported: eight virtual CPU devices, a compile cache for this run, no rank promotion.
 
-Programs are compiled without most optimizations: the suite's are tiny, run for less time than they take to compile,
-and must give the same results either way.
+Programs are compiled without most optimizations: a test's are tiny, run for less time than they take to compile, and
+must give the same results either way. `optimized` is for tests that compute for longer; other processes do it anyway.
 """
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 _CACHE = os.environ.setdefault("STAR_TEST_CACHE", tempfile.mkdtemp(prefix="star_jax_cache_"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
@@ -24,6 +24,7 @@ from star_jax import model as gpt  # noqa: E402
 from star_jax.config import ModelConfig  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)
 
 TINY = ModelConfig(
     n_layers=2, d_model=32, n_heads=2, d_mlp=64, rotary_dim=8, vocab_size=20, max_positions=512, scan_unroll=2
@@ -37,6 +38,14 @@ def numpy_params(config: ModelConfig, seed: int = 0, scale: float = 0.2) -> gpt.
     rng = np.random.default_rng(seed)
     shapes = sharding.unbox(sharding.abstract_params(gpt.GPT(config)))
     return jax.tree.map(lambda s: (scale * rng.standard_normal(s.shape)).astype(np.float32), shapes)
+
+
+@pytest.fixture(scope="module")
+def optimized() -> Iterator[None]:
+    """Compiles as users' programs are compiled."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

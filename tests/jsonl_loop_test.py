@@ -17,6 +17,8 @@ from star_jax import checkpoint, config, data, sharding, star, tasks, tokenizer,
 from star_jax import model as gpt
 from star_jax.records import Completion, Example, Problem, read_jsonl
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 ANIMALS = (
     *("dog", "cat", "cow", "horse", "goat", "hen", "duck", "fox", "wolf", "bear", "deer", "mole"),
     *("otter", "seal", "whale", "crab", "eagle", "owl", "snake", "frog", "lion", "camel", "bee", "ant"),

@@ -57,6 +57,8 @@ class Cloud:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A suite that was started in the background has its processes ignore it, and a shell cannot undo that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, *flags: str, **env: str) -> subprocess.CompletedProcess:
