@@ -17,9 +17,9 @@ The least work of a step: 6 FLOPs a weight and token (the head's at tokens with 
 gradients and both moments read, all but the gradients written. The share reached is of this machine's matrix product,
 measured in the same run.
 
-Measured on two CPU cores (AMD EPYC) that other jobs used in part, jax 0.10.2, torch 2.13, transformers 5.24: ours
-10.2 s a step (402 tokens/s), transformers 9.8 s (417), 0.97 x the tokens/s; peak 2,643 and 8,953 MiB, 0.30 x the
-memory; the least work is 886 GFLOP, at 187 GFLOP/s 4.7 s. Single steps went from 8.7 to 12.2 s and 9.6 to 16.7 s.
+Measured on two CPU cores (AMD EPYC), jax 0.10.2, torch 2.13, transformers 5.24: ours 11.7 s a step (352 tokens/s),
+transformers 14.5 s (282), 1.25 x the tokens/s; peak 2,405 and 9,936 MiB, 0.24 x the memory; the least work is 886
+GFLOP, at 142 GFLOP/s 6.2 s. Single steps went from 11.3 to 11.7 s and 12.6 to 15.0 s.
 """
 
 import argparse
