@@ -3,12 +3,14 @@
 `model.json` is written when everything else is there: a directory without it is an unfinished save.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +52,8 @@ class Saving:
         # Our own copy: Orbax keeps what it is given until all is written, and the devices need that room.
         handler, args = _how_to_save(sharding.to_host(params))
         self._checkpointer = ocp.AsyncCheckpointer(handler)
-        self._checkpointer.save((directory / "weights").absolute(), args=args)
+        with _storing(directory):
+            self._checkpointer.save((directory / "weights").absolute(), args=args)
 
     def finish(self) -> None:
         """Waits for the weights to be complete on disk and then says so: model.json comes last."""
@@ -59,7 +62,8 @@ class Saving:
 
     def wait(self) -> None:
         """Waits until nothing is written any more, and leaves the save unfinished."""
-        self._checkpointer.close()
+        with _storing(self._directory):
+            self._checkpointer.close()
 
 
 def _description(model: gpt.GPT, params: gpt.Params, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -83,8 +87,9 @@ def _make_room(directory: Path) -> None:
         raise InputError(f"{directory}: holds a model already; delete it or give another directory")
     if other := sorted(name for name in there if not name.startswith(("weights", "model.json."))):
         raise InputError(f"{directory}: holds files that are no unfinished model ({other[0]}); give another directory")
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    with _storing(directory):
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
 
 
 def load_model(directory: Path | str, mesh: Mesh | None = None, dtype: Any = "float32") -> tuple[gpt.GPT, gpt.Params]:
@@ -100,7 +105,13 @@ def load_model(directory: Path | str, mesh: Mesh | None = None, dtype: Any = "fl
     if hf.is_model(directory):
         return convert.load(hf.HfSource(directory), mesh, dtype)
     model = gpt.GPT(load_config(directory))
-    return model, load_tree(directory / "weights", model, mesh, dtype)
+    params = load_tree(directory / "weights", model, mesh, dtype)
+    if stored_dtype(directory) == str(jnp.dtype(dtype)) and fingerprint(params) != stored_fingerprint(directory):
+        raise InputError(
+            f"{directory}/weights: damaged, their fingerprint is not the one in model.json; delete {directory} to have "
+            "it made or converted again"
+        )
+    return model, params
 
 
 def load_config(directory: Path | str) -> ModelConfig:
@@ -141,8 +152,19 @@ def stored_dtype(directory: Path) -> str:
 def save_tree(directory: Path, tree: Any) -> None:
     """Writes a tree of arrays with Orbax. Beside the arrays the host needs about as much as the largest of them."""
     handler, args = _how_to_save(tree)
-    with ocp.Checkpointer(handler) as checkpointer:
+    with _storing(directory), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(directory.absolute(), args=args)
+
+
+@contextlib.contextmanager
+def _storing(directory: Path) -> Iterator[None]:
+    """Says in one line what a disk that is full, broken or read-only answers Orbax and TensorStore."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{directory}: cannot be written ({' '.join(str(error).split())[:300]}); mend that and run again"
+        ) from error
 
 
 def _how_to_save(tree: Any) -> tuple[Any, Any]:
@@ -283,13 +305,14 @@ class StateKeeper:
 
     def save(self, state: Any, totals: dict[str, Any]) -> None:
         """Saves a state under its step. Raises RuntimeError if Orbax declines, which it does without a word."""
-        saved = self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), totals=ocp.args.JsonSave(totals)),
-        )
+        with _storing(self._directory):
+            saved = self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), totals=ocp.args.JsonSave(totals)),
+            )
+            self._manager.wait_until_finished()
         if not saved:
             raise RuntimeError(f"Orbax did not save step {int(state.step)} into {self._directory}")
-        self._manager.wait_until_finished()
 
     def holds_one(self) -> bool:
         """Whether there is a complete checkpoint to go on from."""

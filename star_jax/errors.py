@@ -2,6 +2,8 @@
 
 import logging
 import sys
+import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -18,11 +20,29 @@ def exit_on_bad_input(main: Callable[[], None]) -> None:
     So do Ctrl-C, with the shell's usual status 130, and a SIGTERM that was answered (see stopping), with status 0: a
     run goes on with the same command.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns there of what we say in our own line
+    _hush_orbax()
     try:
         main()
     except (KeyboardInterrupt, InputError, Stopped) as error:
         sys.exit(say(error))
+
+
+def _hush_orbax() -> None:
+    """Takes out what Orbax and TensorStore print of writes that fail, a traceback each: we say it in our own line."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    of_threads, of_callbacks = threading.excepthook, sys.unraisablehook
+
+    def thread(args: Any) -> None:
+        frames = traceback.walk_tb(args.exc_traceback)
+        if not any("orbax" in frame.f_code.co_filename for frame, _ in frames):  # those are raised again in our thread
+            of_threads(args)
+
+    def callback(args: Any) -> None:
+        if str(args.exc_value) != "Event loop is closed":
+            of_callbacks(args)
+
+    threading.excepthook, sys.unraisablehook = thread, callback
 
 
 def say(error: BaseException) -> Any:

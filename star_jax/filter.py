@@ -168,6 +168,8 @@ def summary(
         "problems": len(problems),
         "draws": len(samples),
         **counts(samples),
+        "distinct": len({c.text for c in samples}),
+        "mean_tokens": round(sum(c.tokens for c in samples) / max(1, len(samples)), 2),
         "rationalization_tried": len(rationalizations),
         "rationalization_right": counts(rationalizations)["right"],
         "kept": len(examples),

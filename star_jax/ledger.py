@@ -4,11 +4,12 @@ Every file is written aside and renamed. The long sampling stages append complet
 which becomes `<name>` when the last chunk is there.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
@@ -189,49 +190,55 @@ class Ledger:
             draw(missing, store)
         completions = [found[key] for key in wanted]
         self.write_text(path, write_lines(completions))
-        self._agree(lambda: part.unlink(missing_ok=True))
+        self._agree(lambda: _delete(part.parent, part.name))
         return completions
 
 
 def _complete_lines(part: Path) -> list[Completion]:
     """The whole lines of an unfinished file, which is cut behind the last of them."""
-    part.parent.mkdir(parents=True, exist_ok=True)
-    if not part.exists():
-        return []
-    completions = []
-    for line in part.read_bytes().split(b"\n")[:-1]:
-        try:
-            completions.append(from_json(Completion, line.decode()))
-        except ValueError:
-            break
+    with _storing(part):
+        part.parent.mkdir(parents=True, exist_ok=True)
+        if not part.exists():
+            return []
+        completions = []
+        for line in part.read_bytes().split(b"\n")[:-1]:
+            try:
+                completions.append(from_json(Completion, line.decode()))
+            except ValueError:
+                break
     _write(part, write_lines(completions))
     return completions
 
 
 def _delete(directory: Path, pattern: str) -> None:
     for path in directory.glob(pattern):
-        path.unlink()
+        with _storing(path):
+            path.unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str) -> None:
     aside = path.with_name(path.name + ".tmp")
-    try:
+    with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); mend that and run again") from error
 
 
 def _append(path: Path, text: str) -> None:
+    with _storing(path), open(path, "a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _storing(path: Path) -> Iterator[None]:
+    """One line for what a disk that is full, broken, read-only or gone answers."""
     try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); mend that and run again") from error
 

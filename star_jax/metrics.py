@@ -40,15 +40,16 @@ class MetricsLog:
                 # A run killed in mid-line leaves half a line; the next one must not be glued to it.
                 torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
                 file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
+            if self._tensorboard:
+                self._to_tensorboard(f"{stage}/iteration_{iteration:03d}" if step else stage, step or iteration, values)
         except OSError as error:
             raise InputError(f"{self._path}: cannot be written ({error.strerror}); mend that and run again") from error
-        if self._tensorboard:
-            self._to_tensorboard(f"{stage}/iteration_{iteration:03d}" if step else stage, step or iteration, values)
 
     def close(self) -> None:
         """Closes the events file; a later value begins another."""
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(OSError):  # every value was flushed; the disk that is full now was not then
+                self._writer.close()
             self._writer = None
 
     def _to_tensorboard(self, tag: str, step: int, values: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from star_jax import data, filter, hosts, metrics, prepare, report, train
+from star_jax import alarms, data, filter, hosts, metrics, prepare, report, train
 from star_jax import evaluate as ev
 from star_jax.config import Config, StarConfig
 from star_jax.decoding import Decoding
@@ -170,15 +170,16 @@ def _filter(
         # Only what that iteration itself kept: its file may hold still earlier ones.
         before = star.ledger.read_lines(Example, star.ledger.path(earlier, "kept.jsonl"))
         examples += [e for e in before if e.iteration == earlier]
-    if not examples:
+    if len(examples) < options.min_kept:
         raise InputError(
-            f"iteration {n} kept nothing: no completion reached a right answer; give shots (prompt.shots), "
-            "a base that can solve some problems, or star.rationalize=True"
+            f"iteration {n} kept {len(examples) or 'nothing'}: too few completions reached a right answer "
+            f"(star.min_kept = {options.min_kept}); give shots (prompt.shots), a base that can solve some problems, "
+            "or star.rationalize=True"
         )
     star.ledger.write_text(kept_path, write_lines(examples))
     counts = filter.summary(n, problems, samples, rationalizations, examples)
     star.ledger.write_json(star.ledger.path(n, "filter.json"), counts)
-    star.log.log("filter", n, 0, {k: v for k, v in counts.items() if isinstance(v, int) and k != "iteration"})
+    star.log.log("filter", n, 0, {k: v for k, v in counts.items() if isinstance(v, int | float) and k != "iteration"})
     if options.direct:
         LOG.info("iteration %d: %d reference answers kept", n, counts["kept_reference"])
     else:
@@ -282,9 +283,22 @@ def _finish(star: Run, n: int) -> None:
     """Marks an iteration as done and brings the report up to date."""
     if not star.ledger.done(n):
         star.ledger.write_text(star.ledger.path(n, "DONE"), f"{time.time():.0f}\n")
+        _warn(star, n)
         _let_weights_go(star, n)
         _report(star)
         _log_phases(star, n)
+
+
+def _warn(star: Run, n: int) -> None:
+    """Says what looks like a collapse beside the iteration before."""
+    ledger, name, signs = star.ledger, f"eval_{star.config.evaluation.split}.json", []
+    if n > 1 and not star.config.star.direct:
+        signs += alarms.of_draws(*(ledger.read_json(ledger.path(i, "filter.json")) for i in (n - 1, n)))
+    if n > 0:
+        results = [ledger.read_json(ledger.path(i, name)) for i in (n - 1, n)]
+        signs += alarms.of_accuracy(*((result["accuracy"], *result["ci95"]) for result in results))
+    for sign in signs:
+        LOG.warning("iteration %d: %s", n, sign)
 
 
 def _log_phases(star: Run, n: int) -> None:

@@ -15,7 +15,20 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # From the ground up. A module imports from lower floors, and from its own where that makes no circle.
 FLOORS = (
-    ("stopping", "errors", "records", "tokenizer", "stops", "prompting", "tasks", "filter", "lock", "ledger", "report"),
+    (
+        "stopping",
+        "errors",
+        "records",
+        "tokenizer",
+        "stops",
+        "prompting",
+        "tasks",
+        "filter",
+        "alarms",
+        "lock",
+        "ledger",
+        "report",
+    ),
     ("config", "hosts", "sharding", "attention", "model", "cached", "loss")
     + ("decoding", "optimizer", "metrics", "hlo", "budget"),
     ("sampler", "data", "convert"),

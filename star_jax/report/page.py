@@ -4,6 +4,7 @@ import base64
 import datetime
 import hashlib
 import importlib.resources
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from star_jax import alarms
 from star_jax.errors import InputError
 from star_jax.report import figures, series, texts
 from star_jax.report.load import Iteration, Run, setting
@@ -30,6 +32,8 @@ FILTER_COLUMNS = {
     "problems": "problems",
     "draws": "draws",
     **VERDICT_COLUMNS,
+    "distinct": "distinct texts",
+    "mean_tokens": "tokens a draw",
     "rationalization_tried": "rationalization tried",
     "rationalization_right": "rationalization right",
     "kept": "kept",
@@ -232,7 +236,21 @@ def _notices(run: Run) -> list[str]:
                 f"Iteration {iteration.number}: filter.json counts {count(counts['draws'])} draws, "
                 f"samples.jsonl holds {count(drawn.total())}; they are not of the same run."
             )
-    return notices
+    return [*notices, *_alarms(run)]
+
+
+def _alarms(run: Run) -> list[str]:
+    """What star_jax.alarms says of each iteration and the one before it."""
+    found = []
+    for before, now in itertools.pairwise(run.iterations):
+        signs = []
+        if before.filtered and now.filtered:
+            signs += alarms.of_draws(before.filtered.counts, now.filtered.counts)
+        if before.evaluation and now.evaluation:
+            rates = [(e.overall.accuracy, e.overall.low, e.overall.high) for e in (before.evaluation, now.evaluation)]
+            signs += alarms.of_accuracy(*rates)
+        found += [f"Iteration {now.number}: {sign}." for sign in signs]
+    return found
 
 
 def _columns(columns: dict[str, str], rows: Sequence[dict[str, float]]) -> dict[str, str]:
