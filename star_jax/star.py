@@ -193,6 +193,7 @@ def _fine_tune(star: Run, n: int, examples: list[Example]) -> None:
     """Line 7: the ORIGINAL model, fine-tuned on what was kept."""
     config, ledger = star.config, star.ledger
     if ledger.done(n, "finetune.json"):
+        ledger.remove(ledger.path(n, "train_state"))  # a kill may have come between the two
         return
     star.let_go()
     # Weights may be evaluated while they are being saved. If that was cut short, these are trained anew, and what was
