@@ -149,7 +149,9 @@ class Drill:
         status, said = self.wait(process), process.said.read_text(errors="replace")
         if kind == "SIGKILL" and status == -signal.SIGKILL:
             self.kills[kind, at] += 1
-        elif kind == "SIGTERM" and "told to stop" in said.splitlines()[-1] and status == 0:
+        elif kind == "SIGTERM" and status == -signal.SIGTERM:  # it had not begun to listen: nothing was under way
+            self.kills[kind, "start"] += 1
+        elif kind == "SIGTERM" and "told to stop" in "".join(said.splitlines()[-1:]) and status == 0:
             self.kills[kind, at] += 1
             self.slowest_stop = max(self.slowest_stop, time.monotonic() - sent)
         elif status == 0:
