@@ -3,14 +3,12 @@
 `model.json` is written when everything else is there: a directory without it is an unfinished save.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +22,7 @@ from star_jax import __version__, convert, hosts, sharding
 from star_jax import model as gpt
 from star_jax.config import MeshConfig, ModelConfig, from_dict_of
 from star_jax.convert import hf
-from star_jax.errors import InputError
+from star_jax.errors import InputError, storing
 from star_jax.ledger import Ledger
 from star_jax.tokenizer import Tokenizer, from_spec
 
@@ -52,7 +50,7 @@ class Saving:
         # Our own copy: Orbax keeps what it is given until all is written, and the devices need that room.
         handler, args = _how_to_save(sharding.to_host(params))
         self._checkpointer = ocp.AsyncCheckpointer(handler)
-        with _storing(directory):
+        with storing(directory, ValueError):
             self._checkpointer.save((directory / "weights").absolute(), args=args)
 
     def finish(self) -> None:
@@ -62,7 +60,7 @@ class Saving:
 
     def wait(self) -> None:
         """Waits until nothing is written any more, and leaves the save unfinished."""
-        with _storing(self._directory):
+        with storing(self._directory, ValueError):
             self._checkpointer.close()
 
 
@@ -87,7 +85,7 @@ def _make_room(directory: Path) -> None:
         raise InputError(f"{directory}: holds a model already; delete it or give another directory")
     if other := sorted(name for name in there if not name.startswith(("weights", "model.json."))):
         raise InputError(f"{directory}: holds files that are no unfinished model ({other[0]}); give another directory")
-    with _storing(directory):
+    with storing(directory, ValueError):
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
 
@@ -152,19 +150,8 @@ def stored_dtype(directory: Path) -> str:
 def save_tree(directory: Path, tree: Any) -> None:
     """Writes a tree of arrays with Orbax. Beside the arrays the host needs about as much as the largest of them."""
     handler, args = _how_to_save(tree)
-    with _storing(directory), ocp.Checkpointer(handler) as checkpointer:
+    with storing(directory, ValueError), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(directory.absolute(), args=args)
-
-
-@contextlib.contextmanager
-def _storing(directory: Path) -> Iterator[None]:
-    """Says in one line what a disk that is full, broken or read-only answers Orbax and TensorStore."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{directory}: cannot be written ({' '.join(str(error).split())[:300]}); mend that and run again"
-        ) from error
 
 
 def _how_to_save(tree: Any) -> tuple[Any, Any]:
@@ -305,7 +292,7 @@ class StateKeeper:
 
     def save(self, state: Any, totals: dict[str, Any]) -> None:
         """Saves a state under its step. Raises RuntimeError if Orbax declines, which it does without a word."""
-        with _storing(self._directory):
+        with storing(self._directory, ValueError):
             saved = self._manager.save(
                 int(state.step),
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), totals=ocp.args.JsonSave(totals)),

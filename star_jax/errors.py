@@ -1,10 +1,12 @@
 """The one exception for bad input: its text is the one line a user reads."""
 
+import contextlib
 import logging
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from star_jax.stopping import Stopped
@@ -12,6 +14,17 @@ from star_jax.stopping import Stopped
 
 class InputError(Exception):
     """Something the user gave is wrong. The message names the place and the remedy, in one line."""
+
+
+@contextlib.contextmanager
+def storing(path: Path, *also: type[Exception]) -> Iterator[None]:
+    """Makes one line of what a disk that is full, broken, read-only or gone answers; of errors `also`, too."""
+    kinds: tuple[type[Exception], ...] = (OSError, *also)
+    try:
+        yield
+    except kinds as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+        raise InputError(f"{path}: cannot be written ({reason}); mend that and run again") from error
 
 
 def exit_on_bad_input(main: Callable[[], None]) -> None:

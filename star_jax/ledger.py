@@ -4,18 +4,17 @@ Every file is written aside and renamed. The long sampling stages append complet
 which becomes `<name>` when the last chunk is there.
 """
 
-import contextlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 from star_jax import stopping
-from star_jax.errors import InputError
+from star_jax.errors import InputError, storing
 from star_jax.lock import Lock
 from star_jax.records import Completion, Record, from_json, read_jsonl, to_json, write_lines
 
@@ -105,18 +104,13 @@ class Ledger:
                 when = time.strftime("%Y-%m-%d %H:%M:%S")
                 finished = sorted(found.parent.name for found in self.workdir.glob("iter_*/DONE"))
                 stored["changes"].append({"time": when, "behind": finished[-1:], "what": strange})
-        self._write(about, _json({**stored, "world": dict(world)}))
-        self._write(path, _json(config))
+        self._store(_write, about, _json({**stored, "world": dict(world)}))
+        self._store(_write, path, _json(config))
 
-    def _write(self, path: Path, text: str) -> None:
+    def _store(self, how: Callable[[Path, str], None], path: Path, text: str) -> None:
         if self._lock is not None:
             self._lock.check()
-        _write(path, text)
-
-    def _append(self, path: Path, text: str) -> None:
-        if self._lock is not None:
-            self._lock.check()
-        _append(path, text)
+        how(path, text)
 
     def path(self, iteration: int, name: str = "") -> Path:
         """The place of an iteration's file."""
@@ -137,7 +131,7 @@ class Ledger:
 
     def write_text(self, path: Path, text: str) -> None:
         """Writes a file aside and renames it into place. Raises InputError where the disk will not have it."""
-        self._agree(lambda: self._write(path, text))
+        self._agree(lambda: self._store(_write, path, text))
 
     def write_json(self, path: Path, value: Mapping[str, Any]) -> None:
         """Writes a JSON object."""
@@ -182,7 +176,7 @@ class Ledger:
         found = {(c.problem_id, c.draw): c for c in self._told(Completion, lambda: _complete_lines(part))}
 
         def store(chunk: Sequence[Completion]) -> None:
-            self._agree(lambda: self._append(part, write_lines(chunk)))
+            self._agree(lambda: self._store(_append, part, write_lines(chunk)))
             found.update({(c.problem_id, c.draw): c for c in chunk})
             stopping.check()
 
@@ -196,7 +190,7 @@ class Ledger:
 
 def _complete_lines(part: Path) -> list[Completion]:
     """The whole lines of an unfinished file, which is cut behind the last of them."""
-    with _storing(part):
+    with storing(part):
         part.parent.mkdir(parents=True, exist_ok=True)
         if not part.exists():
             return []
@@ -212,13 +206,13 @@ def _complete_lines(part: Path) -> list[Completion]:
 
 def _delete(directory: Path, pattern: str) -> None:
     for path in directory.glob(pattern):
-        with _storing(path):
+        with storing(path):
             path.unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str) -> None:
     aside = path.with_name(path.name + ".tmp")
-    with _storing(path):
+    with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "w", encoding="utf-8") as file:
             file.write(text)
@@ -228,19 +222,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def _append(path: Path, text: str) -> None:
-    with _storing(path), open(path, "a", encoding="utf-8") as file:
+    with storing(path), open(path, "a", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _storing(path: Path) -> Iterator[None]:
-    """One line for what a disk that is full, broken, read-only or gone answers."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); mend that and run again") from error
 
 
 def _json(value: Mapping[str, Any]) -> str:

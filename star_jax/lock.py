@@ -17,7 +17,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from star_jax.errors import InputError
+from star_jax.errors import InputError, storing
 
 BEAT = 5.0  # seconds from one count to the next
 WATCH = 30.0  # seconds without a count after which another machine's process is taken to be dead
@@ -41,10 +41,8 @@ class Lock:
             "token": uuid.uuid4().hex,
         }
         self._lost = False
-        try:
+        with storing(self._path):
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise InputError(f"{self._path}: cannot be written ({error.strerror}); mend that and run again") from error
         try:
             self._take(watch)
         except BaseException:
@@ -81,24 +79,23 @@ class Lock:
             if error.errno not in _NO_LOCKS:
                 raise InputError(f"{self._path}: cannot be locked ({error.strerror}); mend that") from error
             kept_by_kernel = False
-        holder = self._read()
+        text, holder = self._text(), self._read()
         elsewhere = holder is not None and not (kept_by_kernel and holder.get("machine") == self._mine["machine"])
         if elsewhere:
-            self._watch(holder, watch)
-        try:
+            self._watch(text, watch)
+        with storing(self._path):
             self._write(0)
-        except OSError as error:
-            raise InputError(f"{self._path}: cannot be written ({error.strerror}); mend that and run again") from error
 
-    def _watch(self, holder: dict[str, Any] | None, seconds: float) -> None:
-        """Raises InputError if the holder counts on."""
+    def _watch(self, before: str, seconds: float) -> None:
+        """Raises InputError if the holder counts on: if the file's text changes, and is not emptied."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self._beat))
-            if (now := self._read()) != holder:
-                if now is None:
-                    return  # released meanwhile
-                raise self._refusal(now)
+            now = self._text()
+            if not now:
+                return  # released meanwhile
+            if now != before:
+                raise self._refusal(self._read())
 
     def _refusal(self, holder: dict[str, Any] | None) -> InputError:
         return InputError(
@@ -124,11 +121,17 @@ class Lock:
     def _read(self) -> dict[str, Any] | None:
         """The holder; None where there is none."""
         try:
-            # Opened anew: only then do network file systems ask the server.
-            text = self._path.read_text(encoding="utf-8", errors="replace").strip()
-            return {"text": text, **json.loads(text)} if text else None
-        except (OSError, ValueError):
+            found: dict[str, Any] = json.loads(self._text())
+            return found
+        except ValueError:
             return None
+
+    def _text(self) -> str:
+        """The file's; opened anew, as only then network file systems ask the server."""
+        try:
+            return self._path.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            return ""
 
 
 def _named(holder: dict[str, Any] | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from star_jax import hosts
-from star_jax.errors import InputError
+from star_jax.errors import storing
 
 LOG = logging.getLogger("star_jax")
 
@@ -35,15 +35,13 @@ class MetricsLog:
         if not hosts.first():
             return
         line = {"time": round(time.time(), 3), "stage": stage, "iteration": iteration, "step": step, **values}
-        try:
+        with storing(self._path):
             with open(self._path, "a+b") as file:
                 # A run killed in mid-line leaves half a line; the next one must not be glued to it.
                 torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
                 file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
             if self._tensorboard:
                 self._to_tensorboard(f"{stage}/iteration_{iteration:03d}" if step else stage, step or iteration, values)
-        except OSError as error:
-            raise InputError(f"{self._path}: cannot be written ({error.strerror}); mend that and run again") from error
 
     def close(self) -> None:
         """Closes the events file; a later value begins another."""

@@ -188,15 +188,15 @@ def open_run(config: Config, workdir: Path, allow_changes: bool = False) -> Run:
         for split, problems in {**eval_problems, "train": train_problems}.items()
     }
     hosts.check_equal("the tokenizer", json.dumps(words.spec(), sort_keys=True))
-    used = {**eval_problems, "train": train_problems}
-    for split, problems in used.items():
-        hosts.check_equal(f"the {split} split", write_lines(problems))
-    world = _world(config, words, used)
+    lines = {split: write_lines(problems) for split, problems in {**eval_problems, "train": train_problems}.items()}
+    for split, text in lines.items():
+        hosts.check_equal(f"the {split} split", text)
+    world = _world(config, words, lines)
     ledger.open(config.to_dict(), world, may_change=("star.iterations", "tensorboard"), allow_changes=allow_changes)
     try:
         # Completions name their problem by id: with these files the directory can be read by itself.
-        for split, problems in used.items():
-            _store_problems(ledger, split, problems)
+        for split, text in lines.items():
+            _store_problems(ledger, split, text)
         log = metrics.MetricsLog(workdir, config.tensorboard)
         for split, values in lengths.items():
             _report_lengths(log, split, values)
@@ -209,15 +209,15 @@ def open_run(config: Config, workdir: Path, allow_changes: bool = False) -> Run:
     )
 
 
-def _store_problems(ledger: Ledger, split: str, problems: Sequence[Problem]) -> None:
-    path, lines = ledger.workdir / f"problems_{split}.jsonl", write_lines(problems)
+def _store_problems(ledger: Ledger, split: str, lines: str) -> None:
+    path = ledger.workdir / f"problems_{split}.jsonl"
     if not hosts.agree(lambda: path.is_file() and path.read_bytes() == lines.encode()):
         ledger.write_text(path, lines)
 
 
-def _world(config: Config, words: tokenizer.Tokenizer, problems: Mapping[str, Sequence[Problem]]) -> dict[str, str]:
+def _world(config: Config, words: tokenizer.Tokenizer, lines: Mapping[str, str]) -> dict[str, str]:
     """What a run's results follow from beside its config and the base in its directory: versions and fingerprints."""
-    texts = {f"{split} problems": write_lines(found) for split, found in problems.items()}
+    texts = {f"{split} problems": text for split, text in lines.items()}
     texts["tokenizer"] = json.dumps(words.spec(), sort_keys=True)
     digests = {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in texts.items()}
     return {"star_jax": __version__, "jax": jax.__version__, "prompts": ev.prompts_of(config, 1).fingerprint, **digests}

@@ -293,7 +293,7 @@ def _finish(star: Run, n: int) -> None:
 def _warn(star: Run, n: int) -> None:
     """Says what looks like a collapse beside the iteration before."""
     ledger, name, signs = star.ledger, f"eval_{star.config.evaluation.split}.json", []
-    if n > 1 and not star.config.star.direct:
+    if n > 1:  # nothing is drawn for iteration 0, nor where answers are trained on: no alarm
         signs += alarms.of_draws(*(ledger.read_json(ledger.path(i, "filter.json")) for i in (n - 1, n)))
     if n > 0:
         results = [ledger.read_json(ledger.path(i, name)) for i in (n - 1, n)]

@@ -157,7 +157,7 @@ def test_a_fine_tuning_that_was_stopped_ends_like_one_that_was_not(base, mesh, t
 
 
 def test_told_to_stop_it_stores_the_step_it_is_at(base, mesh, tmp_path, monkeypatch):
-    """Also where checkpoints are not asked for. What was stored as the signal came is not stored twice."""
+    """Also where checkpoints are not asked for."""
     rare = dataclasses.replace(TRAIN, checkpoint_every=0, log_every=1)
     monkeypatch.setattr(stopping, "_requested", False)
 
