@@ -7,8 +7,10 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import math
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +20,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding
 
-from star_jax import __version__, convert, hosts, sharding
+from star_jax import __version__, checksums, convert, hosts, sharding
 from star_jax import model as gpt
 from star_jax.config import MeshConfig, ModelConfig, from_dict_of
 from star_jax.convert import hf
 from star_jax.errors import InputError, storing
 from star_jax.ledger import Ledger
 from star_jax.tokenizer import Tokenizer, from_spec
+
+LOG = logging.getLogger("star_jax")
 
 
 def save_model(directory: Path, model: gpt.GPT, params: gpt.Params, tokenizer: Tokenizer | None) -> None:
@@ -83,7 +87,7 @@ def _make_room(directory: Path) -> None:
     there = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
     if "model.json" in there:
         raise InputError(f"{directory}: holds a model already; delete it or give another directory")
-    if other := sorted(name for name in there if not name.startswith(("weights", "model.json."))):
+    if other := sorted(name for name in there if not name.startswith(("weights", "model.json.", checksums.NAME))):
         raise InputError(f"{directory}: holds files that are no unfinished model ({other[0]}); give another directory")
     with storing(directory, ValueError):
         shutil.rmtree(directory, ignore_errors=True)
@@ -176,8 +180,20 @@ def load_tree(directory: Path, model: gpt.GPT, mesh: Mesh, dtype: Any) -> gpt.Pa
                 raise ValueError("no whole Orbax checkpoint is there")
             _check_shapes(directory, described.tree, target)
             return checkpointer.restore(directory.absolute(), target)
-    except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"{directory}: cannot be restored ({str(error).splitlines()[0]})") from error
+    except (InputError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # of a damaged file Orbax and TensorStore raise whatever they stumble over
+        raise InputError(
+            f"{directory}: cannot be restored ({_reason(error)}); delete {directory.parent} to have it made or "
+            "converted again"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what an error began with."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).partition("\n")[0][:200]
 
 
 def _check_shapes(directory: Path, stored: Any, wanted: gpt.Params) -> None:
@@ -225,8 +241,10 @@ def exists(directory: Path) -> bool:
     return (directory / "model.json").exists() or hf.is_model(directory)
 
 
-def fingerprint(params: gpt.Params) -> str:
+def fingerprint(params: Any) -> str:
     """Twelve hex digits that name these weights in provenance: the same on any mesh, made where the weights are.
+
+    Any tree of arrays has one.
 
     Each leaf's bits, as integers, are scrambled with their place and summed (arithmetic modulo 2^32 is exact in any
     order), and names, shapes and sums are hashed.
@@ -278,7 +296,10 @@ def _scramble(x: jax.Array) -> jax.Array:
 
 
 class StateKeeper:
-    """Checkpoints inside one fine-tuning: the latest complete train state and the totals that go with it."""
+    """Checkpoints inside one fine-tuning: train states, and the totals that go with them.
+
+    The latest two are kept: should one be damaged on disk there is the one before it.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory.absolute()
@@ -287,35 +308,51 @@ class StateKeeper:
     def _manager(self) -> ocp.CheckpointManager:
         """Made when it is needed: it makes the directory."""
         return ocp.CheckpointManager(
-            self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+            self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         )
 
     def save(self, state: Any, totals: dict[str, Any]) -> None:
         """Saves a state under its step. Raises RuntimeError if Orbax declines, which it does without a word."""
+        about = {"totals": totals, "seal": _seal(state, totals)}
         with storing(self._directory, ValueError):
             saved = self._manager.save(
                 int(state.step),
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), totals=ocp.args.JsonSave(totals)),
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)),
             )
             self._manager.wait_until_finished()
         if not saved:
             raise RuntimeError(f"Orbax did not save step {int(state.step)} into {self._directory}")
 
-    def holds_one(self) -> bool:
-        """Whether there is a complete checkpoint to go on from."""
-        if not hosts.agree(self._directory.is_dir):
-            return False
-        manager = self._manager  # made by all processes together
-        return hosts.agree(lambda: manager.latest_step() is not None)
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """(state, totals) of the latest complete and undamaged checkpoint, or None.
 
-    def restore(self, like: Any) -> tuple[Any, dict[str, Any]]:
-        """(state, totals) of the latest complete checkpoint, placed as the (possibly abstract) `like` is."""
+        The state is placed as the (possibly abstract) `like` is. Damaged checkpoints are deleted, with a warning each.
+        """
+        if not hosts.agree(self._directory.is_dir):
+            return None
+        manager = self._manager  # made by all processes together
+        for step in hosts.agree(lambda: sorted(manager.all_steps(), reverse=True)):
+            try:
+                found, reason = self._restore(step, like), ""
+            except jax.errors.JaxRuntimeError:
+                raise
+            except Exception as error:  # as in load_tree
+                found, reason = None, _reason(error)
+            if np.all(hosts.gather(np.array([found is not None]))):
+                return found
+            LOG.warning("%s: damaged (%s); going on from what is before it", self._directory / str(step), reason)
+            manager.delete(step)
+        return None
+
+    def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         found = self._manager.restore(
-            self._manager.latest_step(),
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), totals=ocp.args.JsonRestore()),
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore())
         )
-        return type(like)(*found.state), found.totals
+        state, totals = type(like)(*found.state), found.about["totals"]
+        if _seal(state, totals) != found.about["seal"]:
+            raise ValueError("its content is not what was saved")
+        return state, totals
 
     def close(self) -> None:
         """Ends the keeping; what is on disk stays. All processes must call this together."""
@@ -323,12 +360,18 @@ class StateKeeper:
             self._manager.close()
 
 
+def _seal(state: Any, totals: dict[str, Any]) -> str:
+    return f"{fingerprint(state)} {zlib.crc32(json.dumps(totals, sort_keys=True).encode()):08x}"
+
+
 def _describe(directory: Path) -> dict[str, Any]:
     path = directory / "model.json"
     if not path.exists():
         raise InputError(f"{directory}: no complete model is there: neither model.json nor a Hugging Face config.json")
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        checksums.check(path, content)
+        described = json.loads(content)
         if described["format"] != "star_jax model 1":
             raise ValueError(f"unknown format {described['format']!r}")
         if not isinstance(described["config"], dict) or not isinstance(described["tokenizer"], dict | type(None)):

@@ -7,6 +7,7 @@ takes half a millisecond an example. So the feature converter packs by itself: i
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import logging
 import os
 import sys
@@ -30,6 +31,7 @@ class PackedRows:
     segment_ids_RT: np.ndarray  # int32
     weights_RT: np.ndarray  # float32; 1 where predicting this token counts, never for a segment's first
     too_long: int  # examples left out because they exceed a row
+    problem_ids: tuple[tuple[str, ...], ...]  # of each row, in the order of its segments
 
     @property
     def rows(self) -> int:
@@ -65,20 +67,22 @@ def pack(
     examples: Sequence[Example], tokenizer: Tokenizer, row_tokens: int, seed: int, name: str = "kept"
 ) -> PackedRows:
     """Packs the examples through the seqio task `star_jax:<name>`. Raises InputError when none fits a row."""
-    arrays = [tokenize(example, tokenizer) for example in examples]
-    fitting = [pair for pair in arrays if len(pair[0]) <= row_tokens]
+    arrays = [(*tokenize(example, tokenizer), example.problem_id) for example in examples]
+    fitting = [entry for entry in arrays if len(entry[0]) <= row_tokens]
     if not fitting:
         raise InputError(
             f"none of {len(arrays)} training examples fits a row of {row_tokens} tokens; raise train.row_tokens"
         )
-    order = _bins([len(ids) for ids, _ in fitting], row_tokens, np.random.default_rng(seed))
-    rows = _through_seqio([fitting[i] for i in order], row_tokens, name)
+    order = _bins([len(ids) for ids, _, _ in fitting], row_tokens, np.random.default_rng(seed))
+    rows = _through_seqio([fitting[i][:2] for i in order], row_tokens, name)
+    names = iter([fitting[i][2] for i in order])
     return PackedRows(
         tokens_RT=rows["ids"],
         positions_RT=rows["ids_positions"],
         segment_ids_RT=rows["ids_segment_ids"],
         weights_RT=rows["weights"].astype(np.float32),
         too_long=len(arrays) - len(fitting),
+        problem_ids=tuple(tuple(itertools.islice(names, n)) for n in rows["ids_segment_ids"].max(axis=1)),
     )
 
 
@@ -87,16 +91,30 @@ def batches(rows: PackedRows, batch_rows: int, seed: int, start: int = 0) -> Ite
 
     The stream of rows runs on across epochs, so no batch is short and no row is dropped, whatever their number.
     """
+    for index in _orders(rows.rows, batch_rows, seed, start):
+        yield rows.take(index)
+
+
+def named(rows: PackedRows, batch_rows: int, seed: int, step: int) -> str:
+    """What `batches` gives for a step, in words: the rows' numbers and the problems of their examples."""
+    index = next(_orders(rows.rows, batch_rows, seed, step))
+    ids = [name for row in index for name in rows.problem_ids[row]]
+    more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
+    return f"packed rows {', '.join(map(str, index))}: problems {', '.join(ids[:8])}{more}"
+
+
+def _orders(count: int, batch_rows: int, seed: int, start: int) -> Iterator[np.ndarray]:
+    """The numbers of the rows of each batch from step `start` on."""
     position = start * batch_rows
     order = {}
     while True:
         index = []
         for place in range(position, position + batch_rows):
-            epoch, offset = divmod(place, rows.rows)
+            epoch, offset = divmod(place, count)
             if epoch not in order:
-                order = {epoch: np.random.default_rng([seed, epoch]).permutation(rows.rows)}
+                order = {epoch: np.random.default_rng([seed, epoch]).permutation(count)}
             index.append(order[epoch][offset])
-        yield rows.take(np.array(index))
+        yield np.array(index)
         position += batch_rows
 
 

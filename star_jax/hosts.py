@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from star_jax import stopping
 from star_jax.errors import InputError, say
 from star_jax.stopping import Stopped
 
@@ -69,6 +70,19 @@ def gather(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def told_to_stop() -> bool:
+    """Whether one of the processes was told to stop, the same in all. All of them must call this together."""
+    import numpy as np
+
+    return bool(np.any(gather(np.array([stopping.requested()]))))
+
+
+def check_stop() -> None:
+    """Raises Stopped in all processes if one of them was told to stop. All of them must call this together."""
+    if told_to_stop():
+        raise Stopped
 
 
 def check_equal(what: str, value: str) -> None:

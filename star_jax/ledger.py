@@ -1,7 +1,7 @@
 """What a run leaves on disk. The files are the controller's only state: a stage is done when its output exists.
 
-Every file is written aside and renamed. The long sampling stages append complete chunks to `<name>.part`,
-which becomes `<name>` when the last chunk is there.
+Every file is written aside and renamed, its checksum before it. The long sampling stages append complete chunks to
+`<name>.part`, each line behind its checksum, and `<name>` is written when the last chunk is there.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
-from star_jax import stopping
+from star_jax import checksums, stopping
 from star_jax.errors import InputError, storing
 from star_jax.lock import Lock
 from star_jax.records import Completion, Record, from_json, read_jsonl, to_json, write_lines
@@ -28,6 +28,10 @@ class Processes(Protocol):
         """What `make` (JSON, or an InputError) gives where the files are, for all processes."""
         ...
 
+    def check_stop(self) -> None:
+        """Raises Stopped in all processes if one of them was told to stop."""
+        ...
+
 
 class Alone:
     """One process."""
@@ -35,13 +39,16 @@ class Alone:
     def agree(self, make: Callable[[], _T], /) -> _T:
         return make()
 
+    def check_stop(self) -> None:
+        stopping.check()
+
 
 class Ledger:
     """The directory of one run. Only one of several processes reads and writes it; all of them learn what it saw."""
 
     def __init__(self, workdir: Path | str, processes: Processes = Alone()) -> None:
         self.workdir = Path(workdir)
-        self._agree = processes.agree
+        self._agree, self._check_stop = processes.agree, processes.check_stop
         self._lock: Lock | None = None  # where the files are
 
     def open(
@@ -58,7 +65,8 @@ class Ledger:
           may_change: keys ("star.iterations": go on for longer) that change no finished result; stored anew.
           allow_changes: go on in spite of differences, and write them down in provenance.json.
 
-        Raises InputError naming what differs, who else is at work here, or why the directory cannot be written.
+        Raises InputError naming what differs, who else is at work here, why the directory cannot be written, or the
+        line of an iteration's file that is not what was written.
         """
         self._agree(lambda: self._open(config, world, may_change, allow_changes))
 
@@ -78,6 +86,9 @@ class Ledger:
         self._lock = self._lock or Lock(self.workdir)
         try:
             self._compare(config, world, may_change, allow_changes)
+            for path in self._summed():
+                if path.exists():
+                    checksums.check(path, path.read_bytes())
         except BaseException:
             self.close()
             raise
@@ -86,24 +97,24 @@ class Ledger:
         self, config: Mapping[str, Any], world: Mapping[str, str], may_change: Sequence[str], allow_changes: bool
     ) -> None:
         path, about = self.workdir / "config.json", self.workdir / "provenance.json"
-        stored: dict[str, Any] = {"world": dict(world), "changes": []}
-        if not path.exists():
-            if any(self.workdir.glob("iter_*")):
-                raise InputError(f"{self.workdir}: holds iterations and no config.json; give an empty workdir")
-        else:
+        stored: dict[str, Any] = _read_json(about) if about.exists() else {"world": dict(world), "changes": []}
+        if not (isinstance(stored.get("world"), dict) and isinstance(stored.get("changes"), list)):
+            raise InputError(f"{about}: damaged, world or changes is missing; delete it and run again")
+        if path.exists():
             changed = _differences(_read_json(path), json.loads(json.dumps(config)))
-            stored = _read_json(about) if about.exists() else stored
             strange = [text for key, text in changed.items() if key not in may_change]
             strange += _differences(stored["world"], dict(world)).values()
-            if strange and not allow_changes:
-                raise InputError(
-                    f"{path} is of a run under other conditions: {'; '.join(strange)}; give another --workdir, or "
-                    "--allow_changes to go on all the same"
-                )
-            if strange:
-                when = time.strftime("%Y-%m-%d %H:%M:%S")
-                finished = sorted(found.parent.name for found in self.workdir.glob("iter_*/DONE"))
-                stored["changes"].append({"time": when, "behind": finished[-1:], "what": strange})
+        else:
+            strange = ["it is missing, and there are iterations"] if any(self.workdir.glob("iter_*")) else []
+        if strange and not allow_changes:
+            raise InputError(
+                f"{path} is of a run under other conditions: {'; '.join(strange)}; give another --workdir, or "
+                "--allow_changes to go on all the same"
+            )
+        if strange:
+            when = time.strftime("%Y-%m-%d %H:%M:%S")
+            finished = sorted(found.parent.name for found in self.workdir.glob("iter_*/DONE"))
+            stored["changes"].append({"time": when, "behind": finished[-1:], "what": strange})
         self._store(_write, about, _json({**stored, "world": dict(world)}))
         self._store(_write, path, _json(config))
 
@@ -120,6 +131,14 @@ class Ledger:
         """Whether a stage's output is complete."""
         return self.exists(self.path(iteration, name))
 
+    def whole(self, iteration: int) -> bool:
+        """Whether an iteration is done, and none of its files has gone since."""
+        directory = self.path(iteration)
+        return self.done(iteration) and self._agree(lambda: all(p.exists() for p in checksums.files(directory)))
+
+    def _summed(self) -> list[Path]:
+        return [path for found in sorted(self.workdir.glob("iter_*")) for path in checksums.files(found)]
+
     def exists(self, path: Path) -> bool:
         """Whether a file or a directory is there."""
         return self._agree(path.exists)
@@ -131,7 +150,12 @@ class Ledger:
 
     def write_text(self, path: Path, text: str) -> None:
         """Writes a file aside and renames it into place. Raises InputError where the disk will not have it."""
-        self._agree(lambda: self._store(_write, path, text))
+        self._agree(lambda: self._write_summed(path, text))
+
+    def _write_summed(self, path: Path, text: str) -> None:
+        if checksums.kept_for(path):
+            self._store(_write, path.parent / checksums.NAME, checksums.with_file(path, text))
+        self._store(_write, path, text)
 
     def write_json(self, path: Path, value: Mapping[str, Any]) -> None:
         """Writes a JSON object."""
@@ -143,15 +167,20 @@ class Ledger:
 
     def discard(self, iteration: int, pattern: str) -> None:
         """Deletes the files of an iteration that match: what they were made from is made anew."""
-        self._agree(lambda: _delete(self.path(iteration), pattern))
+        self._agree(lambda: self._discard(self.path(iteration), pattern))
+
+    def _discard(self, directory: Path, pattern: str) -> None:
+        if gone := [path.name for path in checksums.files(directory) if path.match(pattern)]:
+            self._store(_write, directory / checksums.NAME, checksums.without_files(directory, gone))
+        _delete(directory, pattern)
 
     def read_json(self, path: Path) -> dict[str, Any]:
-        """Reads a JSON object. Raises InputError where it is missing or broken."""
+        """Reads a JSON object. Raises InputError where it is missing, broken or not what was written."""
         return self._agree(lambda: _read_json(path))
 
     def read_lines(self, kind: type[Record], path: Path) -> list[Record]:
-        """The records of a JSON-lines file. Raises InputError naming file and line of what is broken."""
-        return self._told(kind, lambda: list(read_jsonl(kind, path)))
+        """The records of a JSON-lines file. Raises InputError naming file and line of what is broken or damaged."""
+        return self._told(kind, lambda: _read_lines(kind, path))
 
     def _told(self, kind: type[Record], read: Callable[[], list[Record]]) -> list[Record]:
         return [from_json(kind, line) for line in self._agree(lambda: [to_json(record) for record in read()])]
@@ -176,9 +205,9 @@ class Ledger:
         found = {(c.problem_id, c.draw): c for c in self._told(Completion, lambda: _complete_lines(part))}
 
         def store(chunk: Sequence[Completion]) -> None:
-            self._agree(lambda: self._store(_append, part, write_lines(chunk)))
+            self._agree(lambda: self._store(_append, part, _part_lines(chunk)))
             found.update({(c.problem_id, c.draw): c for c in chunk})
-            stopping.check()
+            self._check_stop()
 
         if missing := [i for i, key in enumerate(wanted) if key not in found]:
             draw(missing, store)
@@ -189,19 +218,24 @@ class Ledger:
 
 
 def _complete_lines(part: Path) -> list[Completion]:
-    """The whole lines of an unfinished file, which is cut behind the last of them."""
+    """The undamaged lines that an unfinished file begins with; it is cut behind the last of them."""
     with storing(part):
         part.parent.mkdir(parents=True, exist_ok=True)
         if not part.exists():
             return []
         completions = []
         for line in part.read_bytes().split(b"\n")[:-1]:
-            try:
-                completions.append(from_json(Completion, line.decode()))
-            except ValueError:
+            checksum, _, text = line.partition(b" ")
+            if checksum.decode(errors="replace") != checksums.of_line(text):
                 break
-    _write(part, write_lines(completions))
+            completions.append(from_json(Completion, text.decode()))
+    _write(part, _part_lines(completions))
     return completions
+
+
+def _part_lines(chunk: Sequence[Completion]) -> str:
+    lines = [to_json(completion) for completion in chunk]
+    return "".join(f"{checksums.of_line(line.encode())} {line}\n" for line in lines)
 
 
 def _delete(directory: Path, pattern: str) -> None:
@@ -232,9 +266,17 @@ def _json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
+def _read_lines(kind: type[Record], path: Path) -> list[Record]:
+    records = list(read_jsonl(kind, path))  # first: of a line that is no record it knows what is wrong
+    checksums.check(path, path.read_bytes())
+    return records
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        checksums.check(path, content)
+        value = json.loads(content)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:

@@ -5,7 +5,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from star_jax import data, sharding, stopping, train
+from star_jax import data, hosts, sharding, train
 from star_jax import model as gpt
 from star_jax.config import Config
 from star_jax.errors import InputError
@@ -38,7 +38,7 @@ def make_base(
         def report_step(step: int, metrics: dict[str, Any], done: int = done) -> None:
             if on_step:
                 on_step(done + step, metrics)
-            stopping.check()  # nothing is stored of it: it begins anew, and comes out the same
+            hosts.check_stop()  # nothing is stored of it: it begins anew, and comes out the same
 
         params, report = train.fine_tune(
             model,

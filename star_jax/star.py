@@ -38,7 +38,7 @@ def run(config: Config, workdir: Path | str, allow_changes: bool = False) -> Pat
         _evaluate(star, 0)
         _finish(star, 0)
         for n in range(1, config.star.iterations + 1):
-            if not star.ledger.done(n):
+            if not _whole(star, n):
                 _iterate(star, n)
         path = _report(star)
     except Stopped:
@@ -48,6 +48,12 @@ def run(config: Config, workdir: Path | str, allow_changes: bool = False) -> Pat
         star.close()
     LOG.info("report: %s", path)
     return path
+
+
+def _whole(star: Run, n: int) -> bool:
+    """Whether nothing of an iteration is to be made: its files are there, and its weights if the next needs them."""
+    needed = n < star.config.star.iterations and not star.ledger.done(n + 1)
+    return star.ledger.whole(n) and (not needed or star.has_model(n))
 
 
 def _iterate(star: Run, n: int) -> None:
@@ -148,7 +154,7 @@ def _filter(
 ) -> list[Example]:
     """Lines 5 and 6: what reached the right answer, hint-free, with its provenance."""
     kept_path, options = star.ledger.path(n, "kept.jsonl"), star.config.star
-    if star.ledger.done(n, "filter.json"):
+    if star.ledger.done(n, "filter.json") and star.ledger.exists(kept_path):
         return star.ledger.read_lines(Example, kept_path)
     prompts = ev.prompts_of(star.config, n)
     if options.direct:
@@ -192,7 +198,7 @@ def _filter(
 def _fine_tune(star: Run, n: int, examples: list[Example]) -> None:
     """Line 7: the ORIGINAL model, fine-tuned on what was kept."""
     config, ledger = star.config, star.ledger
-    if ledger.done(n, "finetune.json"):
+    if ledger.done(n, "finetune.json") and star.has_model(n):
         ledger.remove(ledger.path(n, "train_state"))  # a kill may have come between the two
         return
     star.let_go()

@@ -198,16 +198,17 @@ def fine_tune(
       peak: learning rate in place of the config's.
       moments: Adam's state to begin with; a fresh one where not given.
       state_dir: where checkpoints inside this fine-tuning go (train.checkpoint_every, and when the process is told to
-        stop) and it resumes from. The last one stays.
+        stop) and it resumes from. The last two stay.
       on_step: called with (step, metrics) for every `log_every`-th step and the last.
 
-    Raises InputError when the loss is not finite, naming the step; Stopped when the process was told to stop.
+    Raises InputError when the loss is not finite, naming the step and its rows; Stopped when the process was told to
+    stop: one alone behind the step it is at, several, which have to agree, where numbers are fetched.
     """
     keeper = checkpoint.StateKeeper(state_dir) if state_dir else None
     state, totals = _begin(keeper, optimizer_config, params, moments)
     begin = int(state.step)
     started = time.monotonic() - totals["seconds"]
-    pending: list[tuple[int, dict[str, Any]]] = []
+    account = _Account(totals, steps, train.log_every, on_step, lambda n: data.named(rows, train.batch_rows, seed, n))
     with sharding.use(mesh):
         batches = _ahead(_on_mesh(rows, train, seed, begin, mesh))
         for step, batch in zip(range(begin, steps), batches, strict=False):
@@ -215,17 +216,14 @@ def fine_tune(
             state, metrics = train_step(
                 model, optimizer_config, state, batch, np.float32(rate), train.z_loss, train.microbatches
             )
-            # Numbers are fetched once in log_every steps, while the device works on the step behind them.
-            if len(pending) >= train.log_every:
-                _account(totals, pending, steps, train.log_every, on_step)
-            pending.append((step, {**metrics, "learning_rate": rate}))
-            told = stopping.requested() and hosts.count() == 1  # several would have to agree on the step
+            fetched = account.add(step, {**metrics, "learning_rate": rate})
+            told = stopping.requested() if hosts.count() == 1 else fetched and hosts.told_to_stop()
             if keeper and step + 1 < steps and (told or (step + 1) % (train.checkpoint_every or steps) == 0):
-                _account(totals, pending, steps, train.log_every, on_step)
+                account.fetch()
                 keeper.save(state, {**totals, "seconds": time.monotonic() - started})
                 if told:
                     raise stopping.Stopped
-    _account(totals, pending, steps, train.log_every, on_step)
+    account.fetch()
     if keeper:
         keeper.close()
     return state.params, Report(steps=steps, **{**totals, "seconds": round(time.monotonic() - started, 2)})
@@ -237,11 +235,11 @@ def _begin(
     params: gpt.Params,
     moments: checkpoint.Moments | None,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """(state, totals): those of the last checkpoint, or of step 0."""
-    if keeper and keeper.holds_one():
-        like = abstract_state(config, params)
-        jax.tree.map(lambda leaf: leaf.delete(), params)  # both at once may be too much
-        return keeper.restore(like)
+    """(state, totals): those of the last good checkpoint, or of step 0."""
+    # What is restored lies beside the weights for a moment: no more than a step's gradients take.
+    if keeper and (found := keeper.restore(abstract_state(config, params))):
+        jax.tree.map(lambda leaf: leaf.delete(), params)
+        return found
     totals = {"tokens": 0, "loss_tokens": 0, "loss_first": math.nan, "loss_last": math.nan, "seconds": 0.0}
     return initial_state(config, params, moments), totals
 
@@ -261,27 +259,48 @@ def _ahead(batches: Iterator[dict[str, jax.Array]]) -> Iterator[dict[str, jax.Ar
         batch = following
 
 
-def _account(
-    totals: dict[str, Any],
-    pending: list[tuple[int, dict[str, Any]]],
-    steps: int,
-    log_every: int,
-    on_step: Callable[[int, dict[str, Any]], None] | None,
-) -> None:
-    """Takes `pending` steps into the totals, stops on a loss that is no number, and reports every few steps."""
-    fetched = jax.device_get([metrics for _, metrics in pending])
-    for (step, _), metrics in zip(pending, fetched, strict=True):
-        values = {name: float(value) for name, value in metrics.items()}
+class _Account:
+    """What the steps come to. Their numbers are fetched once in `every` steps, while the device works on the next."""
+
+    def __init__(
+        self,
+        totals: dict[str, Any],
+        steps: int,
+        every: int,
+        on_step: Callable[[int, dict[str, Any]], None] | None,
+        batch: Callable[[int], str],
+    ) -> None:
+        self._totals, self._steps, self._every, self._on_step, self._batch = totals, steps, every, on_step, batch
+        self._pending: list[tuple[int, dict[str, Any]]] = []
+
+    def add(self, step: int, metrics: dict[str, Any]) -> bool:
+        """Takes a step's numbers, which may not be there yet; returns whether earlier steps' were fetched."""
+        if fetched := len(self._pending) >= self._every:
+            self.fetch()
+        self._pending.append((step, metrics))
+        return fetched
+
+    def fetch(self) -> None:
+        """Waits for all numbers, takes them into the totals, and reports every few steps and the last.
+
+        Raises InputError at a loss that is no number.
+        """
+        fetched = jax.device_get([metrics for _, metrics in self._pending])
+        for (step, _), metrics in zip(self._pending, fetched, strict=True):
+            self._take(step, {name: float(value) for name, value in metrics.items()})
+        self._pending.clear()
+
+    def _take(self, step: int, values: dict[str, float]) -> None:
         if not math.isfinite(values["loss"]):
             raise InputError(
-                f"fine-tuning: the loss of step {step} is {values['loss']}; "
-                "lower optimizer.learning_rate or look at the data"
+                f"fine-tuning: the loss of step {step} is {values['loss']}, over {self._batch(step)}; "
+                "lower optimizer.learning_rate or look at these examples"
             )
+        totals = self._totals
         totals["tokens"] += int(values["tokens"])
         totals["loss_tokens"] += int(values["loss_tokens"])
         totals["loss_last"] = values["loss"]
         if step == 0:
             totals["loss_first"] = values["loss"]
-        if on_step and ((step + 1) % log_every == 0 or step + 1 == steps):
-            on_step(step + 1, values)
-    pending.clear()
+        if self._on_step and ((step + 1) % self._every == 0 or step + 1 == self._steps):
+            self._on_step(step + 1, values)

@@ -18,6 +18,7 @@ FLOORS = (
     (
         "stopping",
         "errors",
+        "checksums",
         "records",
         "tokenizer",
         "stops",

@@ -43,7 +43,10 @@ def saved(tmp_path_factory):
 
 
 def copy_of(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "copy")
+    """A copy whose files may be changed: as one who edits them does, without their checksums."""
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    (copy / "checksums.json").unlink()
+    return copy
 
 
 @pytest.mark.parametrize("config", MESHES, ids=["one device", "fsdp x tensor", "all three"])
@@ -178,25 +181,74 @@ def test_a_fingerprint_changes_when_two_values_swap_places(distance):
     assert len(set(sums)) == len(sums)
 
 
-def test_a_train_state_comes_back_where_it_lay(tmp_path):
-    """StateKeeper keeps the latest step alone, and its totals."""
+@pytest.fixture
+def state():
+    """A train state on a mesh, without its step."""
     from star_jax import train
     from star_jax.config import OptimizerConfig
 
-    state = train.initial_state(OptimizerConfig(), on_mesh(MESHES[2]))
+    return train.initial_state(OptimizerConfig(), on_mesh(MESHES[2]))
+
+
+def keep(directory, state, *steps) -> None:
+    keeper = checkpoint.StateKeeper(directory)
+    for step in steps:
+        keeper.save(at(state, step), {"tokens": 10 * step})
+    keeper.close()
+
+
+def at(state, step):
+    return state._replace(step=jax.device_put(np.int32(step), state.step.sharding))
+
+
+def test_a_train_state_comes_back_where_it_lay(state, tmp_path):
+    """StateKeeper keeps the latest two steps, and their totals."""
+    assert checkpoint.StateKeeper(tmp_path / "state").restore(state) is None and not list(tmp_path.iterdir())
+    keep(tmp_path / "state", state, 2, 4, 6)
     keeper = checkpoint.StateKeeper(tmp_path / "state")
-    assert not keeper.holds_one()
-    for step in (2, 4):
-        keeper.save(state._replace(step=jnp.asarray(step)), {"tokens": 10 * step})
-    with pytest.raises(RuntimeError, match="did not save step 4"):  # Orbax itself says nothing
-        keeper.save(state._replace(step=jnp.asarray(4)), {})
-    found, totals = checkpoint.StateKeeper(tmp_path / "state").restore(state)
-    assert (int(found.step), totals) == (4, {"tokens": 40})
+    with pytest.raises(RuntimeError, match="did not save step 6"):  # Orbax itself says nothing
+        keeper.save(at(state, 6), {})
+    found, totals = keeper.restore(state)
+    assert (int(found.step), totals) == (6, {"tokens": 60})
     assert same_bits(found._replace(step=0), state._replace(step=0))
     assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, found.params, state.params))
-    assert [path.name for path in (tmp_path / "state").iterdir()] == ["4"]
+    assert {path.name for path in (tmp_path / "state").iterdir()} == {"4", "6"}
     keeper.close()
-    assert not checkpoint.StateKeeper(tmp_path / "other").holds_one() and not (tmp_path / "other").exists()
+
+
+@OF_A_FAILED_READ
+def test_a_damaged_train_state_is_passed_over(state, tmp_path, caplog):
+    """A bit in any file of it: the state that is restored is one that was saved, whole, or there is none."""
+    directory = tmp_path / "whole"
+    keep(directory, state, 2, 4)
+    passed = 0
+    for number, file in enumerate(sorted(p for p in (directory / "4").rglob("*") if p.is_file())):
+        copy = shutil.copytree(directory, tmp_path / f"copy_{number}")
+        damaged = copy / file.relative_to(directory)
+        content = bytearray(damaged.read_bytes())
+        content[len(content) // 2] ^= 8
+        damaged.write_bytes(content)
+        caplog.clear()
+        keeper = checkpoint.StateKeeper(copy)
+        found, totals = keeper.restore(state)
+        keeper.close()
+        assert totals == {"tokens": 10 * int(found.step)} and int(found.step) in (2, 4)
+        assert same_bits(found._replace(step=0), state._replace(step=0))
+        if int(found.step) == 2:
+            passed += 1
+            assert f"{copy}/4: damaged" in caplog.text and not (copy / "4").exists()
+    print(passed, number)
+    assert passed >= 3
+
+
+@OF_A_FAILED_READ
+def test_where_all_train_states_are_damaged_there_is_none(state, tmp_path):
+    keep(tmp_path / "state", state, 2, 4)
+    for step in "24":
+        shutil.rmtree(tmp_path / "state" / step / "state" / "d")
+    keeper = checkpoint.StateKeeper(tmp_path / "state")
+    assert keeper.restore(state) is None and not list((tmp_path / "state").iterdir())
+    keeper.close()
 
 
 def test_a_save_in_the_background_is_a_model_when_it_is_finished(tmp_path):

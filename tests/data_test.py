@@ -156,7 +156,8 @@ def numbered_rows(count: int) -> data.PackedRows:
     """Rows whose tokens are their own number."""
     tokens_RT = np.repeat(np.arange(count, dtype=np.int32)[:, None], 3, axis=1)
     ones_RT = np.ones_like(tokens_RT)
-    return data.PackedRows(tokens_RT, ones_RT, ones_RT, ones_RT.astype(np.float32), 0)
+    names = tuple((str(row),) for row in range(count))
+    return data.PackedRows(tokens_RT, ones_RT, ones_RT, ones_RT.astype(np.float32), 0, names)
 
 
 def numbers(rows, batch_rows, seed, start, steps) -> list[list[int]]:

@@ -2,12 +2,13 @@
 
 import json
 import re
+import zlib
 
 import pytest
 
 from star_jax.errors import InputError
 from star_jax.ledger import Ledger
-from star_jax.records import Completion, read_jsonl, to_json, write_lines
+from star_jax.records import Completion, read_jsonl, to_json
 
 CONFIG = {"seed": 0, "star": {"iterations": 3, "steps": 40}, "base": {"stages": ({"gold": (1.0,)},)}}
 WANTED = [(f"t-{i}", draw) for i in range(4) for draw in range(2)]
@@ -42,7 +43,14 @@ def ledger(tmp_path):
 
 
 def names(ledger):
-    return sorted(str(path.relative_to(ledger.workdir)) for path in ledger.workdir.rglob("*") if path.is_file())
+    """All files but the checksums."""
+    files = (path for path in ledger.workdir.rglob("*") if path.is_file() and path.name != "checksums.json")
+    return sorted(str(path.relative_to(ledger.workdir)) for path in files)
+
+
+def part_lines(*lines: str) -> str:
+    """As an unfinished file holds them, each behind its checksum."""
+    return "".join(f"{zlib.crc32(line.encode()):08x} {line}\n" for line in lines)
 
 
 def test_a_run_is_opened_again_with_the_same_config(ledger):
@@ -126,7 +134,9 @@ def test_a_refused_config_leaves_no_lock_behind(ledger):
 
 def test_iterations_without_a_config_are_refused(ledger):
     ledger.path(0).mkdir(parents=True)
-    with pytest.raises(InputError, match=r"holds iterations and no config\.json"):
+    with pytest.raises(
+        InputError, match=r"config\.json is of a run under other .* it is missing, and there are iterations;"
+    ):
         ledger.open(CONFIG)
 
 
@@ -207,13 +217,19 @@ def test_a_stage_that_was_killed_draws_only_what_is_missing(ledger, chunks):
 @pytest.mark.parametrize(
     ("content", "whole"),
     [
-        (to_json(completion(5)) + "\n" + to_json(completion(1))[:-7], [5]),  # killed within a line
-        (to_json(completion(5)) + "\n" + to_json(completion(1)), [5]),  # killed before its newline
-        (to_json(completion(5)) + "\n\0\0\0\0\n" + to_json(completion(1)) + "\n", [5]),  # blocks never written
-        (to_json(completion(5))[:9], []),
+        (part_lines(to_json(completion(5))) + part_lines(to_json(completion(1)))[:-7], [5]),  # killed within a line
+        (part_lines(to_json(completion(5))) + part_lines(to_json(completion(1)))[:-1], [5]),  # before its newline
+        (part_lines(to_json(completion(5))) + "\0\0\0\0\n" + part_lines(to_json(completion(1))), [5]),  # never written
+        (part_lines(to_json(completion(5))) + part_lines(to_json(completion(1))).replace("1", "2", 1), [5]),
+        (
+            part_lines(to_json(completion(5)), to_json(completion(1))).replace('"iteration": 1', '"iteration": 2', 1),
+            [],
+        ),  # changed since
+        (to_json(completion(5)) + "\n", []),
+        (part_lines(to_json(completion(5)))[:9], []),
         ("", []),
         ("\n", []),
-        (write_lines([completion(5), completion(5), completion(0)]), [0, 5]),
+        (part_lines(*map(to_json, (completion(5), completion(5), completion(0)))), [0, 5]),
     ],
 )
 def test_a_torn_part_is_cut_behind_its_last_whole_line(ledger, content, whole):
@@ -224,7 +240,8 @@ def test_a_torn_part_is_cut_behind_its_last_whole_line(ledger, content, whole):
     with pytest.raises(KeyboardInterrupt):
         ledger.completions(path, WANTED, draw)
     assert draw.asked == [place for place in range(len(WANTED)) if place not in whole]
-    list(read_jsonl(Completion, part))  # what was appended begins a line of its own
+    for line in part.read_text(encoding="utf-8").splitlines():  # what was appended begins a line of its own
+        assert part_lines(line[9:]) == line + "\n"
     assert ledger.completions(path, WANTED, Draw()) == [completion(place) for place in range(len(WANTED))]
     assert names(ledger) == ["iter_001/samples.jsonl"]
 
@@ -232,9 +249,10 @@ def test_a_torn_part_is_cut_behind_its_last_whole_line(ledger, content, whole):
 def test_a_part_torn_within_a_letter_is_cut_too(ledger):
     path, draw = ledger.path(1, "samples.jsonl"), Draw()
     path.parent.mkdir(parents=True)
-    line = to_json(completion(1)).encode()
+    line = part_lines(to_json(completion(1))).encode()
     place = line.index("é".encode()) + 1
-    path.with_name("samples.jsonl.part").write_bytes(to_json(completion(5)).encode() + b"\n" + line[:place] + b"\n")
+    whole = part_lines(to_json(completion(5))).encode()
+    path.with_name("samples.jsonl.part").write_bytes(whole + line[:place] + b"\n")
     ledger.completions(path, WANTED, draw)
     assert draw.asked == [0, 1, 2, 3, 4, 6, 7]
 
@@ -243,7 +261,8 @@ def test_a_part_that_holds_everything_draws_nothing(ledger):
     path, draw = ledger.path(1, "samples.jsonl"), Draw()
     path.parent.mkdir(parents=True)
     everything = [completion(place) for place in range(len(WANTED))]
-    path.with_name("samples.jsonl.part").write_text(write_lines(everything[::-1]), encoding="utf-8")
+    text = part_lines(*map(to_json, everything[::-1]))
+    path.with_name("samples.jsonl.part").write_text(text, encoding="utf-8")
     assert ledger.completions(path, WANTED, draw) == everything and draw.asked == []
 
 
@@ -259,4 +278,33 @@ def test_discarded_files_are_gone_and_others_stay(tmp_path):
         ledger.write_text(ledger.path(1, name), "x")
     ledger.discard(1, "eval_*")
     ledger.discard(2, "eval_*")  # nothing is there
-    assert [path.name for path in ledger.path(1).iterdir()] == ["kept.jsonl"]
+    assert names(ledger) == ["iter_001/kept.jsonl"]
+    assert json.loads((ledger.path(1) / "checksums.json").read_text()).keys() == {"kept.jsonl"}
+
+
+@pytest.mark.parametrize("place", [0, 30, 120, 200])
+def test_a_changed_byte_is_named_with_its_line(ledger, place):
+    ledger.open(CONFIG)
+    path = ledger.path(1, "samples.jsonl")
+    ledger.completions(path, WANTED, Draw())
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    line = bytes(content[:place]).count(b"\n") + 1
+    for read in (lambda: ledger.read_json(path), lambda: ledger.open(CONFIG)):
+        with pytest.raises(InputError, match=re.escape(f"{path}:{line}: damaged")):
+            read()
+    with pytest.raises(InputError, match=re.escape(f"{path}:")):  # a broken record, or one that is not what was written
+        ledger.read_lines(Completion, path)
+
+
+def test_an_iteration_is_whole_as_long_as_its_files_are_there(ledger):
+    for name in ("samples.jsonl", "filter.json", "eval_dev.json"):
+        ledger.write_text(ledger.path(1, name), "{}\n")
+    assert not ledger.whole(1)
+    ledger.write_text(ledger.path(1, "DONE"), "1\n")
+    assert ledger.whole(1)
+    ledger.discard(1, "eval_*")
+    assert ledger.whole(1)
+    ledger.path(1, "filter.json").unlink()
+    assert not ledger.whole(1) and ledger.done(1)

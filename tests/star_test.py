@@ -387,7 +387,7 @@ def test_stopped_while_weights_are_saved_and_started_again_gives_the_same(base, 
         drawn = tmp_path / f"iter_00{n}/eval_dev.jsonl"
         assert drawn.exists() and not (tmp_path / f"iter_00{n}/finetune.json").exists()
         assert not (tmp_path / f"iter_00{n}/params/model.json").exists()
-        drawn.write_text("of weights that are gone\n")
+        Ledger(tmp_path).write_text(drawn, "of weights that are gone\n")
     run_with(base, tmp_path)
     assert_same_result(finished, tmp_path)
 

@@ -34,7 +34,9 @@ def make_rows(texts, row_tokens=12) -> data.PackedRows:
             columns["segment_ids_RT"][place] = segment
             columns["weights_RT"][place] = np.arange(len(ids)) >= prompt
             start += len(ids)
-    return data.PackedRows(**{**columns, "weights_RT": columns["weights_RT"].astype(np.float32)}, too_long=0)
+    names = tuple(tuple(f"{r}.{segment}" for segment in range(len(row))) for r, row in enumerate(texts))
+    columns["weights_RT"] = columns["weights_RT"].astype(np.float32)
+    return data.PackedRows(**columns, too_long=0, problem_ids=names)
 
 
 def random_texts(count, seed=0):
@@ -190,8 +192,11 @@ def test_metrics_are_reported_every_few_steps_and_at_the_last(base, mesh):
 
 def test_a_loss_that_is_no_number_stops_with_the_step_named(base, mesh):
     broken = jax.tree.map(lambda leaf: leaf * np.nan, base)
-    with pytest.raises(InputError, match=r"the loss of step 0 is nan; lower optimizer\.learning_rate"):
+    with pytest.raises(
+        InputError, match=r"the loss of step 0 is nan, over packed rows \d+, .*: problems \d+\.0, "
+    ) as e:
         tune(broken, mesh)
+    assert str(e.value).endswith("; lower optimizer.learning_rate or look at these examples")
     with pytest.raises(InputError, match=r"the loss of step 2 is (nan|inf)"):  # step 0 has rate 0, step 1 does it
         tune(base, mesh, peak=1e30)
 

@@ -243,7 +243,8 @@ def rows_of(args: argparse.Namespace, model: gpt.GPT) -> dict[str, np.ndarray]:
     shape = (args.rows, args.row_tokens)
     ids = np.random.default_rng(1).integers(0, model.config.vocab_size, shape).astype(np.int32)
     positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
-    packed = data.PackedRows(ids, positions, np.ones(shape, np.int32), np.ones(shape, np.float32), too_long=0)
+    ones = np.ones(shape, np.int32)
+    packed = data.PackedRows(ids, positions, ones, ones.astype(np.float32), too_long=0, problem_ids=())
     return packed.take(np.arange(args.rows))
 
 
