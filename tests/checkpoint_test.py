@@ -222,8 +222,10 @@ def test_a_damaged_train_state_is_passed_over(state, tmp_path, caplog):
     directory = tmp_path / "whole"
     keep(directory, state, 2, 4)
     passed = 0
-    for number, file in enumerate(sorted(p for p in (directory / "4").rglob("*") if p.is_file())):
-        copy = shutil.copytree(directory, tmp_path / f"copy_{number}")
+    for file in sorted(p for p in (directory / "4").rglob("*") if p.is_file()):
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(directory, copy)
         damaged = copy / file.relative_to(directory)
         content = bytearray(damaged.read_bytes())
         content[len(content) // 2] ^= 8
@@ -237,7 +239,6 @@ def test_a_damaged_train_state_is_passed_over(state, tmp_path, caplog):
         if int(found.step) == 2:
             passed += 1
             assert f"{copy}/4: damaged" in caplog.text and not (copy / "4").exists()
-    print(passed, number)
     assert passed >= 3
 
 

@@ -1,13 +1,16 @@
 """Kills a run again and again, starts it again, and compares all it leaves with a run that nobody disturbed.
 
-    python tests/drills/kill_drill.py [--kills=200] [--seed=0] [--keep=DIR]
+    python tests/drills/kill_drill.py [--kills=200] [--processes=1] [--seed=0] [--keep=DIR]
 
 The run is the command line's, on the addition demo with a small model, small data and two iterations. A kill is
 
-    SIGKILL at a moment   at random within a stage: sampling, rationalizing, fine-tuning, evaluating
+    SIGKILL at a moment   at random within a stage's work: sampling, rationalizing, fine-tuning, evaluating; three of
+                          ten kills each in the first, the third and the fourth
     SIGTERM at a moment   the same; the process must store what it has, say so in a line and exit with 0 within 30 s
     crash at a file       SIGKILL by itself in front of its n-th operation on files (os.replace, os.fsync, rename,
                           mkdir, unlink, rmtree, ...), Orbax's included, n at random
+
+With --processes=2 two processes are the run, and a kill takes one of them, or both: the other must end by itself.
 
 A run that has been killed --between times is left in peace and finishes. Then every file is compared, weights included,
 byte for byte; only times and seconds may differ. The exit status is 1 if anything does.
@@ -21,6 +24,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -54,6 +58,9 @@ SMALL = [
     "optimizer.warmup_steps=5",
 ]
 STAGES = ("sample", "rationalize", "fine_tune", "evaluate")
+MOSTLY = ("sample", "fine_tune", "evaluate")  # where three tenths of the kills each are SIGKILL
+OF_TWO = ("the first", "the second", "both")
+ALL_DIED = (0, 3)  # what is left of two ends with: it was over already, or says that the other died
 PATIENCE = 600  # seconds for a run that nobody disturbs
 # Dies in front of an operation on files. It stands around the program, which knows nothing of it.
 CRASHING = """
@@ -84,6 +91,7 @@ def main() -> int:
     """Prints the table; 1 if a run came out otherwise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--processes", type=int, default=1, choices=(1, 2))
     parser.add_argument("--between", type=int, default=8, help="kills of one run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", default="", help="where the runs' directories are to stay")
@@ -107,93 +115,157 @@ class Drill:
         self.finish(self.folder / "base_run", "base.stages=({'steps':150,'learning_rate':0.01,'gold':(0.7,0.1)},)",
                     "base.examples=400", "star.iterations=0")  # fmt: skip
         whole = self.folder / "whole"
-        self.finish(whole)
+        self.lengths = self.timed(whole)
         expected, differing, number = contents(whole), 0, 0
-        counting = self.start(self.folder / "counted", CRASH_AT="-1")
-        assert self.wait(counting) == 0, counting.said.read_text()[-2000:]
-        operations = int(counting.said.read_text().rpartition("operations:")[2])
-        assert not differences(expected, contents(self.folder / "counted")), "two undisturbed runs differ"
-        print(f"undisturbed: {len(expected)} files, {operations} operations on files", flush=True)
-        while sum(self.kills.values()) < self.args.kills:
+        operations = self.count_operations(expected) if self.args.processes == 1 else 0
+        lengths = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.lengths.items())
+        print(f"undisturbed: {len(expected)} files, {operations} operations on files, seconds: {lengths}", flush=True)
+        while self.killed() < self.args.kills:
             number += 1
             workdir = self.folder / f"killed_{number}"
-            for _ in range(min(self.args.between, self.args.kills - sum(self.kills.values()))):
+            for _ in range(min(self.args.between, self.args.kills - self.killed())):
                 if (workdir / "iter_002/DONE").exists():
                     break
                 self.kill(workdir, operations)
             self.finish(workdir)
             wrong = differences(expected, contents(workdir))
             differing += bool(wrong)
-            print(f"run {number}: {sum(self.kills.values())} kills so far: {wrong or 'no difference'}", flush=True)
+            print(f"run {number}: {self.killed()} kills so far: {wrong or 'no difference'}", flush=True)
         self.table(number, differing)
         return int(differing > 0)
 
+    def killed(self) -> int:
+        return sum(self.kills.values())
+
+    def timed(self, workdir: Path) -> dict[str, float]:
+        """Lets a run finish in peace; the seconds of its stages in the longer of its iterations."""
+        lengths: dict[str, float] = {}
+        process, stage, since = self.start(workdir), "", time.monotonic()
+        while process.poll() is None:
+            if (now := stage_of(workdir)) != stage:
+                lengths[stage] = max(lengths.get(stage, 0.0), time.monotonic() - since)
+                stage, since = now, time.monotonic()
+            time.sleep(0.01)
+        assert process.wait() == [0] * self.args.processes, process.tail()
+        return {name: lengths[name] for name in STAGES}
+
+    def count_operations(self, expected: dict[str, Any]) -> int:
+        process = self.start(self.folder / "counted", CRASH_AT="-1")
+        assert process.wait() == [0], process.tail()
+        assert not differences(expected, contents(self.folder / "counted")), "two undisturbed runs differ"
+        return int(process.said[0].read_text().rpartition("operations:")[2])
+
     def kill(self, workdir: Path, operations: int) -> None:
-        kind = self.random.choice(["SIGKILL"] * 3 + ["SIGTERM", "crash"])
-        if kind == "crash":
+        """One kill of the kind that is furthest behind its share."""
+        aimed = 0.3 * self.args.kills
+        behind = [stage for stage in MOSTLY if self.of_stage(stage) < aimed]
+        others = self.killed() - sum(min(aimed, self.of_stage(stage)) for stage in MOSTLY)
+        if self.args.processes == 2:
+            self.signal(workdir, self.random.choice(STAGES), self.random.choice([*OF_TWO, "SIGTERM"]))
+        elif behind and self.random.random() < 1 - max(0.0, 0.1 * self.args.kills - others) / self.args.kills:
+            self.signal(workdir, self.random.choice(behind), "SIGKILL")
+        elif self.random.random() < 0.5:
+            self.signal(workdir, self.random.choice(STAGES), "SIGTERM")
+        else:
             process = self.start(workdir, CRASH_AT=str(self.random.randint(1, operations)))
-            if self.wait(process) == -signal.SIGKILL:
+            if process.wait() == [-signal.SIGKILL]:
                 self.kills["crash", "a file"] += 1
             else:
                 self.missed += 1
-            return
-        stage, process = self.random.choice(STAGES), self.start(workdir)
+
+    def of_stage(self, stage: str) -> int:
+        return self.kills["SIGKILL", stage]
+
+    def signal(self, workdir: Path, stage: str, kind: str) -> None:
+        """Starts the run, waits for a moment in a stage's work, and sends the signal."""
+        before = holder(workdir)
+        process = self.start(workdir)
         deadline = time.monotonic() + PATIENCE
-        while stage_of(workdir) != stage and process.poll() is None:
-            assert time.monotonic() < deadline, f"{workdir}: {stage} never came"
+        # By its files alone a run is in its stage while it is still being loaded: it is at work when it has the lock.
+        while (holder(workdir) == before or stage_of(workdir) != stage) and process.poll() is None:
+            assert time.monotonic() < deadline, f"{workdir}: {stage} never came: {process.tail()}"
             time.sleep(0.002)
-        time.sleep(self.random.random() * 0.5)
+        time.sleep(self.random.random() * (self.lengths[stage] + 0.5))  # a stage that is gone on with begins by loading
         at = stage_of(workdir)
-        process.send_signal(getattr(signal, kind))
+        chosen = {"the first": [0], "the second": [1]}.get(kind, list(range(self.args.processes)))
+        process.send(signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL, chosen)
         sent = time.monotonic()
-        status, said = self.wait(process), process.said.read_text(errors="replace")
-        if kind == "SIGKILL" and status == -signal.SIGKILL:
-            self.kills[kind, at] += 1
-        elif kind == "SIGTERM" and status == -signal.SIGTERM:  # it had not begun to listen: nothing was under way
-            self.kills[kind, "start"] += 1
-        elif kind == "SIGTERM" and "told to stop" in "".join(said.splitlines()[-1:]) and status == 0:
+        statuses = process.wait()
+        if kind == "SIGTERM" and "told to stop" in process.tail() and not any(statuses):
             self.kills[kind, at] += 1
             self.slowest_stop = max(self.slowest_stop, time.monotonic() - sent)
-        elif status == 0:
+        elif kind == "SIGTERM" and any(statuses):
+            raise SystemExit(f"{workdir}: {kind} in {at} ended with {statuses}: {process.tail()}")
+        elif kind != "SIGTERM" and all(statuses[i] == -signal.SIGKILL for i in chosen):
+            if any(status not in ALL_DIED for i, status in enumerate(statuses) if i not in chosen):
+                raise SystemExit(f"{workdir}: after {kind} in {at} the other ended with {statuses}: {process.tail()}")
+            self.kills[kind, at] += 1
+        elif not any(statuses):
             self.missed += 1
         else:
-            raise SystemExit(f"{workdir}: {kind} in {at} ended with status {status}: {said[-2000:]}")
+            raise SystemExit(f"{workdir}: {kind} in {at} ended with {statuses}: {process.tail()}")
 
-    def start(self, workdir: Path, *overrides: str, **env: str) -> "Process":
+    def start(self, workdir: Path, *overrides: str, **env: str) -> "Processes":
         given = [*SMALL, *(overrides or [f"base.path={self.base}"])]
         flags = ["--config=configs/arithmetic.py", f"--workdir={workdir}", *(f"--config.{name}" for name in given)]
         program = ["-c", CRASHING] if env else ["-m", "star_jax.main"]
-        return Process([sys.executable, *program, *flags], Path(f"{workdir}.log"), env)
-
-    def wait(self, process: "Process") -> int:
-        return process.wait(timeout=PATIENCE)
+        return Processes([sys.executable, *program, *flags], workdir, env, self.args.processes)
 
     def finish(self, workdir: Path, *overrides: str) -> None:
         process = self.start(workdir, *overrides)
-        if status := self.wait(process):
-            raise SystemExit(f"{workdir}: ended with status {status}: {process.said.read_text()[-2000:]}")
+        if any(statuses := process.wait()):
+            raise SystemExit(f"{workdir}: ended with {statuses}: {process.tail()}")
 
     def table(self, runs: int, differing: int) -> None:
         kinds = sorted({kind for kind, _ in self.kills})
         stages = sorted({stage for _, stage in self.kills})
-        print(f"{'killed in':16}" + "".join(f"{kind:>9}" for kind in kinds))
+        print(f"{'killed in':16}" + "".join(f"{kind:>12}" for kind in kinds))
         for stage in stages:
-            print(f"{stage:16}" + "".join(f"{self.kills[kind, stage]:9}" for kind in kinds))
+            print(f"{stage:16}" + "".join(f"{self.kills[kind, stage]:12}" for kind in kinds))
         print(
-            f"{sum(self.kills.values())} kills of {runs} runs, {self.missed} more too late; {differing} runs differ; "
+            f"{self.killed()} kills of {runs} runs, {self.missed} more too late; {differing} runs differ; "
             f"slowest answer to SIGTERM {self.slowest_stop:.1f} s; {time.monotonic() - self.started:.0f} s in all"
         )
 
 
-class Process(subprocess.Popen):
-    """The program, what it says being written to a file."""
+class Processes:
+    """The program, in one process or in several that are one run; what each says is written to a file."""
 
-    def __init__(self, command: list[str], said: Path, env: dict[str, str]) -> None:
-        self.said = said
-        with open(said, "wb") as log:
-            super().__init__(
-                command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT), **env}
-            )
+    def __init__(self, command: list[str], workdir: Path, env: dict[str, str], count: int) -> None:
+        self.said = [Path(f"{workdir}.{index}.log") for index in range(count)]
+        self.processes = []
+        whole = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+        if count > 1:
+            with socket.socket() as free:
+                free.bind(("localhost", 0))
+                whole["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free.getsockname()[1]}"
+            whole["JAX_NUM_PROCESSES"] = str(count)
+        for index, said in enumerate(self.said):
+            own = {**whole, "JAX_PROCESS_ID": str(index)} if count > 1 else whole
+            with open(said, "wb") as log:
+                self.processes.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=own))
+
+    def poll(self) -> int | None:
+        """None while all are at work."""
+        return next((process.returncode for process in self.processes if process.poll() is not None), None)
+
+    def send(self, number: int, to: list[int]) -> None:
+        for index in to:
+            self.processes[index].send_signal(number)
+
+    def wait(self) -> list[int]:
+        return [process.wait(timeout=PATIENCE) for process in self.processes]
+
+    def tail(self) -> str:
+        return "\n".join(said.read_text(errors="replace")[-1500:] for said in self.said)
+
+
+def holder(workdir: Path) -> str:
+    """What tells the process apart that has the run's lock, or had it last; "" where there was none yet."""
+    try:
+        return str(json.loads((workdir / "LOCK").read_text())["token"])
+    except (OSError, ValueError):
+        return ""
 
 
 def stage_of(workdir: Path) -> str:
