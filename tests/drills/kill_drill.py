@@ -20,6 +20,7 @@ import argparse
 import collections
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -109,7 +110,17 @@ class Drill:
         self.missed = 0  # the run was over, or the stage, before the signal
         self.slowest_stop, self.started = 0.0, time.monotonic()
         self.base = folder / "base_run" / "base"
+        self.plan = self.of_two() if args.processes == 2 else self.of_one()
         folder.mkdir(parents=True, exist_ok=True)
+
+    def of_one(self) -> list[tuple[str, str]]:
+        """(kind, stage or "" for any) of all kills that are to come."""
+        each = math.ceil(0.3 * self.args.kills)
+        others = [("crash", ""), ("SIGTERM", "")] * self.args.kills
+        return [("SIGKILL", stage) for stage in MOSTLY] * each + others[: max(0, self.args.kills - 3 * each)]
+
+    def of_two(self) -> list[tuple[str, str]]:
+        return ([(kind, "") for kind in (*OF_TWO, "SIGTERM")] * self.args.kills)[: self.args.kills]
 
     def run(self) -> int:
         self.finish(self.folder / "base_run", "base.stages=({'steps':150,'learning_rate':0.01,'gold':(0.7,0.1)},)",
@@ -120,11 +131,11 @@ class Drill:
         operations = self.count_operations(expected) if self.args.processes == 1 else 0
         lengths = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.lengths.items())
         print(f"undisturbed: {len(expected)} files, {operations} operations on files, seconds: {lengths}", flush=True)
-        while self.killed() < self.args.kills:
+        while self.plan:
             number += 1
             workdir = self.folder / f"killed_{number}"
-            for _ in range(min(self.args.between, self.args.kills - self.killed())):
-                if (workdir / "iter_002/DONE").exists():
+            for _ in range(self.args.between):
+                if not self.plan or (workdir / "iter_002/DONE").exists():
                     break
                 self.kill(workdir, operations)
             self.finish(workdir)
@@ -156,28 +167,22 @@ class Drill:
         return int(process.said[0].read_text().rpartition("operations:")[2])
 
     def kill(self, workdir: Path, operations: int) -> None:
-        """One kill of the kind that is furthest behind its share."""
-        aimed = 0.3 * self.args.kills
-        behind = [stage for stage in MOSTLY if self.of_stage(stage) < aimed]
-        others = self.killed() - sum(min(aimed, self.of_stage(stage)) for stage in MOSTLY)
-        if self.args.processes == 2:
-            self.signal(workdir, self.random.choice(STAGES), self.random.choice([*OF_TWO, "SIGTERM"]))
-        elif behind and self.random.random() < 1 - max(0.0, 0.1 * self.args.kills - others) / self.args.kills:
-            self.signal(workdir, self.random.choice(behind), "SIGKILL")
-        elif self.random.random() < 0.5:
-            self.signal(workdir, self.random.choice(STAGES), "SIGTERM")
-        else:
+        """One of the kills that are to come; it stays on the plan if it came too late, or in another stage."""
+        kind, stage = self.random.choice(self.plan)
+        if kind == "crash":
             process = self.start(workdir, CRASH_AT=str(self.random.randint(1, operations)))
-            if process.wait() == [-signal.SIGKILL]:
-                self.kills["crash", "a file"] += 1
-            else:
-                self.missed += 1
+            at = "a file" if process.wait() == [-signal.SIGKILL] else ""
+        else:
+            at = self.signal(workdir, stage or self.random.choice(STAGES), kind)
+        if at:
+            self.kills[kind, at] += 1
+        else:
+            self.missed += 1
+        if at and stage in ("", at):
+            self.plan.remove((kind, stage))
 
-    def of_stage(self, stage: str) -> int:
-        return self.kills["SIGKILL", stage]
-
-    def signal(self, workdir: Path, stage: str, kind: str) -> None:
-        """Starts the run, waits for a moment in a stage's work, and sends the signal."""
+    def signal(self, workdir: Path, stage: str, kind: str) -> str:
+        """Starts the run and sends the signal at a moment of a stage's work; where it was then, "" if it was over."""
         before = holder(workdir)
         process = self.start(workdir)
         deadline = time.monotonic() + PATIENCE
@@ -191,19 +196,17 @@ class Drill:
         process.send(signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL, chosen)
         sent = time.monotonic()
         statuses = process.wait()
-        if kind == "SIGTERM" and "told to stop" in process.tail() and not any(statuses):
-            self.kills[kind, at] += 1
+        if not any(statuses) and "told to stop" not in process.tail():
+            return ""
+        if kind == "SIGTERM":
+            right = not any(statuses)
             self.slowest_stop = max(self.slowest_stop, time.monotonic() - sent)
-        elif kind == "SIGTERM" and any(statuses):
-            raise SystemExit(f"{workdir}: {kind} in {at} ended with {statuses}: {process.tail()}")
-        elif kind != "SIGTERM" and all(statuses[i] == -signal.SIGKILL for i in chosen):
-            if any(status not in ALL_DIED for i, status in enumerate(statuses) if i not in chosen):
-                raise SystemExit(f"{workdir}: after {kind} in {at} the other ended with {statuses}: {process.tail()}")
-            self.kills[kind, at] += 1
-        elif not any(statuses):
-            self.missed += 1
         else:
+            right = all(status == -signal.SIGKILL if i in chosen else status in ALL_DIED
+                        for i, status in enumerate(statuses))  # fmt: skip
+        if not right:
             raise SystemExit(f"{workdir}: {kind} in {at} ended with {statuses}: {process.tail()}")
+        return at
 
     def start(self, workdir: Path, *overrides: str, **env: str) -> "Processes":
         given = [*SMALL, *(overrides or [f"base.path={self.base}"])]
@@ -288,12 +291,16 @@ def stage_of(workdir: Path) -> str:
 
 def contents(workdir: Path) -> dict[str, Any]:
     """Name -> what a file holds, without times. Of weights the bytes count, not how Orbax laid them out."""
-    from star_jax import checkpoint
+    from star_jax import checkpoint, checksums
 
     found: dict[str, Any] = {}
     for path in sorted(workdir.rglob("*")):
         name = str(path.relative_to(workdir))
         if path.is_dir() or "/weights/" in name or name in ("LOCK", "report.html", "metrics.jsonl"):
+            continue
+        if path.name == checksums.NAME:  # of times, too
+            for beside in checksums.files(path.parent):
+                checksums.check(beside, beside.read_bytes())
             continue
         text = path.read_text()
         if name == "config.json":
