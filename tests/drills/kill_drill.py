@@ -20,7 +20,6 @@ import argparse
 import collections
 import hashlib
 import json
-import math
 import os
 import random
 import re
@@ -39,7 +38,7 @@ SMALL = [
     "tensorboard=False",
     "task.max_digits=2",
     "task.train_per_length=60",
-    "task.held_out_per_length=12",
+    "task.held_out_per_length=60",
     "model.n_layers=1",
     "model.d_model=32",
     "model.n_heads=4",
@@ -48,13 +47,13 @@ SMALL = [
     "model.scan_unroll=1",
     "train.batch_rows=8",
     "train.row_tokens=64",
-    "train.checkpoint_every=5",
+    "train.checkpoint_every=8",
     "train.log_every=2",
     "sampling.slots=8",
     "sampling.queue=16",
     "sampling.max_new_tokens=48",
     "star.iterations=2",
-    "star.steps=40",
+    "star.steps=24",
     "star.problems_per_iteration=100",
     "optimizer.warmup_steps=5",
 ]
@@ -115,7 +114,7 @@ class Drill:
 
     def of_one(self) -> list[tuple[str, str]]:
         """(kind, stage or "" for any) of all kills that are to come."""
-        each = math.ceil(0.3 * self.args.kills)
+        each = int(0.3 * self.args.kills)
         others = [("crash", ""), ("SIGTERM", "")] * self.args.kills
         return [("SIGKILL", stage) for stage in MOSTLY] * each + others[: max(0, self.args.kills - 3 * each)]
 
