@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import math
-import shutil
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from star_jax.config import MeshConfig, ModelConfig, from_dict_of
 from star_jax.convert import hf
 from star_jax.errors import InputError, storing
 from star_jax.ledger import Ledger
+from star_jax.storage import make_empty
 from star_jax.tokenizer import Tokenizer, from_spec
 
 LOG = logging.getLogger("star_jax")
@@ -89,9 +89,7 @@ def _make_room(directory: Path) -> None:
         raise InputError(f"{directory}: holds a model already; delete it or give another directory")
     if other := sorted(name for name in there if not name.startswith(("weights", "model.json.", checksums.NAME))):
         raise InputError(f"{directory}: holds files that are no unfinished model ({other[0]}); give another directory")
-    with storing(directory, ValueError):
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
+    make_empty(directory)
 
 
 def load_model(directory: Path | str, mesh: Mesh | None = None, dtype: Any = "float32") -> tuple[gpt.GPT, gpt.Params]:

@@ -5,7 +5,6 @@ Every file is written aside and renamed, its checksum before it. The long sampli
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
-from star_jax import checksums, stopping
+from star_jax import checksums, stopping, storage
 from star_jax.errors import InputError, storing
 from star_jax.lock import Lock
 from star_jax.records import Completion, Record, from_json, read_jsonl, to_json, write_lines
@@ -115,8 +114,8 @@ class Ledger:
             when = time.strftime("%Y-%m-%d %H:%M:%S")
             finished = sorted(found.parent.name for found in self.workdir.glob("iter_*/DONE"))
             stored["changes"].append({"time": when, "behind": finished[-1:], "what": strange})
-        self._store(_write, about, _json({**stored, "world": dict(world)}))
-        self._store(_write, path, _json(config))
+        self._store(storage.write_whole, about, _json({**stored, "world": dict(world)}))
+        self._store(storage.write_whole, path, _json(config))
 
     def _store(self, how: Callable[[Path, str], None], path: Path, text: str) -> None:
         if self._lock is not None:
@@ -154,8 +153,8 @@ class Ledger:
 
     def _write_summed(self, path: Path, text: str) -> None:
         if checksums.kept_for(path):
-            self._store(_write, path.parent / checksums.NAME, checksums.with_file(path, text))
-        self._store(_write, path, text)
+            self._store(storage.write_whole, path.parent / checksums.NAME, checksums.with_file(path, text))
+        self._store(storage.write_whole, path, text)
 
     def write_json(self, path: Path, value: Mapping[str, Any]) -> None:
         """Writes a JSON object."""
@@ -171,8 +170,8 @@ class Ledger:
 
     def _discard(self, directory: Path, pattern: str) -> None:
         if gone := [path.name for path in checksums.files(directory) if path.match(pattern)]:
-            self._store(_write, directory / checksums.NAME, checksums.without_files(directory, gone))
-        _delete(directory, pattern)
+            self._store(storage.write_whole, directory / checksums.NAME, checksums.without_files(directory, gone))
+        storage.delete(directory, pattern)
 
     def read_json(self, path: Path) -> dict[str, Any]:
         """Reads a JSON object. Raises InputError where it is missing, broken or not what was written."""
@@ -205,7 +204,7 @@ class Ledger:
         found = {(c.problem_id, c.draw): c for c in self._told(Completion, lambda: _complete_lines(part))}
 
         def store(chunk: Sequence[Completion]) -> None:
-            self._agree(lambda: self._store(_append, part, _part_lines(chunk)))
+            self._agree(lambda: self._store(storage.append_text, part, _part_lines(chunk)))
             found.update({(c.problem_id, c.draw): c for c in chunk})
             self._check_stop()
 
@@ -213,7 +212,7 @@ class Ledger:
             draw(missing, store)
         completions = [found[key] for key in wanted]
         self.write_text(path, write_lines(completions))
-        self._agree(lambda: _delete(part.parent, part.name))
+        self._agree(lambda: storage.delete(part.parent, part.name))
         return completions
 
 
@@ -229,37 +228,13 @@ def _complete_lines(part: Path) -> list[Completion]:
             if checksum.decode(errors="replace") != checksums.of_line(text):
                 break
             completions.append(from_json(Completion, text.decode()))
-    _write(part, _part_lines(completions))
+    storage.write_whole(part, _part_lines(completions))
     return completions
 
 
 def _part_lines(chunk: Sequence[Completion]) -> str:
     lines = [to_json(completion) for completion in chunk]
     return "".join(f"{checksums.of_line(line.encode())} {line}\n" for line in lines)
-
-
-def _delete(directory: Path, pattern: str) -> None:
-    for path in directory.glob(pattern):
-        with storing(path):
-            path.unlink(missing_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    with storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-
-
-def _append(path: Path, text: str) -> None:
-    with storing(path), open(path, "a", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from star_jax import hosts
 from star_jax.errors import storing
+from star_jax.storage import append_line
 
 LOG = logging.getLogger("star_jax")
 
@@ -35,12 +36,9 @@ class MetricsLog:
         if not hosts.first():
             return
         line = {"time": round(time.time(), 3), "stage": stage, "iteration": iteration, "step": step, **values}
-        with storing(self._path):
-            with open(self._path, "a+b") as file:
-                # A run killed in mid-line leaves half a line; the next one must not be glued to it.
-                torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-                file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
-            if self._tensorboard:
+        append_line(self._path, json.dumps(line))
+        if self._tensorboard:
+            with storing(self._workdir):
                 self._to_tensorboard(f"{stage}/iteration_{iteration:03d}" if step else stage, step or iteration, values)
 
     def close(self) -> None:

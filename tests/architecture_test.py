@@ -19,6 +19,7 @@ FLOORS = (
         "stopping",
         "errors",
         "checksums",
+        "storage",
         "records",
         "tokenizer",
         "stops",

@@ -367,7 +367,7 @@ def test_the_page_replaces_the_old_one_and_leaves_nothing_aside(tmp_path):
     assert path == tmp_path / "report.html" and path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert not [other for other in tmp_path.iterdir() if "tmp" in other.name]
     with pytest.raises(InputError, match="cannot be written"):
-        report.write(tmp_path, tmp_path / "absent" / "report.html")
+        report.write(tmp_path, tmp_path / "config.json" / "report.html")
 
 
 def test_command_line(tmp_path):

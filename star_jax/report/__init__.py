@@ -14,6 +14,7 @@ from pathlib import Path
 from star_jax.errors import InputError
 from star_jax.report.load import Run, read_run
 from star_jax.report.page import picture, render
+from star_jax.storage import write_whole
 
 
 def write(workdirs: Path | Sequence[Path], target: Path | None = None) -> Path:
@@ -26,13 +27,7 @@ def write(workdirs: Path | Sequence[Path], target: Path | None = None) -> Path:
     runs = _read(workdirs)
     path = runs[0].directory / "report.html" if target is None else Path(target)
     page = render(runs)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_text(page, encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise InputError(f"{path}: the report cannot be written ({error.strerror})") from error
+    write_whole(path, page, aside=f".{path.name}.{os.getpid()}.tmp")  # a run may be writing it just now
     return path
 
 

@@ -1,0 +1,56 @@
+"""How files come to the disk, and go: whole, or not at all. Beside Orbax nothing else in the program writes a run's."""
+
+import os
+import shutil
+from pathlib import Path
+
+from star_jax.errors import storing
+
+
+def write_whole(path: Path, text: str, aside: str = "") -> None:
+    """Writes a file under the name `aside` (default: its own and .tmp) and renames it: nobody ever reads half of it.
+
+    Raises InputError where the disk will not have it.
+    """
+    beside = path.with_name(aside or path.name + ".tmp")
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(beside, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Appends to a log. Raises InputError where the disk will not have it."""
+    with storing(path), open(path, "a+b") as file:
+        # A run killed in mid-line leaves half a line; the next one must not be glued to it.
+        torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+
+
+def make_empty(directory: Path) -> None:
+    """Makes a directory, in place of what is there. Raises InputError where the disk will not have it."""
+    with storing(directory):
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Appends, and waits until it is on the disk. Raises InputError where the disk will not have it."""
+    with storing(path), open(path, "a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def delete(directory: Path, pattern: str) -> None:
+    """Deletes the files of a directory that match. Raises InputError where the disk will not have it."""
+    for path in directory.glob(pattern):
+        with storing(path):
+            path.unlink(missing_ok=True)
