@@ -198,9 +198,10 @@ class Ledger:
 
         Raises Stopped behind a chunk that is stored, if the process was told to stop.
         """
-        if self.exists(path):
-            return self.read_lines(Completion, path)
         part = path.with_name(path.name + ".part")
+        if self.exists(path):
+            self._agree(lambda: storage.delete(part.parent, part.name))  # a kill may have come between the two
+            return self.read_lines(Completion, path)
         found = {(c.problem_id, c.draw): c for c in self._told(Completion, lambda: _complete_lines(part))}
 
         def store(chunk: Sequence[Completion]) -> None:

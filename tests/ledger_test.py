@@ -1,11 +1,18 @@
 """star_jax.ledger: the files of a run are its state, so they are whole, in order, and of one config."""
 
+import contextlib
 import json
+import os
 import re
+import tempfile
 import zlib
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from star_jax import storage
 from star_jax.errors import InputError
 from star_jax.ledger import Ledger
 from star_jax.records import Completion, read_jsonl, to_json
@@ -308,3 +315,77 @@ def test_an_iteration_is_whole_as_long_as_its_files_are_there(ledger):
     assert ledger.whole(1)
     ledger.path(1, "filter.json").unlink()
     assert not ledger.whole(1) and ledger.done(1)
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+def crashing(patch: pytest.MonkeyPatch, after: int, torn: int) -> None:
+    """The `after`-th operation on files does not happen, nor does any later; of its text `torn` bytes were written."""
+    left = [after]
+
+    def guarded(function):
+        def operate(*args, **named):
+            left[0] -= 1
+            if left[0] == 0:
+                if function is append:
+                    args[0].open("ab").write(args[1].encode()[:torn])
+                raise Crash
+            return function(*args, **named)
+
+        return operate
+
+    append = storage.append_text
+    patch.setattr(storage, "append_text", guarded(append))
+    for name in ("fsync", "replace"):
+        patch.setattr(storage.os, name, guarded(getattr(os, name)))
+    for name in ("unlink", "mkdir"):
+        patch.setattr(Path, name, guarded(getattr(Path, name)))
+
+
+@given(
+    crashes=st.lists(st.tuples(st.integers(1, 25), st.integers(0, 400)), max_size=6),
+    size=st.integers(1, 5),
+    evaluated_twice=st.booleans(),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_whatever_dies_when_the_files_come_out_the_same(crashes, size, evaluated_twice):
+    """A process a crash, the last one in peace: what one has stored none draws again, and nothing half is ever read."""
+    expected = [completion(place) for place in range(len(WANTED))]
+    with tempfile.TemporaryDirectory() as folder:
+        stored: dict[str, set[int]] = {"samples.jsonl": set(), "eval_dev.jsonl": set()}
+
+        def stage(ledger: Ledger, name: str) -> None:
+            def draw(missing, store):
+                assert not stored[name].intersection(missing), "drawn twice"
+                for start in range(0, len(missing), size):
+                    store([completion(place) for place in missing[start : start + size]])
+                    stored[name].update(missing[start : start + size])
+
+            assert ledger.completions(ledger.path(1, name), WANTED, draw) == expected
+
+        def live(ledger: Ledger) -> None:
+            ledger.open(CONFIG)
+            stage(ledger, "samples.jsonl")
+            if not ledger.done(1, "filter.json"):
+                ledger.write_json(ledger.path(1, "filter.json"), {"kept": "é"})
+            assert ledger.read_json(ledger.path(1, "filter.json")) == {"kept": "é"}
+            stage(ledger, "eval_dev.jsonl")
+            if evaluated_twice and not ledger.done(1):
+                stored["eval_dev.jsonl"].clear()
+                ledger.discard(1, "eval_*")
+                stage(ledger, "eval_dev.jsonl")
+            ledger.write_text(ledger.path(1, "DONE"), "1\n")
+
+        for crash in [*crashes, None]:
+            ledger = Ledger(folder)
+            with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Crash):
+                if crash:
+                    crashing(patch, *crash)
+                live(ledger)
+            ledger.close()
+        assert ledger.whole(1) and names(ledger) == [
+            "LOCK", "config.json", "iter_001/DONE", "iter_001/eval_dev.jsonl", "iter_001/filter.json",
+            "iter_001/samples.jsonl", "provenance.json",
+        ]  # fmt: skip
