@@ -5,6 +5,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from star_jax import data
 from star_jax.errors import InputError
@@ -49,7 +51,7 @@ def expected(examples, tokenizer) -> collections.Counter:
 
 
 @pytest.mark.parametrize(
-    ("given", "tokens", "weights"),
+    ("one", "tokens", "weights"),
     [
         (example("ab", "cd"), [97, 98, 99, 100, SEPARATOR], [0, 0, 1, 1, 1]),
         (example("a", ""), [97, SEPARATOR], [0, 1]),
@@ -63,8 +65,8 @@ def expected(examples, tokenizer) -> collections.Counter:
         (example("a", "bc", [(0, 2)]), [97, 98, 99, SEPARATOR], [0, 0, 0, 1]),
     ],
 )
-def test_loss_is_on_the_completion_and_the_end_of_text(given, tokens, weights):
-    ids, found = data.tokenize(given, BYTES)
+def test_loss_is_on_the_completion_and_the_end_of_text(one, tokens, weights):
+    ids, found = data.tokenize(one, BYTES)
     assert (ids.tolist(), found.tolist()) == (tokens, weights)
 
 
@@ -75,6 +77,32 @@ def test_every_example_is_in_one_row_bit_for_bit(seed):
     assert collections.Counter(segments(rows)) == expected(examples, BYTES)
     assert rows.too_long == 0 and rows.tokens_RT.shape[1] == 64
     assert [rows.tokens_RT.dtype, rows.segment_ids_RT.dtype, rows.weights_RT.dtype] == [np.int32, np.int32, np.float32]
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=40),
+    row_tokens=st.integers(1, 64),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_packing_for_any_lengths(sizes, row_tokens, seed):
+    """Each example that fits is in one row, bit for bit; the rows know whose they are; few are filled badly."""
+    texts = [("p" * prompt, f"{i:02d}" + "c" * completion) for i, (prompt, completion) in enumerate(sizes)]
+    examples = [Example(f"t-{text[:2]}", prompt, text, 1, "sampled") for prompt, text in texts]
+    fitting = [e for e in examples if len(e.prompt) + len(e.completion) < row_tokens]
+    if not fitting:
+        with pytest.raises(InputError, match=f"none of {len(examples)} training examples fits"):
+            data.pack(examples, BYTES, row_tokens, seed)
+        return
+    rows = data.pack(examples, BYTES, row_tokens, seed)
+    assert rows.too_long == len(examples) - len(fitting)
+    assert collections.Counter(segments(rows)) == expected(fitting, BYTES)
+    for tokens_T, segments_T, ids in zip(rows.tokens_RT, rows.segment_ids_RT, rows.problem_ids, strict=True):
+        found = [BYTES.decode(tokens_T[segments_T == n].tolist()) for n in range(1, segments_T.max() + 1)]
+        assert [name.removeprefix("t-") for name in ids] == [text.lstrip("p")[:2] for text in found]
+    real = sum(len(e.prompt) + len(e.completion) + 1 for e in fitting)
+    # Best-fit leaves at most one row half empty, and each batch that next-fit reads may cost a row more.
+    assert rows.rows <= 2 * real // row_tokens + 1 + len(fitting) // row_tokens
 
 
 def test_packing_by_hand():

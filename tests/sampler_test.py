@@ -104,6 +104,24 @@ def test_no_text_depends_on_slots_refill_queue_chunk_or_order(lively, bodies, ex
         assert_same(alone, expected[WARM][:8])
 
 
+@pytest.fixture(scope="module")
+def together_and_alone(lively):
+    """Two samplers: one of five slots, refilled two at a time, and one that draws a single text at a time."""
+    options = [dict(slots=5, refill=2, queue=9), dict(slots=1, refill=1, queue=3)]
+    return [Sampler(*lively, SYMBOLS, decoding=WARM, **option, **COMMON) for option in options]
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 2**31)), min_size=1, max_size=24))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_slots_for_any_lengths_and_ends(together_and_alone, asked):
+    """Whatever lengths stand in the queue and wherever their texts stop, each is what it is alone."""
+    bodies = [" ".join(np.random.default_rng(seed).choice(SYMBOLS.symbols, length)) for length, seed in asked]
+    seeds = [f"{i} {seed}" for i, (_, seed) in enumerate(asked)]
+    together, alone = (sampler([Prompt("", body) for body in bodies], seeds) for sampler in together_and_alone)
+    assert_same(together, alone)
+    assert len(together) == len(asked) and all(1 <= len(draw.token_ids) <= BUDGET for draw in together)
+
+
 def test_the_oracle_sees_every_kind_of_end(expected):
     kinds = {(w.cut_off, w.token_ids[-1] == SYMBOLS.end_of_text) for w in expected[WARM]}
     assert kinds == {(True, False), (False, True), (False, False)}
