@@ -21,6 +21,7 @@ EXTRAS = {
         "nbformat",
         "ipykernel",
         "ipywidgets",
+        "playwright",  # drives a Chromium that is installed; without one its tests skip
     ],
     # The independent oracle of the parity tests. Plain `torch` brings gigabytes of CUDA; this has a CPU build.
     "parity": ["torch==2.13.0", "transformers>=5"],

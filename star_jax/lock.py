@@ -53,7 +53,14 @@ class Lock:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises InputError if another machine's process took the lock: it did not see this one count."""
+        """Raises InputError if another machine's process took the lock: it did not see this one count.
+
+        Also if the directory is not there any more: a run must not go on in an empty one of the same name.
+        """
+        if not self._path.exists():
+            raise InputError(
+                f"{self._path.parent}: has gone while a run was at work in it; bring it back and run again"
+            )
         if self._lost:
             raise InputError(
                 f"{self._path}: {_named(self._read())} took over this run, as this process gave no sign for too long; "

@@ -1,7 +1,7 @@
 """Set before JAX is imported: eight virtual CPU devices, a compile cache for this run, no rank promotion.
 
-Programs are compiled without most optimizations: a test's are tiny, run for less time than they take to compile, and
-must give the same results either way. `optimized` is for tests that compute for longer; other processes do it anyway.
+Programs are compiled without most optimizations, those of processes that tests start, too: they are tiny, run for less
+time than they take to compile, and must give the same results either way. `optimized` is for tests that compute longer.
 """
 
 import os
@@ -15,6 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 _CACHE = os.environ.setdefault("STAR_TEST_CACHE", tempfile.mkdtemp(prefix="star_jax_cache_"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -24,7 +25,6 @@ from star_jax import model as gpt  # noqa: E402
 from star_jax.config import ModelConfig  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_disable_most_optimizations", True)
 
 TINY = ModelConfig(
     n_layers=2, d_model=32, n_heads=2, d_mlp=64, rotary_dim=8, vocab_size=20, max_positions=512, scan_unroll=2

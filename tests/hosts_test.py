@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,25 +37,26 @@ exit_on_bad_input(main)
 def settings(base: str, **mesh) -> config.Config:
     values = config.default("arithmetic")
     values.tokenizer, values.tensorboard = "symbols", False
-    values.task.update(dict(max_digits=2, train_per_length=60, held_out_per_length=12))
+    values.task.update(dict(max_digits=2, train_per_length=30, held_out_per_length=6))
     values.model.update(SIZES)
     values.base.path = base
     values.train.update(dict(batch_rows=8, row_tokens=64, checkpoint_every=2))
     values.optimizer.update(dict(learning_rate=3e-3, warmup_steps=5))
     values.sampling.update(dict(slots=8, queue=8, tensor=4))
-    values.star.update(dict(iterations=2, steps=6, problems_per_iteration=60))
+    values.star.update(dict(iterations=2, steps=4, problems_per_iteration=24))
     values.mesh.update(mesh)
     if not base:
         values.base.stages = (dict(steps=150, learning_rate=1e-2, gold=(0.7, 0.1)),)
         values.base.examples = 400
         values.star.update(dict(iterations=0))
+        values.sampling.update(dict(tensor=1))
     return config.from_dict(values)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("hosts_base")
-    star.run(settings("", data=1, fsdp=1, tensor=4), workdir)
+    star.run(settings("", data=1, fsdp=1, tensor=1), workdir)
     return workdir / "base"
 
 
@@ -83,7 +85,11 @@ def said(workdir: Path, index: int) -> str:
 
 def finish(workdir: Path, started: list[subprocess.Popen]) -> None:
     for process in started:
-        assert process.wait(timeout=300) == 0, "\n".join(said(workdir, i)[-3000:] for i in range(len(started)))
+        if status := process.wait(timeout=300):
+            there = sorted(str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.is_file())
+            free = shutil.disk_usage(workdir.parent).free
+            logs = "\n".join(said(workdir, i)[-3000:] for i in range(len(started)))
+            pytest.fail(f"status {status}, others {[p.poll() for p in started]}; {free} bytes free; {there}\n{logs}")
 
 
 def results(workdir: Path) -> dict[str, bytes]:
