@@ -38,6 +38,7 @@ def test_the_iteration_s_table_says_where_the_time_went(tmp_path, capsys):
     for name in ("sample", "rationalize", "filter", "pack", "load", "fine_tune", "save", "evaluate", "report", "other"):
         assert re.fullmatch(rf"{name:14}( +\d+\.\d\d s +\d+\.\d%){{3}}", rows[name]), printed
     assert "compilations after iteration 1: 0 (bar: 0)" in printed
+    assert re.search(r"^storing  .* s +[0-9.]+%", printed, re.MULTILINE) and "ledger and checkpoints: " in printed
     shares = [float(n) for n in re.findall(r"([\d.]+)%", rows["outside"])]
     assert all(0 < share < 100 for share in shares)
 

@@ -8,6 +8,10 @@ minutes), in a directory of its own. The seconds by phase are the run's own, fro
 rationalizing and evaluating are draws of the compiled sampler with the judging of what it drew; fine_tune is the train
 steps. All else is overhead: "outside" is its share of an iteration's wall time, and the bar is 5 %.
 
+"storing" is the ledger's and the checkpoints' part, in whatever phase: files, their checksums and fsyncs, the log's
+lines, Orbax's saves as far as the loop waits for them (one inside a fine-tuning every --checkpoint_every steps), and
+what a restart would read. The bar is 3 % of the wall time.
+
 Compilations are the backend's, counted by jax.monitoring and dealt to the iterations by the clock; the bar is none
 after iteration 1 (iteration 0 evaluates the base). A compilation that a persistent cache answers counts too.
 """
@@ -16,17 +20,19 @@ import argparse
 import importlib.util
 import json
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from star_jax import checkpoint, config, star
+from star_jax import checkpoint, checksums, config, metrics, star, storage
+from star_jax.ledger import Ledger
 
 ROOT = Path(__file__).parents[2]
 WORK = ("sample", "rationalize", "evaluate", "fine_tune")  # what an iteration is for
-BAR = 0.05  # of the wall time, for all else
+BAR, STORING_BAR = 0.05, 0.03  # of the wall time, for all else; for the ledger and the checkpoints
 
 
 class Compilations:
@@ -47,6 +53,51 @@ class Compilations:
         jax.monitoring.unregister_event_duration_listener(self._heard)
 
 
+class Storing:
+    """When the ledger and the checkpoints were at work: their functions are wrapped for as long as this is open."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[float, float]] = []  # of the outermost calls, in the main thread
+        self._inside = False
+        self._real: list[tuple[Any, str, Any]] = []
+        wrapped = {
+            storage: ("write_whole", "append_text"),
+            metrics: ("append_line",),
+            checksums: ("check", "with_file"),
+            checkpoint: ("save_model", "fingerprint"),
+            checkpoint.Saving: ("__init__", "finish", "wait"),
+            checkpoint.StateKeeper: ("save", "restore"),
+            Ledger: ("open", "read_json", "read_lines", "remove", "discard", "whole"),
+        }
+        for owner, names in wrapped.items():
+            for name in names:
+                self._wrap(owner, name)
+
+    def _wrap(self, owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+        self._real.append((owner, name, real))
+
+        def timed(*args: Any, **named: Any) -> Any:
+            if self._inside or threading.current_thread() is not threading.main_thread():
+                return real(*args, **named)
+            self._inside, begun = True, time.time()
+            try:
+                return real(*args, **named)
+            finally:
+                self._inside = False
+                self.spans.append((begun, time.time()))
+
+        setattr(owner, name, timed)
+
+    def between(self, begin: float, end: float) -> float:
+        """Seconds."""
+        return sum(until - since for since, until in self.spans if begin < until <= end)
+
+    def close(self) -> None:
+        for owner, name, real in self._real:
+            setattr(owner, name, real)
+
+
 def settings(args: argparse.Namespace) -> config.Config:
     """The demo's config with the sizes of the flags."""
     path = ROOT / "configs" / "arithmetic.py"
@@ -56,7 +107,7 @@ def settings(args: argparse.Namespace) -> config.Config:
     spec.loader.exec_module(module)
     values = module.get_config()
     values.star.update(dict(iterations=args.iterations, problems_per_iteration=args.problems, steps=args.steps))
-    values.mesh.data = 1
+    values.mesh.data, values.train.checkpoint_every = 1, args.checkpoint_every
     if args.digits:
         values.task.update(dict(max_digits=args.digits, train_per_length=args.problems, held_out_per_length=8))
     if args.base:
@@ -67,19 +118,21 @@ def settings(args: argparse.Namespace) -> config.Config:
 
 
 def measure(args: argparse.Namespace, workdir: Path) -> tuple[float, list[dict[str, Any]]]:
-    """(wall seconds, for each iteration its phases with "compilations" and, as "total", its wall seconds)."""
-    compiled, begun = Compilations(), time.time()
+    """(wall seconds, for each iteration its phases, "compilations", "storing" and, as "total", its wall seconds)."""
+    compiled, storing, begun = Compilations(), Storing(), time.time()
     try:
         star.run(settings(args), workdir)
     finally:
         compiled.close()
+        storing.close()
     wall, since, found = time.time() - begun, begun, []
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         if line["stage"] == "phases":
             seconds = {k: v for k, v in line.items() if k not in ("time", "stage", "iteration", "step")}
             # A line is written when its iteration has ended.
-            found.append({**seconds, "compilations": compiled.between(since, line["time"])})
+            counted = {"compilations": compiled.between(since, line["time"])}
+            found.append({**seconds, **counted, "storing": storing.between(since, line["time"])})
             since = line["time"]
     return wall, found
 
@@ -88,11 +141,14 @@ def table(iterations: list[dict[str, Any]]) -> str:
     """Seconds and shares by phase, a column an iteration; then what is outside of the work, and compilations."""
     names = dict.fromkeys(name for phases in iterations for name in phases)
     rows = [f"{'':14}" + "".join(f"{f'iteration {n}':>18}" for n in range(len(iterations)))]
-    for name in (name for name in names if name not in ("total", "compilations")):
+    for name in (name for name in names if name not in ("total", "compilations", "storing")):
         cells = [(phases.get(name, 0.0), phases["total"]) for phases in iterations]
         rows.append(f"{name:14}" + "".join(f"{value:10.2f} s{value / total:6.1%}" for value, total in cells))
     rows.append(f"{'total':14}" + "".join(f"{phases['total']:10.2f} s{'':6}" for phases in iterations))
     rows.append(f"{'outside':14}" + "".join(f"{outside(p) * p['total']:10.2f} s{outside(p):6.1%}" for p in iterations))
+    rows.append(
+        f"{'storing':14}" + "".join(f"{p['storing']:10.2f} s{p['storing'] / p['total']:6.1%}" for p in iterations)
+    )
     rows.append(f"{'compilations':14}" + "".join(f"{phases['compilations']:18}" for phases in iterations))
     return "\n".join(rows)
 
@@ -109,6 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--problems", type=int, default=10_000, help="an iteration")
     parser.add_argument("--steps", type=int, default=1000, help="of iteration 1; a fifth more each iteration")
+    parser.add_argument("--checkpoint_every", type=int, default=200, help="steps; the demo itself makes none")
     parser.add_argument("--digits", type=int, default=0, help="the longest sums, with few problems; 0: the demo's task")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
@@ -118,6 +175,8 @@ def main(argv: list[str] | None = None) -> None:
     print(table(found))
     shares = [outside(phases) for phases in found[1:]]
     print(f"outside of sampling and training: {max(shares):.1%} at most (bar: {BAR:.0%})")
+    stored = max(phases["storing"] / phases["total"] for phases in found[1:])
+    print(f"ledger and checkpoints: {stored:.1%} at most (bar: {STORING_BAR:.0%})")
     print(f"compilations after iteration 1: {sum(p['compilations'] for p in found[2:])} (bar: 0)")
 
 
