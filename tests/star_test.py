@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from star_jax import checkpoint, config, hosts, sampler, star, train
+from star_jax import checkpoint, config, hosts, prepare, sampler, star, train
 from star_jax.errors import InputError
 from star_jax.ledger import Ledger
 from star_jax.records import Completion, Example, read_jsonl
@@ -406,3 +406,37 @@ def test_files_come_in_the_order_that_a_restart_relies_on(base, tmp_path, monkey
     monkeypatch.setattr(Ledger, "write_text", look)
     run_with(base, tmp_path, star__iterations=1)
     assert seen == [("finetune.json", 1, []), ("eval_dev.json", 2, []), ("DONE", 3, [])]
+
+
+def losses(workdir: Path) -> dict[tuple[int, int], float]:
+    """(iteration, step) -> loss."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {(v["iteration"], v["step"]): v["loss"] for v in lines if v["stage"] == "fine_tune"}
+
+
+def test_on_other_devices_it_goes_on_with_the_same_problems_and_data(base, tmp_path, monkeypatch):
+    """Begun on eight devices, gone on with on two: the same rows in the same order, losses within rounding."""
+    changes = dict(star__iterations=1, star__problems_per_iteration=40, train__checkpoint_every=2, train__log_every=1)
+    config = small_config(base__path=str(base), mesh__data=-1, **changes)
+    star.run(config, tmp_path / "whole")
+
+    def die(state_step):
+        if state_step >= 5:
+            raise KeyboardInterrupt
+
+    real = train.train_step
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(
+            train, "train_step", lambda m, o, state, *rest: (die(int(state.step)), real(m, o, state, *rest))[1]
+        )
+        star.run(config, tmp_path / "moved")
+    before = losses(tmp_path / "moved")
+    meshes = prepare.meshes
+    monkeypatch.setattr(prepare, "meshes", lambda config: meshes(config, jax.devices()[:2]))
+    star.run(config, tmp_path / "moved")
+    whole, moved = losses(tmp_path / "whole"), losses(tmp_path / "moved")
+    assert max(step for _, step in before) < 6 and whole.keys() == moved.keys()
+    assert len(whole) == 6 and whole != moved, "the same devices?"
+    np.testing.assert_allclose([*whole.values()], [moved[key] for key in whole], rtol=1e-5)
+    for name in ("samples.jsonl", "rationalizations.jsonl", "kept.jsonl"):
+        assert (tmp_path / f"moved/iter_001/{name}").read_bytes() == (tmp_path / f"whole/iter_001/{name}").read_bytes()
