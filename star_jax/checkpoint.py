@@ -331,7 +331,7 @@ class StateKeeper:
         manager = self._manager  # made by all processes together
         for step in hosts.agree(lambda: sorted(manager.all_steps(), reverse=True)):
             try:
-                found, reason = self._restore(step, like), ""
+                found, reason = self._restore(step, like), "as another process found"
             except jax.errors.JaxRuntimeError:
                 raise
             except Exception as error:  # as in load_tree

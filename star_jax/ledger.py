@@ -226,9 +226,12 @@ def _complete_lines(part: Path) -> list[Completion]:
         completions = []
         for line in part.read_bytes().split(b"\n")[:-1]:
             checksum, _, text = line.partition(b" ")
-            if checksum.decode(errors="replace") != checksums.of_line(text):
+            if checksum != checksums.of_line(text).encode():
                 break
-            completions.append(from_json(Completion, text.decode()))
+            try:
+                completions.append(from_json(Completion, text.decode()))
+            except ValueError:  # of another version's form
+                break
     storage.write_whole(part, _part_lines(completions))
     return completions
 
