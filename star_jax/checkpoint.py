@@ -23,7 +23,7 @@ from star_jax import __version__, checksums, convert, hosts, sharding
 from star_jax import model as gpt
 from star_jax.config import MeshConfig, ModelConfig, from_dict_of
 from star_jax.convert import hf
-from star_jax.errors import InputError, storing
+from star_jax.errors import InputError, storing, tells_a_death
 from star_jax.ledger import Ledger
 from star_jax.storage import make_empty
 from star_jax.tokenizer import Tokenizer, from_spec
@@ -178,9 +178,11 @@ def load_tree(directory: Path, model: gpt.GPT, mesh: Mesh, dtype: Any) -> gpt.Pa
                 raise ValueError("no whole Orbax checkpoint is there")
             _check_shapes(directory, described.tree, target)
             return checkpointer.restore(directory.absolute(), target)
-    except (InputError, jax.errors.JaxRuntimeError):
+    except InputError:
         raise
     except Exception as error:  # of a damaged file Orbax and TensorStore raise whatever they stumble over
+        if tells_a_death(error):
+            raise
         raise InputError(
             f"{directory}: cannot be restored ({_reason(error)}); delete {directory.parent} to have it made or "
             "converted again"
@@ -332,9 +334,9 @@ class StateKeeper:
         for step in hosts.agree(lambda: sorted(manager.all_steps(), reverse=True)):
             try:
                 found, reason = self._restore(step, like), "as another process found"
-            except jax.errors.JaxRuntimeError:
-                raise
             except Exception as error:  # as in load_tree
+                if tells_a_death(error):
+                    raise
                 found, reason = None, _reason(error)
             if np.all(hosts.gather(np.array([found is not None]))):
                 return found

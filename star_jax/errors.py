@@ -16,6 +16,20 @@ class InputError(Exception):
     """Something the user gave is wrong. The message names the place and the remedy, in one line."""
 
 
+def tells_a_death(error: BaseException) -> bool:
+    """Whether an error of the runtime says that another process went away: a JaxRuntimeError, or a bare ValueError."""
+    words = (
+        "Gloo",
+        "Connection reset",
+        "Connection closed",
+        "UNAVAILABLE",
+        "heartbeat",
+        "NCCL",
+        "coordination service",
+    )
+    return isinstance(error, ValueError | RuntimeError) and any(word in str(error) for word in words)
+
+
 @contextlib.contextmanager
 def storing(path: Path, *also: type[Exception]) -> Iterator[None]:
     """Makes one line of what a disk that is full, broken, read-only or gone answers; of errors `also`, too."""
@@ -23,6 +37,8 @@ def storing(path: Path, *also: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
+        if tells_a_death(error):
+            raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
         raise InputError(f"{path}: cannot be written ({reason}); mend that and run again") from error
 

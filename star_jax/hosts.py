@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from star_jax import stopping
-from star_jax.errors import InputError, say
+from star_jax.errors import InputError, say, tells_a_death
 from star_jax.stopping import Stopped
 
 ANOTHER_DIED = 3  # exit status
@@ -218,12 +218,10 @@ def _die_with_parent() -> None:
 
 def _leave(error: BaseException) -> None:
     """Ends this process at once: leaving in good order would wait for the others, which wait for this one."""
-    import jax
-
     status: Any = 1
     if isinstance(error, InputError | KeyboardInterrupt | SystemExit | Stopped):
         status = say(error)
-    elif isinstance(error, jax.errors.JaxRuntimeError) and _is_loss(str(error)):
+    elif tells_a_death(error):
         print(f"star_jax: {_TOLD} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
         status = ANOTHER_DIED
     else:
@@ -233,20 +231,6 @@ def _leave(error: BaseException) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def _is_loss(message: str) -> bool:
-    """Whether an error of the runtime says that another process went away."""
-    words = (
-        "Gloo",
-        "Connection reset",
-        "Connection closed",
-        "UNAVAILABLE",
-        "heartbeat",
-        "NCCL",
-        "coordination service",
-    )
-    return any(word in message for word in words)
 
 
 def _broadcast(message: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from star_jax.errors import InputError, exit_on_bad_input
+from star_jax.errors import InputError, exit_on_bad_input, storing, tells_a_death
 
 
 def raising(error: BaseException):
@@ -46,3 +46,14 @@ def test_a_main_that_succeeds_returns():
     called = []
     exit_on_bad_input(lambda: called.append(1))
     assert called == [1]
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_the_loss_of_another_process_is_no_matter_of_the_disk(kind, tmp_path):
+    """The runtime says it with errors that a damaged file or a full disk might raise, too."""
+    lost = kind("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+    with pytest.raises(kind, match="Gloo"), storing(tmp_path / "file", kind):
+        raise lost
+    with pytest.raises(InputError, match=r"file: cannot be written \(no space\)"), storing(tmp_path / "file", kind):
+        raise kind("no space")
+    assert tells_a_death(lost) and not tells_a_death(kind("no space")) and not tells_a_death(KeyError("Gloo"))
