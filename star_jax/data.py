@@ -11,7 +11,6 @@ import itertools
 import logging
 import os
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -119,16 +118,16 @@ def _orders(count: int, batch_rows: int, seed: int, start: int) -> Iterator[np.n
 
 
 def warm_up() -> None:
-    """Imports seqio (TensorFlow comes with it, about ten seconds): called in a thread while the device works."""
-    with _IMPORTING:
-        if "seqio" not in sys.modules:
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-            logging.getLogger("tensorflow").setLevel(logging.ERROR)
-            with _quiet_native_stderr():
-                import seqio  # noqa: F401
+    """Imports seqio (TensorFlow comes with it, about ten seconds): called while the device works.
 
-
-_IMPORTING = threading.Lock()
+    In the main thread: what seqio imports takes over Python's import for a while (etils' lazy imports), and any other
+    thread that imports a module meanwhile, were it for a function's own use, gets something that is none.
+    """
+    if "seqio" not in sys.modules:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
+        with _quiet_native_stderr():
+            import seqio  # noqa: F401
 
 
 @contextlib.contextmanager

@@ -71,10 +71,12 @@ def complete(
     draws: int = 1,
     hinted: bool = False,
     log: Callable[[dict[str, Any]], None] | None = None,
+    meanwhile: Callable[[], Any] | None = None,
 ) -> list[Completion]:
     """`draws` judged completions for each problem, stored at `path` (and read from there when they are done).
 
-    `what` names the stage, for the progress bar and in the random keys. `log` gets the totals at the end.
+    `what` names the stage, for the progress bar and in the random keys. `log` gets the totals at the end. `meanwhile`
+    is called while the device is at work.
     """
     wanted = [(problem, draw) for problem in problems for draw in range(draws)]
     texts = [prompts.prompt(task, problem, hinted) for problem, _ in wanted]
@@ -109,7 +111,7 @@ def complete(
                 speed = tokens / (time.monotonic() - started)
                 bar.set_postfix_str(f"{right} right, {speed:,.0f} tokens/s")
 
-            sampler([texts[i] for i in missing], [seeds[i] for i in missing], chunk)
+            sampler([texts[i] for i in missing], [seeds[i] for i in missing], chunk, meanwhile)
         seconds = time.monotonic() - started
         if log:
             log({"problems": len(missing), "right": right, "tokens": tokens, "seconds": round(seconds, 2),

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import statistics
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from star_jax import __version__, cached, checkpoint, data, hosts, metrics, pretrain, sharding, tokenizer
+from star_jax import __version__, cached, checkpoint, hosts, metrics, pretrain, sharding, tokenizer
 from star_jax import evaluate as ev
 from star_jax import model as gpt
 from star_jax.config import SIZES, Config, ModelConfig
@@ -157,7 +156,6 @@ class Run:
 
 def open_run(config: Config, workdir: Path, allow_changes: bool = False) -> Run:
     """A run that is checked, stored and locked, and has done nothing yet; see Ledger.open. Raises InputError."""
-    threading.Thread(target=data.warm_up, daemon=True).start()
     task = config.make_task()
     ev.prompts_of(config, 1)
     ledger = Ledger(workdir, hosts)

@@ -157,6 +157,7 @@ class Sampler:
         prompts: Sequence[Prompt],
         seeds: Sequence[str] | None = None,
         progress: Callable[[Sequence[int], Sequence[Draw]], Any] | None = None,
+        meanwhile: Callable[[], Any] | None = None,
     ) -> list[Draw]:
         """Draws one completion a prompt, in the order of the prompts.
 
@@ -164,6 +165,7 @@ class Sampler:
           prompts: any number, of any length up to the model's; they may have different prefixes.
           seeds: one text a prompt, from which its random key is made; the prompt's place where not given.
           progress: called with (places, draws) as each queue comes back.
+          meanwhile: called once, while the device draws the first queue.
 
         Raises InputError for a prompt that leaves no room for `max_new_tokens` in the model's positions.
         """
@@ -181,6 +183,8 @@ class Sampler:
             out = self._run(bodies, padded, shots, [seeds[i] for i in places])
             if pending:  # texts are made, judged and stored while the device draws the next ones
                 read(*pending)
+            elif meanwhile:
+                meanwhile()
             pending = places, out
         if pending:
             read(*pending)

@@ -146,6 +146,7 @@ def _draw(star: Run, n: int, name: str, problems: list[Problem], hinted: bool) -
             draws=star.config.star.draws,
             hinted=hinted,
             log=lambda values: star.log.log(stage, n, 0, values),
+            meanwhile=data.warm_up,
         )
 
 
@@ -268,6 +269,7 @@ def _evaluate_split(star: Run, n: int, split: str, problems: list[Problem]) -> N
         what="evaluate",
         seed=star.config.seed,
         iteration=n,
+        meanwhile=data.warm_up,
     )
     star.settle()
     result = {

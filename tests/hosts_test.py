@@ -19,8 +19,10 @@ from star_jax.errors import InputError
 ROOT = Path(__file__).parents[1]
 SIZES = dict(n_layers=1, d_model=32, n_heads=4, d_mlp=64, rotary_dim=8, vocab_size=20, max_positions=512)
 CHILD = """
+import os
 import sys
 from pathlib import Path
+sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # as main has it
 from star_jax import config, hosts
 from star_jax.errors import exit_on_bad_input
 

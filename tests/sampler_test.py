@@ -122,6 +122,15 @@ def test_slots_for_any_lengths_and_ends(together_and_alone, asked):
     assert len(together) == len(asked) and all(1 <= len(draw.token_ids) <= BUDGET for draw in together)
 
 
+def test_what_is_done_meanwhile_is_done_once_and_first(lively, bodies):
+    sampler = Sampler(*lively, SYMBOLS, decoding=GREEDY, slots=5, refill=2, queue=9, **COMMON)
+    calls = []
+    prompts = [Prompt("", body) for body in bodies]
+    drawn = sampler(prompts, None, lambda places, _: calls.append(len(places)), lambda: calls.append("meanwhile"))
+    assert calls == ["meanwhile", 9, 9, 2] and drawn == sampler(prompts)
+    assert sampler([], meanwhile=lambda: calls.append("meanwhile")) == [] and len(calls) == 4
+
+
 def test_the_oracle_sees_every_kind_of_end(expected):
     kinds = {(w.cut_off, w.token_ids[-1] == SYMBOLS.end_of_text) for w in expected[WARM]}
     assert kinds == {(True, False), (False, True), (False, False)}

@@ -245,7 +245,7 @@ def test_shots_stand_before_every_prompt_until_they_are_dropped(base, tmp_path, 
     answers = {task.render(p, hint=True): task.reference(p) for p in everyone}
     answers |= {task.render(p): task.reference(p) for p in everyone if p.id.endswith(("0", "2", "4", "6", "8"))}
 
-    def answer(self, prompts, seeds=None, progress=None):
+    def answer(self, prompts, seeds=None, progress=None, meanwhile=None):
         seen.append({p.prefix for p in prompts})
         draws = [sampler.Draw(answers.get(p.body, ""), (0,), -1.0, False) for p in prompts]
         progress(range(len(prompts)), draws)
