@@ -98,26 +98,44 @@ def complete(
         )
 
     def draw_missing(missing: Sequence[int], store: Callable[[Sequence[Completion]], None]) -> None:
-        started, right, tokens = time.monotonic(), 0, 0
+        tally = _Tally()
         with metrics.progress(len(missing), f"iteration {iteration}: {what}", "problem") as bar:
 
             def chunk(places: Sequence[int], drawn: Sequence[Draw]) -> None:
-                nonlocal right, tokens
                 judged = [judge(missing[i], d) for i, d in zip(places, drawn, strict=True)]
                 store(judged)
-                right += sum(c.verdict == "right" for c in judged)
-                tokens += sum(c.tokens for c in judged)
+                tally.add(judged)
                 bar.update(len(judged))
-                speed = tokens / (time.monotonic() - started)
-                bar.set_postfix_str(f"{right} right, {speed:,.0f} tokens/s")
+                bar.set_postfix_str(f"{tally.right} right, {tally.speed:,.0f} tokens/s")
 
             sampler([texts[i] for i in missing], [seeds[i] for i in missing], chunk, meanwhile)
-        seconds = time.monotonic() - started
         if log:
-            log({"problems": len(missing), "right": right, "tokens": tokens, "seconds": round(seconds, 2),
-                 "tokens_per_second": round(tokens / seconds, 1)})  # fmt: skip
+            log({"problems": len(missing), "right": tally.right, "tokens": tally.tokens,
+                 "seconds": round(tally.seconds, 2), "tokens_per_second": round(tally.speed, 1)})  # fmt: skip
 
     return ledger.completions(path, [(problem.id, draw) for problem, draw in wanted], draw_missing)
+
+
+@dataclasses.dataclass
+class _Tally:
+    """What a stage has drawn so far, and how fast."""
+
+    right: int = 0
+    tokens: int = 0
+    started: float = dataclasses.field(default_factory=time.monotonic)
+
+    def add(self, judged: Sequence[Completion]) -> None:
+        self.right += sum(c.verdict == "right" for c in judged)
+        self.tokens += sum(c.tokens for c in judged)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds
 
 
 def score(problems: Sequence[Problem], completions: Sequence[Completion]) -> dict[str, Any]:

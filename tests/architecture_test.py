@@ -136,6 +136,18 @@ def test_tensorflow_is_imported_late_and_in_few_places(module):
     assert module in MAY_USE_TENSORFLOW or not packages(everywhere(MODULES[module])) & TENSORFLOW
 
 
+@pytest.mark.parametrize("module", INSIDE)
+def test_nothing_that_is_read_is_run(module):
+    """Data and models are not trusted: no unpickling, and no text becomes code."""
+    assert not packages(everywhere(MODULES[module])) & {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    names = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
+    assert not names & {"eval", "exec", "compile", "__import__"}
+    keywords = {(k.arg, k.value.value) for c in calls for k in c.keywords if isinstance(k.value, ast.Constant)}
+    assert not keywords & {("allow_pickle", True), ("weights_only", False), ("shell", True)}
+
+
 def test_neither_config_nor_tasks_nor_report_load_jax_or_tensorflow():
     light = ", ".join(f"star_jax.{name}" for name in ("config", "report", "tasks", "tasks.seqio_task", "metrics"))
     code = f"import sys, {light}; print(*sorted({JAX | TENSORFLOW!r} & set(sys.modules)))"

@@ -101,7 +101,7 @@ class StubSampler:
     def __init__(self, chunks: int = 1000) -> None:
         self.chunks, self.seeds, self.texts = chunks, [], []
 
-    def __call__(self, prompts, seeds, progress) -> None:
+    def __call__(self, prompts, seeds, progress, meanwhile=None) -> None:
         self.seeds += seeds
         self.texts += [p.text for p in prompts]
         for start in range(0, len(seeds), 3):
