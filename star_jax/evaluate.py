@@ -14,7 +14,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from star_jax import cached, checkpoint, filter, hosts, metrics, prompting, sharding
+from star_jax import cached, checkpoint, filter, hosts, metrics, prompting, sharding, significance
 from star_jax import model as gpt
 from star_jax.config import Config, from_dict
 from star_jax.decoding import Decoding
@@ -25,8 +25,6 @@ from star_jax.records import VERDICTS, Completion, Problem, natural_order
 from star_jax.sampler import Draw, Sampler
 from star_jax.tasks import Task
 from star_jax.tokenizer import Tokenizer
-
-Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
 def make_sampler(
@@ -196,14 +194,6 @@ def pass_at(k: int, draws: int, right: int) -> float:
     return 1.0 - math.comb(draws - right, k) / math.comb(draws, k)
 
 
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson, 1927)."""
-    share, spread = right / n, Z95**2 / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z95 * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def prompts_of(config: Config, drawing_iteration: int) -> PromptSet:
     """The few-shot prompts by which iteration 1, 2, ... draws; see star.prompt_after_first_iteration."""
     prompts = prompting.load(config.task["name"], config.prompt.shots, config.star.direct, config.prompt.directory)
@@ -267,7 +257,7 @@ def _mean(values: Sequence[float]) -> dict[str, Any]:
     """The mean of one figure a problem, with the 95 % interval of its standard error."""
     n, middle = len(values), sum(values) / len(values)
     variance = sum((v - middle) ** 2 for v in values) / max(1, n - 1)
-    half = Z95 * math.sqrt(variance / n)
+    half = significance.Z95 * math.sqrt(variance / n)
     return {"n": n, "accuracy": middle, "ci95": [round(max(0.0, middle - half), 4), round(min(1.0, middle + half), 4)]}
 
 
@@ -276,7 +266,7 @@ def _classes(right: Mapping[str, Sequence[bool]]) -> dict[str, dict[str, Any]]:
 
 
 def _accuracy(right: int, n: int) -> dict[str, Any]:
-    low, high = wilson(right, n)
+    low, high = significance.wilson(right, n)
     return {"n": n, "accuracy": right / n, "ci95": [round(low, 4), round(high, 4)]}
 
 

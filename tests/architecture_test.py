@@ -27,6 +27,7 @@ FLOORS = (
         "tasks",
         "filter",
         "alarms",
+        "significance",
         "lock",
         "ledger",
         "report",

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from star_jax import evaluate, tasks
+from star_jax import evaluate, significance, tasks
 from star_jax.config import Config, default, from_dict
 from star_jax.errors import InputError
 from star_jax.ledger import Ledger
@@ -17,17 +17,6 @@ from star_jax.sampler import Draw
 from star_jax.tasks.arithmetic import Arithmetic
 
 TASK = Arithmetic(train_per_length=2, max_digits=2)
-
-
-@pytest.mark.parametrize("n", [1, 2, 7, 100, 1221])
-def test_wilson_solves_its_quadratic(n):
-    """The interval's ends are the p with (k/n - p)^2 = z^2 p (1 - p) / n."""
-    for k in {0, 1, n // 3, n // 2, n - 1, n}:
-        square, share = evaluate.Z95**2 / n, k / n
-        ends = sorted(np.roots([1 + square, -(2 * share + square), share**2]).real)
-        np.testing.assert_allclose(evaluate.wilson(k, n), ends, atol=1e-9)
-        low, high = evaluate.wilson(k, n)
-        assert 0 <= low <= share + 1e-12 and share - 1e-12 <= high <= 1
 
 
 def completion(problem: Problem, draw: int, answer: str | None, verdict: str) -> Completion:
@@ -66,7 +55,7 @@ def test_score_counts_by_class():
             own = [r for r, p in zip(right, problems, strict=True) if p.category == name]
             shares.append(sum(own) / len(own))
             assert (result["by_class"][name]["accuracy"], result["by_class"][name]["n"]) == (shares[-1], len(own))
-            assert result["by_class"][name]["ci95"] == [round(x, 4) for x in evaluate.wilson(sum(own), len(own))]
+            assert result["by_class"][name]["ci95"] == [round(x, 4) for x in significance.wilson(sum(own), len(own))]
         assert result["mean_of_classes"] == pytest.approx(np.mean(shares))
 
 

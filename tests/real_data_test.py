@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import numpy_params
 
-from star_jax import config, evaluate, tokenizer
+from star_jax import config, significance, tokenizer
 from star_jax.convert import hf
 from star_jax.records import Completion, Example, read_jsonl
 
@@ -142,7 +142,7 @@ def test_the_report_and_the_evaluations_agree_with_the_completions(run):
         assert result["n"] == len(completions) == PROBLEMS
         right = sum(c.verdict == "right" for c in completions)
         assert result["accuracy"] == right / PROBLEMS
-        assert result["ci95"] == [round(x, 4) for x in evaluate.wilson(right, PROBLEMS)]
+        assert result["ci95"] == [round(x, 4) for x in significance.wilson(right, PROBLEMS)]
     page = (directory / "report.html").read_text(encoding="utf-8")
     assert task in page and len(page) > 20_000
     lengths = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

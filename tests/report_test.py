@@ -181,6 +181,20 @@ def test_a_finished_run(tmp_path):
     assert data["rows"][1] == ["1 + 1", "2", 1, [*wrong, ["steps of 1 in 2", "2", "right", None]]]
 
 
+def test_the_best_is_compared_with_the_base_problem_by_problem(tmp_path):
+    words = shown(page_of(make_run(tmp_path)))
+    assert "2 problems gained on the base, 0 lost: p = 0.5" in words  # "rwuc" -> "rrrw"
+    remove(tmp_path, "iter_000/eval_dev.jsonl")
+    assert "gained on the base" not in shown(page_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(1.0, "p = 1"), (0.03125, "p = 0.031"), (0.001, "p = 0.001"), (1e-9, "p < 0.001")]
+)
+def test_chance(p, text):
+    assert page.chance(p) == text
+
+
 def test_the_page_is_self_contained_and_its_ids_are_unique(tmp_path):
     text = page_of(make_run(tmp_path / "a"), make_run(tmp_path / "b"))
     assert not re.search(r'(?:src|href)="(?!#)|https?://|@import|url\((?!#)', text)
@@ -285,6 +299,8 @@ def test_several_runs_side_by_side(tmp_path):
     for part in ("2 STaR runs side by side", "first 25.0 → 75.0 %", "second 25.0 → 50.0 %"):
         assert part in words
     assert "first done: 2 of 2 iterations 25.0 % 75.0 % 6.2 % to 93.8 % 2 75.0 % 5 min 30 s" in words
+    # Right are problems 1, 2, 3 in the first run's best iteration, 1 and 3 in the second's.
+    assert "second 4 2 1 0 -25.0 points p = 1" in words
     assert re.findall(r'class="differs"><th scope="row"><bdi>([^<]*)', text) == ["star.iterations"]
     assert len(embedded(text, 0)["iterations"]) == 3 and len(embedded(text, 1)["iterations"]) == 2
     words = shown(page_of(make_run(tmp_path / "other" / "first"), first))

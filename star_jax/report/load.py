@@ -128,6 +128,17 @@ def evaluated_completions(run: Run, iteration: Iteration) -> dict[str, Completio
     return {record.problem_id: record for _, record in _records(Completion, path) if record.draw == 0}
 
 
+def verdicts(run: Run, iteration: Iteration, split: str) -> dict[str, bool]:
+    """Problem id -> whether draw 0 of an evaluation was right; empty where there is none. Not to be changed."""
+    path = iteration.directory / f"eval_{split}.jsonl"
+    return _solved(path, stamp(path)) if path.is_file() else {}
+
+
+@functools.lru_cache(maxsize=64)
+def _solved(path: Path, _: tuple[int, int]) -> dict[str, bool]:
+    return {record.problem_id: record.verdict == "right" for _, record in _records(Completion, path) if not record.draw}
+
+
 def kept_examples(iteration: Iteration) -> list[Example]:
     """What the iteration's model was fine-tuned on; empty where nothing was kept, or not yet."""
     return [record for _, record in _records(Example, iteration.directory / "kept.jsonl")]

@@ -13,10 +13,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from star_jax import alarms
+from star_jax import alarms, significance
 from star_jax.errors import InputError
 from star_jax.report import figures, series, texts
-from star_jax.report.load import Iteration, Run, setting
+from star_jax.report.load import Iteration, Run, setting, verdicts
 
 # Of config.json's `model`: what makes the model's size. The rest is among the settings.
 MODEL_SIZES = ("n_layers", "d_model", "n_heads", "d_mlp", "vocab_size")
@@ -69,7 +69,7 @@ def render(runs: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "count": count, "duration": duration}
+    environment.filters |= {"percent": percent, "count": count, "duration": duration, "chance": chance}
     script = _resource("browser.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     names = _names(runs)
@@ -80,6 +80,7 @@ def render(runs: Sequence[Run]) -> str:
             for index, (run, name) in enumerate(zip(runs, names, strict=True))
         ],
         overlay=figures.overlay(names, runs, "all-") if len(runs) > 1 else None,
+        comparisons=[(name, _best_against(runs[0], run)) for name, run in zip(names[1:], runs[1:], strict=True)],
         settings=settings(runs),
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         style=Markup(_resource("page.css")),
@@ -148,6 +149,28 @@ def duration(seconds: float | None) -> str:
     return f"{round(seconds / 60) // 60:,} h {round(seconds / 60) % 60} min"
 
 
+def chance(p: float) -> str:
+    """A p value: 0.0312 -> "p = 0.031"; 1e-9 -> "p < 0.001"."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def _best_against(first: Run, second: Run) -> significance.Paired | None:
+    """The best iterations of two runs, on the problems both were asked; None where there are none."""
+    if first.split != second.split:
+        return None
+    return significance.paired(_of_best(first), _of_best(second))
+
+
+def _of_best(run: Run) -> dict[str, bool]:
+    best = series.best(run)
+    return _of(run, best.iteration) if best else {}
+
+
+def _of(run: Run, number: int) -> dict[str, bool]:
+    found = next((iteration for iteration in run.iterations if iteration.number == number), None)
+    return verdicts(run, found, run.split) if found else {}
+
+
 def _run_view(run: Run, name: str, prefix: str, budget: int) -> dict[str, Any]:
     """What the template needs to know of a run; `budget`: characters its table of rationales may take."""
     losses = series.loss_series(run)
@@ -164,6 +187,7 @@ def _run_view(run: Run, name: str, prefix: str, budget: int) -> dict[str, Any]:
         "standing": standing(run),
         "base": overall.get(0),
         "best": series.best(run),
+        "gained": significance.paired(_of(run, 0), _of_best(run)),
         "means": {point.iteration: point.accuracy for point in series.mean_series(run)},
         "seconds": series.stage_seconds(run),
         "notices": _notices(run),

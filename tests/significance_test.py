@@ -1,0 +1,63 @@
+"""star_jax.significance against SciPy, and against what the formulas say."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from star_jax import significance
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 100, 1221])
+def test_wilson_solves_its_quadratic(n):
+    """The interval's ends are the p with (k/n - p)^2 = z^2 p (1 - p) / n."""
+    for k in {0, 1, n // 3, n // 2, n - 1, n}:
+        square, share = significance.Z95**2 / n, k / n
+        ends = sorted(np.roots([1 + square, -(2 * share + square), share**2]).real)
+        np.testing.assert_allclose(significance.wilson(k, n), ends, atol=1e-9)
+        low, high = significance.wilson(k, n)
+        assert 0 <= low <= share + 1e-12 and share - 1e-12 <= high <= 1
+
+
+def test_intervals_are_scipy_s_on_100_random_tables():
+    rng = np.random.default_rng(0)
+    for n in rng.integers(1, 10_000, 100):
+        k = int(rng.integers(0, n + 1))
+        expected = stats.binomtest(k, int(n)).proportion_ci(0.95, method="wilson")
+        np.testing.assert_allclose(significance.wilson(k, int(n)), expected, atol=1e-12)
+
+
+def test_the_paired_test_is_scipy_s_on_100_random_tables():
+    """McNemar's exact test is the binomial test of the problems that one of the two solves."""
+    rng = np.random.default_rng(1)
+    for size in np.exp(rng.uniform(0, 8, 100)).astype(int):
+        first, second = (int(x) for x in rng.multinomial(size, [0.45, 0.55]))
+        expected = stats.binomtest(first, first + second).pvalue
+        assert significance.mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
+        assert significance.mcnemar(second, first) == significance.mcnemar(first, second)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "p"), [(0, 0, 1.0), (3, 3, 1.0), (0, 1, 1.0), (0, 5, 0.0625), (1, 5, 0.21875), (0, 6, 0.03125)]
+)
+def test_the_paired_test_by_hand(first, second, p):
+    assert significance.mcnemar(first, second) == p
+
+
+def test_a_thousand_against_none_is_no_error():
+    assert significance.mcnemar(0, 5000) == 0.0 and significance.mcnemar(5000, 5000) == 1.0
+
+
+def test_two_models_are_compared_on_the_problems_both_were_asked():
+    rng = np.random.default_rng(2)
+    first = {f"p{i}": bool(rng.random() < 0.5) for i in range(200)}
+    second = {f"p{i}": bool(rng.random() < 0.6) for i in range(100, 300)}
+    found = significance.paired(first, second)
+    table = np.array([[first[name], second[name]] for name in (f"p{i}" for i in range(100, 200))])
+    assert (found.problems, found.both) == (100, int((table[:, 0] & table[:, 1]).sum()))
+    assert (found.first, found.second) == (
+        int((table[:, 0] > table[:, 1]).sum()),
+        int((table[:, 1] > table[:, 0]).sum()),
+    )
+    assert found.gain == pytest.approx(table[:, 1].mean() - table[:, 0].mean())
+    assert found.p == significance.mcnemar(found.first, found.second)
+    assert significance.paired(first, {"x": True}) is None
