@@ -48,6 +48,7 @@ setup(
         "numpy",
         "optax",
         "orbax-checkpoint",
+        "rich",
         "safetensors>=0.6",
         "seqio",
         "tensorboard",

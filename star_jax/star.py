@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from star_jax import alarms, data, filter, hosts, metrics, prepare, report, train
+from star_jax import alarms, data, filter, hosts, metrics, prepare, report, summary, train
 from star_jax import evaluate as ev
 from star_jax.config import Config, StarConfig
 from star_jax.decoding import Decoding
@@ -294,8 +294,18 @@ def _finish(star: Run, n: int) -> None:
         star.ledger.write_text(star.ledger.path(n, "DONE"), f"{time.time():.0f}\n")
         _warn(star, n)
         _let_weights_go(star, n)
-        _report(star)
+        path = _report(star)
         _log_phases(star, n)
+        _summarize(star, n, path)
+
+
+def _summarize(star: Run, n: int, path: Path) -> None:
+    """Prints the figures of the iterations so far."""
+    ledger, name = star.ledger, f"eval_{star.config.evaluation.split}.json"
+    evaluations = [ledger.read_json(ledger.path(i, name)) for i in range(n + 1)]
+    counts = [ledger.read_json(ledger.path(i, "filter.json")) if i else None for i in range(n + 1)]
+    if n and hosts.first():
+        summary.show(evaluations, counts, str(path))
 
 
 def _warn(star: Run, n: int) -> None:

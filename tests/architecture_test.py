@@ -31,6 +31,7 @@ FLOORS = (
         "lock",
         "ledger",
         "report",
+        "summary",
     ),
     ("config", "hosts", "sharding", "attention", "model", "cached", "loss")
     + ("decoding", "optimizer", "metrics", "hlo", "budget"),
