@@ -7,7 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-_COLUMNS = ("iteration", "accuracy", "95 % interval", "mean of classes", "kept", "rationalized", "of problems")
+# Short: eighty characters are all that many terminals have.
+_COLUMNS = ("iteration", "accuracy", "95 % interval", "class mean", "kept", "by hint", "problems")
 
 
 def show(evaluations: Sequence[Mapping[str, Any]], counts: Sequence[Mapping[str, Any] | None], report: str) -> None:
@@ -19,7 +20,7 @@ def show(evaluations: Sequence[Mapping[str, Any]], counts: Sequence[Mapping[str,
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in _COLUMNS:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     best = max(range(len(evaluations)), key=lambda i: (evaluations[i]["accuracy"], -i))
     for number, (result, drawn) in enumerate(zip(evaluations, counts, strict=True)):
         low, high = result["ci95"]
@@ -29,7 +30,7 @@ def show(evaluations: Sequence[Mapping[str, Any]], counts: Sequence[Mapping[str,
         table.add_row(
             f"{number or 'base'}{' *' if number == best else ''}",
             f"{result['accuracy']:.1%}",
-            f"{low:.1%} to {high:.1%}",
+            f"{100 * low:.1f} – {high:.1%}",
             f"{result['mean_of_classes']:.1%}",
             *kept,
             style="bold" if number == best else "",
