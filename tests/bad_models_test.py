@@ -190,6 +190,7 @@ def refused(result, expected: str, target: Path) -> None:
 
 def damaged(good, tmp_path, kind, damage) -> Path:
     shutil.copytree(good / kind, tmp_path / "model")
+    (tmp_path / "model/checksums.json").unlink(missing_ok=True)  # it would know of any change; here it is not at hand
     damage(tmp_path / "model")
     return tmp_path / "model"
 

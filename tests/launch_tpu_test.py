@@ -293,8 +293,12 @@ def test_a_lost_connection_costs_no_line_and_doubles_none(cloud):
 def test_it_connects_again_when_gcloud_gives_up(cloud):
     running = cloud.start(*CREATE, *cloud.work(60))
     cloud.wait_for_step(5)
-    follows = [json.loads(line) for line in (cloud.root / "calls.jsonl").read_text().splitlines()]
-    os.kill(next(call["pid"] for call in follows if any(" follow " in word for word in call["argv"])), signal.SIGKILL)
+    follows: list[int] = []
+    while not follows:  # the launcher looks at the log a moment later than we do
+        calls = [json.loads(line) for line in (cloud.root / "calls.jsonl").read_text().splitlines()]
+        follows = [call["pid"] for call in calls if any(" follow " in word for word in call["argv"])]
+        assert running.poll() is None
+    os.kill(follows[0], signal.SIGKILL)
     done = finished(running)
     assert done.returncode == 0 and done.stdout.splitlines() == steps(1, 60)
     assert "connecting again" in done.stderr
