@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import math
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -361,7 +360,7 @@ class StateKeeper:
 
 
 def _seal(state: Any, totals: dict[str, Any]) -> str:
-    return f"{fingerprint(state)} {zlib.crc32(json.dumps(totals, sort_keys=True).encode()):08x}"
+    return f"{fingerprint(state)} {checksums.of_line(json.dumps(totals, sort_keys=True).encode())}"
 
 
 def _describe(directory: Path) -> dict[str, Any]:

@@ -296,7 +296,8 @@ def _finish(star: Run, n: int) -> None:
         _let_weights_go(star, n)
         path = _report(star)
         _log_phases(star, n)
-        _summarize(star, n, path)
+        if n:
+            _summarize(star, n, path)
 
 
 def _summarize(star: Run, n: int, path: Path) -> None:
@@ -304,7 +305,7 @@ def _summarize(star: Run, n: int, path: Path) -> None:
     ledger, name = star.ledger, f"eval_{star.config.evaluation.split}.json"
     evaluations = [ledger.read_json(ledger.path(i, name)) for i in range(n + 1)]
     counts = [ledger.read_json(ledger.path(i, "filter.json")) if i else None for i in range(n + 1)]
-    if n and hosts.first():
+    if hosts.first():
         summary.show(evaluations, counts, str(path))
 
 
