@@ -3,8 +3,14 @@
 load.py       a run's files -> plain values
 series.py     what each figure plots
 figures.py    series -> SVG
-texts.py      rationales and examples, made safe to show
-page.py       all of it -> page.html.j2, page.css, browser.js
+texts.py      texts made safe to show, and the examples picked
+blocks.py     the draws and their problems, compressed, in the page and beside it
+page.py       all of it -> page.html.j2 with browser.html.j2, page.css with browser.css, and the scripts:
+blocks.js     unpacks what blocks.py packed
+choose.js     filters, search, and what a link says of them
+cells.js      the parts of a row
+browser.js    the rows, one problem's history
+keys.js       the keyboard
 """
 
 import os
@@ -12,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from star_jax.errors import InputError
+from star_jax.report import blocks
 from star_jax.report.load import Run, read_run
 from star_jax.report.page import picture, render
 from star_jax.storage import write_whole
@@ -21,13 +28,17 @@ def write(workdirs: Path | Sequence[Path], target: Path | None = None) -> Path:
     """Writes the page of a run, or of several side by side, and returns its path.
 
     `target` defaults to report.html in the (first) run's directory; it is written aside and renamed, so a
-    reader never sees half a page. A run may be unfinished. Raises InputError when a directory is not a run's,
-    when a file in it is broken, or when the page cannot be written.
+    reader never sees half a page. Texts that are too many for one file go into a folder beside it, report_texts.
+    A run may be unfinished. Raises InputError when a directory is not a run's, when a file in it is broken, or when
+    the page cannot be written.
     """
     runs = _read(workdirs)
     path = runs[0].directory / "report.html" if target is None else Path(target)
-    page = render(runs)
+    shelf, folder = blocks.shelve(runs), path.with_name(f"{path.stem}_texts")
+    blocks.store(shelf, folder)
+    page = render(runs, shelf, folder.name)
     write_whole(path, page, aside=f".{path.name}.{os.getpid()}.tmp")  # a run may be writing it just now
+    blocks.clear(shelf, folder)
     return path
 
 

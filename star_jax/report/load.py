@@ -122,10 +122,19 @@ def setting(config: dict[str, Any], dotted: str) -> Any:
     return value
 
 
-def evaluated_completions(run: Run, iteration: Iteration) -> dict[str, Completion]:
-    """Problem id -> draw 0 of the evaluation; empty where the iteration was not evaluated yet."""
-    path = iteration.directory / f"eval_{run.split}.jsonl"
-    return {record.problem_id: record for _, record in _records(Completion, path) if record.draw == 0}
+def completions(path: Path) -> Iterator[Completion]:
+    """The draws in a file; none where it is not there."""
+    return (record for _, record in _records(Completion, path))
+
+
+def examples(path: Path) -> Iterator[Example]:
+    """The examples in a file; none where it is not there."""
+    return (record for _, record in _records(Example, path))
+
+
+def problems(path: Path) -> Iterator[Problem]:
+    """The problems in a file; none where it is not there."""
+    return (record for _, record in _records(Problem, path))
 
 
 def verdicts(run: Run, iteration: Iteration, split: str) -> dict[str, bool]:
@@ -141,7 +150,7 @@ def _solved(path: Path, _: tuple[int, int]) -> dict[str, bool]:
 
 def kept_examples(iteration: Iteration) -> list[Example]:
     """What the iteration's model was fine-tuned on; empty where nothing was kept, or not yet."""
-    return [record for _, record in _records(Example, iteration.directory / "kept.jsonl")]
+    return list(examples(iteration.directory / "kept.jsonl"))
 
 
 def train_classes(run: Run) -> dict[str, str]:

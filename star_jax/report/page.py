@@ -15,9 +15,10 @@ from markupsafe import Markup
 
 from star_jax import alarms, significance
 from star_jax.errors import InputError
-from star_jax.report import figures, series, texts
+from star_jax.report import blocks, figures, series, texts
 from star_jax.report.load import Iteration, Run, setting, verdicts
 
+SCRIPTS = ("blocks.js", "choose.js", "cells.js", "browser.js", "keys.js")
 # Of config.json's `model`: what makes the model's size. The rest is among the settings.
 MODEL_SIZES = ("n_layers", "d_model", "n_heads", "d_mlp", "vocab_size")
 # filter.json's key and eval_dev.json's -> the column's heading.
@@ -59,8 +60,11 @@ FINE_TUNE_COLUMNS = {
 }
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The page of one run, or of several side by side. Raises InputError for a broken file of texts."""
+def render(runs: Sequence[Run], shelf: blocks.Shelf, folder: str) -> str:
+    """The page of one run, or of several side by side; `folder`: the name of the one that holds what is beside it.
+
+    Raises InputError for a broken file of texts.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("star_jax.report", "."),
         autoescape=True,
@@ -70,22 +74,22 @@ def render(runs: Sequence[Run]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "count": count, "duration": duration, "chance": chance}
-    script = _resource("browser.js")
+    script = "".join(_resource(name) for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     names = _names(runs)
-    budget = texts.MOST_CHARACTERS // len(runs)
     return environment.get_template("page.html.j2").render(
         runs=[
-            _run_view(run, name, f"r{index}-", budget)
+            _run_view(run, name, f"r{index}-") | blocks.view(shelf, index, folder)
             for index, (run, name) in enumerate(zip(runs, names, strict=True))
         ],
         overlay=figures.overlay(names, runs, "all-") if len(runs) > 1 else None,
         comparisons=[(name, _best_against(runs[0], run)) for name, run in zip(names[1:], runs[1:], strict=True)],
         settings=settings(runs),
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        style=Markup(_resource("page.css")),
+        style=Markup(_resource("page.css") + _resource("browser.css")),
         script=Markup(script),
         script_hash=digest,
+        beside=bool(shelf.beside),
         verdict_columns=VERDICT_COLUMNS,
     )
 
@@ -171,13 +175,12 @@ def _of(run: Run, number: int) -> dict[str, bool]:
     return verdicts(run, found, run.split) if found else {}
 
 
-def _run_view(run: Run, name: str, prefix: str, budget: int) -> dict[str, Any]:
-    """What the template needs to know of a run; `budget`: characters its table of rationales may take."""
+def _run_view(run: Run, name: str, prefix: str) -> dict[str, Any]:
+    """What the template needs to know of a run, but for its rationales."""
     losses = series.loss_series(run)
     filtered = [(iteration, counts) for iteration in run.iterations if (counts := _filter_counts(iteration))]
     tuned = [(iteration, iteration.fine_tuned) for iteration in run.iterations if iteration.fine_tuned]
     overall = {point.iteration: point for point in series.overall_series(run)}
-    data, shown, total = texts.rationales(run, budget)
     return {
         "run": run,
         "name": name,
@@ -207,9 +210,6 @@ def _run_view(run: Run, name: str, prefix: str, budget: int) -> dict[str, Any]:
         "restart_from": setting(run.config, "star.restart_from") or "base",
         "fine_tune_columns": _columns(FINE_TUNE_COLUMNS, [numbers for _, numbers in tuned]),
         "examples": texts.kept_picks(run),
-        "data": data,
-        "shown": shown,
-        "total": total,
     }
 
 

@@ -1,4 +1,4 @@
-"""The texts of a run, made safe to show: the rationales to page through, and a few of the examples trained on."""
+"""Texts of a run made safe to show, and a few of the examples it was trained on."""
 
 import dataclasses
 import json
@@ -8,11 +8,9 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
-from star_jax.records import Completion, Example, Problem
-from star_jax.report.load import Iteration, Run, evaluated_completions, kept_examples, stamp, train_classes
+from star_jax.records import Example
+from star_jax.report.load import Iteration, Run, kept_examples, stamp, train_classes
 
-MOST_PROBLEMS = 1_000  # whose rationales the page carries
-MOST_CHARACTERS = 2_400_000  # of embedded JSON over all runs of the page, so that it opens fast
 LONGEST_TEXT = 4_000  # characters of one text; a model that never stops can draw far more
 EXAMPLES_SHOWN = 12  # of those an iteration was trained on
 PROMPT_TAIL = 600  # characters of an example's prompt; what stands before are few-shot examples
@@ -45,36 +43,26 @@ def clipped(text: str) -> str:
     return f"{text[:LONGEST_TEXT]} … [cut for this page; {len(text):,} characters in all]"
 
 
-def rationales(run: Run, budget: int) -> tuple[Markup, int, int]:
-    """(JSON for browser.js, problems in it, problems there are), the problems in class-balanced order.
+def shown(text: str) -> str:
+    """As it can stand in the page: visible, and not too long."""
+    return visible(clipped(text))
 
-    {"iterations": [0, 1, ...], "classes": [label, ...], "rows": [[question, answer, class's index, texts], ...]}
-    where texts holds, for each iteration, null or [text, parsed answer or null, verdict, steps check out or null].
-    The JSON is safe inside a script element. `budget`: characters it may take.
-    """
-    drawn = {iteration.number: evaluated_completions(run, iteration) for iteration in run.iterations}
-    drawn = {number: completions for number, completions in drawn.items() if completions}
-    problems = run.problems or [
-        Problem(id=name, question=name, answer="–") for name in dict.fromkeys(n for c in drawn.values() for n in c)
-    ]
-    classes = list(dict.fromkeys(problem.category for problem in problems))
-    rows: list[str] = []
-    size = 0
-    for problem in _in_turn(problems, lambda problem: problem.category)[:MOST_PROBLEMS]:
-        row = _json(
-            [
-                _question(problem),
-                _shown(problem.answer),
-                classes.index(problem.category),
-                [_drawn(completions.get(problem.id)) for completions in drawn.values()],
-            ]
-        )
-        size += len(row)
-        if size > budget:
-            break
-        rows.append(row)
-    head = _json({"iterations": list(drawn), "classes": [_shown(label) for label in classes]})
-    return Markup(f'{head[:-1]}, "rows": [{", ".join(rows)}]}}'), len(rows), len(problems)
+
+def script_json(value: Any) -> Markup:
+    """JSON that can stand in a script element: `<`, `>` and `&` occur in it as escapes only."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.translate({ord(char): f"\\u{ord(char):04x}" for char in "<>&"}))
+
+
+def in_turn(items: Sequence[Item], group: Callable[[Item], Any]) -> list[Item]:
+    """The items, one of each group in turn, each group in its own order."""
+    groups: dict[Any, int] = {}
+    turns = []
+    for index, item in enumerate(items):
+        name = group(item)
+        groups[name] = groups.get(name, 0) + 1
+        turns.append((groups[name], index))
+    return [items[index] for _, index in sorted(turns)]
 
 
 def kept_picks(run: Run) -> list[tuple[int, int, list[Pick]]]:
@@ -98,47 +86,14 @@ def _picked(run: Run, iteration: Iteration) -> tuple[int, list[Pick]]:
         class_of, examples = train_classes(run), kept_examples(iteration)
         total = len(examples)
         random.Random(f"kept {iteration.number}").shuffle(examples)
-        chosen = _in_turn(examples, lambda example: (class_of.get(example.problem_id), example.source))
+        chosen = in_turn(examples, lambda example: (class_of.get(example.problem_id), example.source))
         _PICKED[state] = total, [_pick(example, class_of) for example in chosen[:EXAMPLES_SHOWN]]
     return _PICKED[state]
-
-
-def _in_turn(items: Sequence[Item], group: Callable[[Item], Any]) -> list[Item]:
-    """The items, one of each group in turn, each group in its own order."""
-    groups: dict[Any, int] = {}
-    turns = []
-    for index, item in enumerate(items):
-        name = group(item)
-        groups[name] = groups.get(name, 0) + 1
-        turns.append((groups[name], index))
-    return [items[index] for _, index in sorted(turns)]
 
 
 def _pick(example: Example, class_of: dict[str, str]) -> Pick:
     prompt = example.prompt if len(example.prompt) <= PROMPT_TAIL else f"… {example.prompt[-PROMPT_TAIL:]}"
     return Pick(example, class_of.get(example.problem_id), prompt, clipped(example.completion))
-
-
-def _question(problem: Problem) -> str:
-    lines = [problem.question, *(f"({chr(97 + i)}) {choice}" for i, choice in enumerate(problem.choices))]
-    return _shown("\n".join(lines))
-
-
-def _drawn(completion: Completion | None) -> list[Any] | None:
-    if completion is None:
-        return None
-    answer = None if completion.answer is None else _shown(str(completion.answer))
-    return [_shown(completion.text), answer, _shown(completion.verdict), completion.consistent]
-
-
-def _shown(text: str) -> str:
-    return visible(clipped(text))
-
-
-def _json(value: Any) -> str:
-    """JSON that can stand in a script element: `<`, `>` and `&` occur in it as escapes only."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.translate({ord(char): f"\\u{ord(char):04x}" for char in "<>&"})
 
 
 def _names_of(codes: Iterable[int]) -> dict[int, str]:
