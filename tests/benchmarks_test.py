@@ -65,6 +65,18 @@ def test_the_sampler_s_table_at_a_tiny_size():
     assert re.fullmatch(r"plain / ours: [\d.]+", done.stdout.splitlines()[-1])
 
 
+def test_the_browser_of_rationales_table_at_a_tiny_size(capsys):
+    """Every action has its times; without a Chromium the sizes are there alone."""
+    pytest.importorskip("playwright", reason="needs playwright (pip install -e '.[test]')")
+    load("report_browser").main(["--problems=60", "--train_problems=30", "--iterations=1", "--repeats=1"])
+    printed = capsys.readouterr().out
+    assert re.search(r"^page 0\.\d\d MB; beside it 0 files, 0\.00 MB$", printed, re.MULTILINE), printed
+    if "no times: none of" not in printed:
+        rows = re.findall(r"^  (\S.*?) {2,}\d+ +\d+ +\d+$", printed, re.MULTILINE)
+        assert len(rows) == 2 * (7 + 2 + 2) and {"search: Reason", "page turned", "history"} <= set(rows), printed
+        assert re.search(r"^slowest answer \d+ ms: (under|OVER) the bar of 300 ms$", printed, re.MULTILINE)
+
+
 def test_gpt_j_s_tables_at_a_tiny_size(capsys):
     load("gptj").main([*GPTJ, "--torch_device=cpu"])
     printed = capsys.readouterr().out

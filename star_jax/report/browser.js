@@ -159,7 +159,7 @@ class Browser {
     const { collection, iteration, page, matches } = this;
     const pages = Math.max(1, Math.ceil(matches.length / PAGE));
     const withBase = !collection.training && collection.blocks.has(0) && iteration !== 0;
-    const name = iteration === undefined ? "Completion" : nameOf(iteration);
+    const name = iteration === undefined ? "Completion" : this.nameIn(iteration);
     this.list.querySelector("th.base").hidden = !withBase;
     this.list.querySelector("th.selected").textContent = name;
     this.body.replaceChildren(
@@ -175,8 +175,8 @@ class Browser {
     );
     if (this.body.rows.length) this.body.rows[0].tabIndex = 0;
     const where = matches.length ? `, page ${count(page + 1)} of ${count(pages)}` : "";
-    const things = collection.training ? "draws" : "problems";
-    this.say(`${count(matches.length)} of ${count(this.of)} ${things} match${where}`);
+    const all = counted(this.of, collection.training ? "draw" : "problem");
+    this.say(`${count(matches.length)} of ${all} match${where}`);
     for (const button of this.list.querySelectorAll("[name=previous]")) button.disabled = page === 0;
     for (const button of this.list.querySelectorAll("[name=next]")) button.disabled = page + 1 >= pages;
   }
@@ -260,7 +260,7 @@ class Browser {
           body.append(line);
         }
       }
-      say(`${count(total)} completions of this problem in ${count(collection.iterations.length)} iterations`);
+      say(`${counted(total, "completion")} in ${counted(collection.iterations.length, "iteration")}`);
     });
   }
 

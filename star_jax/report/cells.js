@@ -17,6 +17,7 @@ function choose(select, value) {
 }
 
 const count = (number) => number.toLocaleString("en");
+const counted = (number, thing) => `${count(number)} ${thing}${number === 1 ? "" : "s"}`;
 const nameOf = (number) => (number === 0 ? "Base model" : `Iteration ${number}`);
 
 function verdictLine({ verdict, consistent }) {
@@ -28,11 +29,11 @@ function verdictLine({ verdict, consistent }) {
   return line;
 }
 
-// "log p −0.41 a token, 37 tokens"
+// "mean log p −0.412 nats a token, 37 tokens"
 function figures({ nats, tokens }) {
   const told = [];
   if (nats !== null) told.push(`mean log p ${nats.toFixed(3).replace("-", "−")} nats a token`);
-  if (tokens !== null) told.push(`${count(tokens)} tokens`);
+  if (tokens !== null) told.push(counted(tokens, "token"));
   return told.join(", ");
 }
 
@@ -48,11 +49,11 @@ function drawnCell(drawn, label, training) {
   if (training) {
     const kept = { 0: "not kept", 1: "kept" }[drawn.kept] ?? "not filtered yet";
     const source = drawn.hinted ? "rationalized" : "sampled";
-    const line = element("p", "", "");
+    const line = element("p", "note", "");
     line.append(element("span", `source ${source}`, source), `, ${kept}`);
     if (drawn.draw !== null) line.append(`, draw ${drawn.draw}`);
     cell.append(line);
   }
-  cell.append(element("p", "note figures-of-draw", figures(drawn)));
+  cell.append(element("p", "note", figures(drawn)));
   return cell;
 }
