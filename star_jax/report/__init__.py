@@ -34,6 +34,8 @@ def write(workdirs: Path | Sequence[Path], target: Path | None = None) -> Path:
     """
     runs = _read(workdirs)
     path = runs[0].directory / "report.html" if target is None else Path(target)
+    if path.is_dir():
+        raise InputError(f"report: {path} is a directory; the page needs the name of a file")
     shelf, folder = blocks.shelve(runs), path.with_name(f"{path.stem}_texts")
     blocks.store(shelf, folder)
     page = render(runs, shelf, folder.name)

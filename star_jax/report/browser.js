@@ -247,20 +247,23 @@ class Browser {
       if (problem === undefined) return say("This run has no such problem.");
       this.classes = classes;
       this.detail.querySelector(".about").replaceChildren(...this.problemParts(problem));
+      const all = collection.iterations.length;
       let total = 0;
-      for (const iteration of collection.iterations) {
-        const draws = (await collection.draws(iteration)).get(problem) ?? [];
+      for (const [place, iteration] of collection.iterations.entries()) {
+        const slow = setTimeout(() => isLast() && say(`Loading … ${place} of ${counted(all, "iteration")}`), SLOW);
+        const drawn = await collection.draws(iteration).finally(() => clearTimeout(slow));
         if (!isLast()) return;
+        const draws = drawn.get(problem) ?? [];
         total += draws.length;
-        for (const drawn of draws.length ? draws : [null]) {
+        for (const draw of draws.length ? draws : [null]) {
           const line = document.createElement("tr");
           const head = element("th", "", this.nameIn(iteration));
           head.scope = "row";
-          line.append(head, drawnCell(drawn, "", collection.training));
+          line.append(head, drawnCell(draw, "", collection.training));
           body.append(line);
         }
       }
-      say(`${counted(total, "completion")} in ${counted(collection.iterations.length, "iteration")}`);
+      say(`${counted(total, "completion")} in ${counted(all, "iteration")}`);
     });
   }
 
