@@ -20,6 +20,7 @@ FLOORS = (
         "errors",
         "checksums",
         "storage",
+        "sinks",
         "records",
         "tokenizer",
         "stops",
