@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from star_jax import alarms, significance
 from star_jax.errors import InputError
-from star_jax.report import figures, series, texts
+from star_jax.report import draws, figures, series, texts
 from star_jax.report.load import Iteration, Run, setting, verdicts
 
 # Of config.json's `model`: what makes the model's size. The rest is among the settings.
@@ -215,14 +215,14 @@ def _run_view(run: Run, name: str, prefix: str, budget: int) -> dict[str, Any]:
 
 def _stage(run: Run, iteration: Iteration) -> str:
     """The stage an unfinished iteration is at, from the files it has."""
-    samples, rationalizations = iteration.draws.sampled, iteration.draws.rationalized
+    samples, rationalizations = (draws.drawn(iteration, name) for name in ("samples", "rationalizations"))
     if iteration.filtered is None and not setting(run.config, "star.direct"):
         rationalizes = setting(run.config, "star.rationalize")
         if samples is None:
             return "sampling comes next"
         if rationalizes and rationalizations is None:
             return "rationalizing comes next"
-        if not samples["right"] and not (rationalizations and rationalizations["right"]):
+        if not samples.solved and not (rationalizations and rationalizations.solved):
             return "no completion reached a right answer, so there is nothing to keep"
     if iteration.filtered is None:
         return "filtering comes next"
@@ -237,9 +237,8 @@ def _filter_counts(iteration: Iteration) -> dict[str, float]:
     """filter.json's counts; before there is one, the draws so far counted by verdict."""
     if iteration.filtered:
         return iteration.filtered.counts
-    if iteration.draws.sampled is None:
-        return {}
-    return {"draws": iteration.draws.sampled.total(), **iteration.draws.sampled}
+    samples = draws.drawn(iteration, "samples")
+    return {"draws": samples.draws, **samples.verdicts} if samples else {}
 
 
 def _notices(run: Run) -> list[str]:
@@ -253,12 +252,12 @@ def _notices(run: Run) -> list[str]:
             "they are left out."
         )
     for iteration in run.iterations:
-        drawn = iteration.draws.sampled
+        samples = draws.drawn(iteration, "samples")
         counts = iteration.filtered.counts if iteration.filtered else {}
-        if drawn is not None and "draws" in counts and counts["draws"] != drawn.total():
+        if samples and "draws" in counts and counts["draws"] != samples.draws:
             notices.append(
                 f"Iteration {iteration.number}: filter.json counts {count(counts['draws'])} draws, "
-                f"samples.jsonl holds {count(drawn.total())}; they are not of the same run."
+                f"samples.jsonl holds {count(samples.draws)}; they are not of the same run."
             )
     return [*notices, *_alarms(run)]
 
