@@ -83,9 +83,7 @@ def _drawn(path: Path, _: tuple[int, int]) -> Drawn:
         if right:
             solved.add(record.problem_id)
     total = verdicts.total()
-    return Drawn(
-        total, verdicts, wrong_steps, len(texts), tokens, log_probability, frozenset(tried), frozenset(solved)
-    )
+    return Drawn(total, verdicts, wrong_steps, len(texts), tokens, log_probability, frozenset(tried), frozenset(solved))
 
 
 @functools.lru_cache(maxsize=4096)
