@@ -150,6 +150,20 @@ def train_classes(run: Run) -> dict[str, str]:
     return _classes(path, stamp(path)) if path.is_file() else {}
 
 
+def train_problems(run: Run) -> dict[str, Problem]:
+    """Train problem id -> problem, of a run that wrote problems_train.jsonl; empty without it."""
+    return {record.id: record for _, record in _records(Problem, run.directory / "problems_train.jsonl")}
+
+
+def checked_steps(iteration: Iteration) -> dict[tuple[str, bool, int], bool | None]:
+    """(problem id, hinted, draw) -> whether the steps of that draw check out by machine; None: it could not tell.
+
+    Empty where samples.jsonl is not there.
+    """
+    paths = (iteration.directory / f"{name}.jsonl" for name in ("samples", "rationalizations"))
+    return {(c.problem_id, c.hinted, c.draw): c.consistent for path in paths for _, c in _records(Completion, path)}
+
+
 @functools.lru_cache(maxsize=8)
 def _classes(path: Path, _: tuple[int, int]) -> dict[str, str]:
     return {record.id: record.category for _, record in _records(Problem, path)}

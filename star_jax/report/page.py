@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from star_jax import alarms, significance
 from star_jax.errors import InputError
-from star_jax.report import figures, series, texts
+from star_jax.report import audited, figures, series, texts
 from star_jax.report.load import Iteration, Run, setting, verdicts
 
 # Of config.json's `model`: what makes the model's size. The rest is among the settings.
@@ -70,6 +70,7 @@ def render(runs: Sequence[Run]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "count": count, "duration": duration, "chance": chance}
+    environment.filters |= {"clipped": texts.clipped}
     script = _resource("browser.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     names = _names(runs)
@@ -207,6 +208,7 @@ def _run_view(run: Run, name: str, prefix: str, budget: int) -> dict[str, Any]:
         "restart_from": setting(run.config, "star.restart_from") or "base",
         "fine_tune_columns": _columns(FINE_TUNE_COLUMNS, [numbers for _, numbers in tuned]),
         "examples": texts.kept_picks(run),
+        "audit": audited.audit(run),
         "data": data,
         "shown": shown,
         "total": total,
