@@ -24,7 +24,7 @@ from star_jax.errors import InputError, exit_on_bad_input
 from star_jax.records import Example, natural_order
 from star_jax.report import audit_file, audited
 from star_jax.report.audit_file import MARKS, SOURCES, Item
-from star_jax.report.audited import Cell, Rates
+from star_jax.report.audited import Cell, Row
 from star_jax.report.load import Run, checked_steps, read_run, setting, train_problems
 from star_jax.storage import write_whole
 
@@ -205,8 +205,9 @@ def _tell(run: Run, path: Path, sample: Sample, wanted: int) -> None:
     console.print(_cells(sample))
     if marked:
         found = audited.rates(marked, sample.sizes)
-        console.print("Marks in percent of n, with 95 % intervals; weighted: of all that was kept.")
-        console.print(_rates(found))
+        console.print("Marks in percent, with 95 % intervals; weighted: for all that was kept.")
+        console.print(_rates("as marked", found.counted))
+        console.print(_rates("weighted", found.weighted))
     if len(marked) < total:
         words = ", ".join(f"{name} ({name[0]})" for name in MARKS)
         console.print(f'Write one of these, or its letter, behind each "mark:" in the file: {words}.', soft_wrap=True)
@@ -227,18 +228,16 @@ def _cells(sample: Sample) -> Table:
     return table
 
 
-def _rates(rates: Rates) -> Table:
-    """The marks' shares, a row a source, as counted and weighted."""
-    table = _table("", "n", *MARKS)  # at most eighty characters wide
-    for prefix, rows in (("", rates.counted), ("weighted: ", rates.weighted)):
-        for row in rows:
-            shares = []
-            for share in row.shares.values():
-                ends = () if share.low is None or share.high is None else (share.low, share.high)
-                between = "–".join(f"{100 * end:.0f}" for end in ends)
-                shares.append(f"{100 * share.share:.0f}{between and f' ({between})'}")
-            table.add_row(prefix + row.label, f"{row.n:,}", *shares)
-        table.add_section()
+def _rates(title: str, rows: Sequence[Row]) -> Table:
+    """The marks' shares, a row a source; at most eighty characters wide."""
+    table = _table(title, "n", *(mark.replace(" ", "\n") for mark in MARKS))
+    for row in rows:
+        shares = []
+        for share in row.shares.values():
+            ends = () if share.low is None or share.high is None else (share.low, share.high)
+            between = "–".join(f"{100 * end:.0f}" for end in ends)
+            shares.append(f"{100 * share.share:.0f}{between and f' ({between})'}")
+        table.add_row(row.label, f"{row.n:,}", *shares)
     return table
 
 
