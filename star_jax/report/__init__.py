@@ -4,6 +4,8 @@ load.py       a run's files -> plain values
 series.py     what each figure plots
 figures.py    series -> SVG
 texts.py      rationales and examples, made safe to show
+audit_file.py the text file in which a person marks kept rationales
+audited.py    what the marks and the machine's checks come to
 page.py       all of it -> page.html.j2, page.css, browser.js
 """
 

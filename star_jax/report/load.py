@@ -59,6 +59,7 @@ class Iteration:
     reported: Evaluation | None  # on the run's `report_split`
     filtered: Filtered | None
     fine_tuned: dict[str, float] | None  # every number in finetune.json: steps, examples, loss_first, seconds, ...
+    has_kept: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +140,20 @@ def train_classes(run: Run) -> dict[str, str]:
     return _classes(path, stamp(path)) if path.is_file() else {}
 
 
+def train_problems(run: Run) -> dict[str, Problem]:
+    """Train problem id -> problem, of a run that wrote problems_train.jsonl; empty without it."""
+    return {record.id: record for record in records_of(Problem, run.directory / "problems_train.jsonl")}
+
+
+def checked_steps(iteration: Iteration) -> dict[tuple[str, bool, int], bool | None]:
+    """(problem id, hinted, draw) -> whether the steps of that draw check out by machine; None: it could not tell.
+
+    Empty where samples.jsonl is not there.
+    """
+    paths = (iteration.directory / f"{name}.jsonl" for name in ("samples", "rationalizations"))
+    return {(c.problem_id, c.hinted, c.draw): c.consistent for path in paths for c in records_of(Completion, path)}
+
+
 @functools.lru_cache(maxsize=8)
 def _classes(path: Path, _: tuple[int, int]) -> dict[str, str]:
     return {record.id: record.category for record in records_of(Problem, path)}
@@ -172,6 +187,7 @@ def _iteration(number: int, directory: Path, split: str, report_split: str) -> I
         reported=optional(f"eval_{report_split}.json", _evaluation) if report_split != split else None,
         filtered=optional("filter.json", _filtered),
         fine_tuned=optional("finetune.json", lambda path: _numbers(_read_object(path))),
+        has_kept=(directory / "kept.jsonl").is_file(),
     )
 
 

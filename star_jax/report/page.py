@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from star_jax import significance
 from star_jax.errors import InputError
-from star_jax.report import draws, figures, panels, paper, series, state, texts, words
+from star_jax.report import audited, draws, figures, panels, paper, series, state, texts, words
 from star_jax.report.health import health_series
 from star_jax.report.load import Iteration, Run, setting, verdicts
 
@@ -70,6 +70,7 @@ def render(runs: Sequence[Run]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(words, name) for name in ("percent", "count", "duration", "chance")}
+    environment.filters |= {"clipped": texts.clipped}
     script = _resource("browser.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     names = _names(runs)
@@ -169,6 +170,7 @@ def _run_view(run: Run, name: str, prefix: str, budget: int) -> dict[str, Any]:
         "restart_from": setting(run.config, "star.restart_from") or "base",
         "fine_tune_columns": _columns(FINE_TUNE_COLUMNS, [numbers for _, numbers in tuned]),
         "examples": texts.kept_picks(run),
+        "audit": audited.audit(run),
         "data": data,
         "shown": shown,
         "total": total,
