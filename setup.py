@@ -11,6 +11,7 @@ EXTRAS = {
     # t5x is on no package index; its git address is what pip takes.
     "t5x": ["t5x @ git+https://github.com/google-research/t5x.git"],
     "hub": ["datasets"],  # CommonsenseQA and GSM8K by their names on the Hugging Face hub
+    "wandb": ["wandb"],
     "test": [
         "pytest>=8",
         "pytest-xdist",

@@ -190,8 +190,13 @@ def _watch_over_child() -> None:
     if child == 0:
         _die_with_parent()
         return
+
+    def pass_on(received: int, _: Any) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(child, received)
+
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda received, _: os.kill(child, received))
+        signal.signal(number, pass_on)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status == -signal.SIGABRT:
         print(f"star_jax: {_TOLD}", file=sys.stderr, flush=True)

@@ -43,7 +43,8 @@ def main() -> None:
             logging.getLogger("star_jax").setLevel(logging.WARNING)
         path = star.run(typed, _WORKDIR.value or Path("runs") / name, _ALLOW_CHANGES.value)
         if hosts.first():
-            print(path)
+            print(path, flush=True)
+    stopping.end()
 
 
 def read_config(argv: list[str], about: str) -> ConfigDict:

@@ -1,35 +1,32 @@
-"""What a run says while it works: metrics.jsonl, TensorBoard events, seconds by phase, progress bars."""
+"""What a run says while it works: metrics.jsonl and its sinks, seconds by phase, progress bars."""
 
 import contextlib
 import json
 import logging
-import os
-import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from star_jax import hosts
-from star_jax.errors import storing
+from star_jax.sinks import Sink
 from star_jax.storage import append_line
 
 LOG = logging.getLogger("star_jax")
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl and, with `tensorboard`, to an events file beside it.
+    """Appends to metrics.jsonl, and hands the numbers on to the sinks.
 
     A line is {"time" (unix seconds), "stage", "iteration", "step", and the values}. A stage that is repeated
     after a crash writes its lines again: of equal (stage, iteration, step) the last counts. Of several processes
     the first writes.
     """
 
-    def __init__(self, workdir: Path, tensorboard: bool = False) -> None:
-        self._path, self._workdir, self._tensorboard = workdir / "metrics.jsonl", workdir, tensorboard
-        self._writer: Any = None
+    def __init__(self, workdir: Path, sinks: Sequence[Sink] = ()) -> None:
+        self._path, self._sinks = workdir / "metrics.jsonl", sinks
 
     def log(self, stage: str, iteration: int, step: int, values: dict[str, Any]) -> None:
         """Writes one line of numbers. Raises InputError when the file cannot be written."""
@@ -37,35 +34,15 @@ class MetricsLog:
             return
         line = {"time": round(time.time(), 3), "stage": stage, "iteration": iteration, "step": step, **values}
         append_line(self._path, json.dumps(line))
-        if self._tensorboard:
-            with storing(self._workdir):
-                self._to_tensorboard(f"{stage}/iteration_{iteration:03d}" if step else stage, step or iteration, values)
+        tag = f"{stage}/iteration_{iteration:03d}" if step else stage
+        numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+        for sink in self._sinks:
+            sink.write(tag, step or iteration, numbers)
 
     def close(self) -> None:
-        """Closes the events file; a later value begins another."""
-        if self._writer is not None:
-            with contextlib.suppress(OSError):  # every value was flushed; the disk that is full now was not then
-                self._writer.close()
-            self._writer = None
-
-    def _to_tensorboard(self, tag: str, step: int, values: dict[str, Any]) -> None:
-        # Not tensorboard's EventFileWriter: that one imports TensorFlow where it is installed, for ten seconds.
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        if self._writer is None:
-            name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-            self._writer = RecordWriter(open(self._workdir / name, "wb"))  # noqa: SIM115
-            self._writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-        scalars = [
-            Summary.Value(tag=f"{tag}/{name}", simple_value=float(value))
-            for name, value in values.items()
-            if isinstance(value, int | float)
-        ]
-        event = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
-        self._writer.write(event.SerializeToString())
-        self._writer.flush()
+        """Closes the sinks; a later value opens them again."""
+        for sink in self._sinks:
+            sink.close()
 
 
 class Phases:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from star_jax import __version__, cached, checkpoint, hosts, metrics, pretrain, sharding, tokenizer
+from star_jax import __version__, cached, checkpoint, hosts, metrics, pretrain, sharding, sinks, tokenizer
 from star_jax import evaluate as ev
 from star_jax import model as gpt
 from star_jax.config import SIZES, Config, ModelConfig
@@ -190,12 +190,13 @@ def open_run(config: Config, workdir: Path, allow_changes: bool = False) -> Run:
     for split, text in lines.items():
         hosts.check_equal(f"the {split} split", text)
     world = _world(config, words, lines)
-    ledger.open(config.to_dict(), world, may_change=("star.iterations", "tensorboard"), allow_changes=allow_changes)
+    harmless = ("star.iterations", "tensorboard", "wandb")
+    ledger.open(config.to_dict(), world, may_change=harmless, allow_changes=allow_changes)
     try:
         # Completions name their problem by id: with these files the directory can be read by itself.
         for split, text in lines.items():
             _store_problems(ledger, split, text)
-        log = metrics.MetricsLog(workdir, config.tensorboard)
+        log = metrics.MetricsLog(workdir, _sinks(config, workdir))
         for split, values in lengths.items():
             _report_lengths(log, split, values)
     except BaseException:
@@ -205,6 +206,15 @@ def open_run(config: Config, workdir: Path, allow_changes: bool = False) -> Run:
     return Run(
         config, ledger, task, words, mesh, sampling_mesh, gpt.GPT(sizes), train_problems, eval_problems, log, longest
     )
+
+
+def _sinks(config: Config, workdir: Path) -> list[sinks.Sink]:
+    """Where the first process's numbers go besides metrics.jsonl."""
+    wanted: list[sinks.Sink] = []
+    if hosts.first():
+        wanted += [sinks.TensorBoard(workdir)] if config.tensorboard else []
+        wanted += [sinks.WeightsAndBiases(workdir, config.wandb, config.to_dict())] if config.wandb else []
+    return wanted
 
 
 def _store_problems(ledger: Ledger, split: str, lines: str) -> None:

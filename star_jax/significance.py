@@ -1,18 +1,44 @@
-"""How sure a number is: intervals of proportions, and a paired test of two. No JAX here."""
+"""How sure a number is: intervals of proportions and of stratified samples, and a paired test of two. No JAX here."""
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson, 1927)."""
+def wilson(right: float, n: float) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson, 1927); `n` may be an effective sample size, and `right` a part of it."""
     share, spread = right / n, Z95**2 / n
     middle = (share + spread / 2) / (1 + spread)
     half = Z95 * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stratum:
+    """A part of a population, and a simple random sample from it."""
+
+    size: int  # of the part
+    n: int  # sampled, at least 1
+    hits: int  # of the sampled, those that have what is asked for
+
+
+def stratified(strata: Sequence[Stratum]) -> tuple[float, float, float]:
+    """(share, low, high): the share of hits in the whole population, each stratum weighted by its size; 95 %.
+
+    The interval is Wilson's at the effective sample size of Kish (1965), n_eff = 1 / sum of W^2 / n, where W is a
+    stratum's part of the population and n its sample. It holds with one item a stratum, where no variance can be
+    estimated, and is Wilson's own where all weights are equal. It takes no credit for the strata, nor for how much of
+    the population was seen, so as a rule it is too wide rather than too narrow.
+
+    Args:
+      strata: at least one.
+    """
+    total = sum(s.size for s in strata)
+    share = sum(s.size / total * s.hits / s.n for s in strata)
+    effective = 1 / sum((s.size / total) ** 2 / s.n for s in strata)
+    return (share, *wilson(share * effective, effective))
 
 
 @dataclasses.dataclass(frozen=True)

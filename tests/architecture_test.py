@@ -20,6 +20,7 @@ FLOORS = (
         "errors",
         "checksums",
         "storage",
+        "sinks",
         "records",
         "tokenizer",
         "stops",
@@ -32,6 +33,7 @@ FLOORS = (
         "ledger",
         "report",
         "summary",
+        "audit",
     ),
     ("config", "hosts", "sharding", "attention", "model", "cached", "loss")
     + ("decoding", "optimizer", "metrics", "hlo", "budget"),
@@ -151,7 +153,9 @@ def test_nothing_that_is_read_is_run(module):
 
 
 def test_neither_config_nor_tasks_nor_report_load_jax_or_tensorflow():
-    light = ", ".join(f"star_jax.{name}" for name in ("config", "report", "tasks", "tasks.seqio_task", "metrics"))
+    light = ", ".join(
+        f"star_jax.{name}" for name in ("config", "report", "audit", "tasks", "tasks.seqio_task", "metrics")
+    )
     code = f"import sys, {light}; print(*sorted({JAX | TENSORFLOW!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

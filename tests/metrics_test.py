@@ -33,39 +33,11 @@ def test_a_second_log_of_the_run_appends(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
-def test_nothing_else_is_written_without_tensorboard(tmp_path):
+def test_nothing_else_is_written_without_sinks(tmp_path):
     log = MetricsLog(tmp_path)
     log.log("evaluate", 0, 0, {"accuracy": 0.1})
     log.close()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
-
-
-def test_tensorboard_reads_the_events_back(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    log = MetricsLog(tmp_path, tensorboard=True)
-    log.log("fine_tune", 3, 10, {"loss": 0.5, "note": "text is no scalar"})
-    log.log("fine_tune", 3, 20, {"loss": 0.25})
-    log.log("evaluate", 3, 0, {"accuracy": 0.75})
-    log.close()
-    log.close()  # twice does no harm
-    events = EventAccumulator(str(tmp_path)).Reload()
-    scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert scalars == {
-        "fine_tune/iteration_003/loss": [(10, 0.5), (20, 0.25)],
-        "evaluate/accuracy": [(3, 0.75)],
-    }
-
-
-def test_a_log_goes_on_after_it_was_closed(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    log = MetricsLog(tmp_path, tensorboard=True)
-    for iteration in (1, 2):
-        log.log("evaluate", iteration, 0, {"accuracy": iteration / 4})
-        log.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("evaluate/accuracy")] == [(1, 0.25), (2, 0.5)]
 
 
 def test_a_place_that_cannot_be_written_is_bad_input(tmp_path):
@@ -82,7 +54,8 @@ def test_progress_is_silent_where_there_is_no_terminal(capsys):
 def test_tensorboard_events_do_not_import_tensorflow(tmp_path):
     """TensorFlow would cost ten seconds and 850 MB in a run that only writes numbers."""
     code = (
-        "import sys, pathlib, star_jax.metrics as m; log = m.MetricsLog(pathlib.Path(sys.argv[1]), tensorboard=True); "
+        "import sys, pathlib, star_jax.metrics as m, star_jax.sinks as s; "
+        "path = pathlib.Path(sys.argv[1]); log = m.MetricsLog(path, [s.TensorBoard(path)]); "
         "log.log('a', 1, 1, {'b': 1}); log.close(); sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0

@@ -133,7 +133,7 @@ def test_an_iteration_that_kept_nothing(tmp_path):
 def test_numbers_of_a_damaged_file_are_left_out(tmp_path):
     path = make_run(tmp_path) / "iter_002/samples.jsonl"
     values = lines(path)
-    values[0] |= {"tokens": "<b>", "log_probability": {}, "draw": {"x": [1]}, "consistent": "yes", "iteration": [2]}
+    values[0] |= {"tokens": float("inf"), "log_probability": float("-inf"), "draw": float("nan"), "consistent": "yes"}
     values[1] |= {"tokens": 0, "answer": 17}
     values[2] |= {"tokens": 1e-290, "log_probability": 1e290}
     path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")

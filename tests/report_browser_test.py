@@ -157,6 +157,12 @@ def varied(workdir: Path, iterations: int = 2) -> Path:
     return report.write(workdir)
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A `varied` run; nobody changes it."""
+    return varied(tmp_path_factory.mktemp("varied")).parent
+
+
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -184,11 +190,11 @@ def evaluated(workdir: Path, number: int) -> dict[str, dict]:
     return {line["problem_id"]: line for line in lines(workdir / f"iter_{number:03d}/eval_dev.jsonl")}
 
 
-def test_the_filters_of_the_evaluation_give_what_the_files_say(opened, tmp_path):
-    page = opened(varied(tmp_path))
-    base, now = evaluated(tmp_path, 0), evaluated(tmp_path, 2)
-    class_of = {line["id"]: line["category"] for line in lines(tmp_path / "problems_dev.jsonl")}
-    right = [{key for key, line in evaluated(tmp_path, n).items() if line["verdict"] == "right"} for n in range(3)]
+def test_the_filters_of_the_evaluation_give_what_the_files_say(opened, run):
+    page = opened(run / "report.html")
+    base, now = evaluated(run, 0), evaluated(run, 2)
+    class_of = {line["id"]: line["category"] for line in lines(run / "problems_dev.jsonl")}
+    right = [{key for key, line in evaluated(run, n).items() if line["verdict"] == "right"} for n in range(3)]
     assert "(best)" in page.locator("[name=iteration] option", has_text="Iteration 2").inner_text()
     choose(page, iteration="2")
     assert sorted(listed(page)) == sorted(line["text"] for line in now.values())
@@ -211,16 +217,13 @@ def test_the_filters_of_the_evaluation_give_what_the_files_say(opened, tmp_path)
     assert sorted(listed(page))[-1] == "no completion on record"
 
 
-def test_the_filters_of_the_training_draws_give_what_the_files_say(opened, tmp_path):
-    page = opened(varied(tmp_path))
+def test_the_filters_of_the_training_draws_give_what_the_files_say(opened, run):
+    page = opened(run / "report.html")
     choose(page, collection="training")
-    draws = [c for name in ("samples", "rationalizations") for c in lines(tmp_path / f"iter_002/{name}.jsonl")]
-    kept = {(e["problem_id"], e["source"], e["draw"]) for e in lines(tmp_path / "iter_002/kept.jsonl")}
+    draws = [c for name in ("samples", "rationalizations") for c in lines(run / f"iter_002/{name}.jsonl")]
+    kept = {(e["problem_id"], e["source"], e["draw"]) for e in lines(run / "iter_002/kept.jsonl")}
     solved = {
-        c["problem_id"]
-        for n in (1, 2)
-        for c in lines(tmp_path / f"iter_{n:03d}/samples.jsonl")
-        if c["verdict"] == "right"
+        c["problem_id"] for n in (1, 2) for c in lines(run / f"iter_{n:03d}/samples.jsonl") if c["verdict"] == "right"
     }
     source = {False: "sampled", True: "rationalized"}
     was_kept = {c["text"]: (c["problem_id"], source[c["hinted"]], c["draw"]) in kept for c in draws}
@@ -245,9 +248,9 @@ def test_the_filters_of_the_training_draws_give_what_the_files_say(opened, tmp_p
     assert "mean log p −0.333 nats a token, 3 tokens" in words and "rationalized, kept, draw 0" in words
 
 
-def test_search_looks_through_what_is_shown(opened, tmp_path):
-    page = opened(varied(tmp_path))
-    now, base = evaluated(tmp_path, 2), evaluated(tmp_path, 0)
+def test_search_looks_through_what_is_shown(opened, run):
+    page = opened(run / "report.html")
+    now, base = evaluated(run, 2), evaluated(run, 0)
     choose(page, iteration="2")
     for needle in ("draw 0 of 0", now["dev-7"]["text"][-4:], "7 + 7", "DEV-3"):
         choose(page, search=needle)
@@ -262,8 +265,8 @@ def test_search_looks_through_what_is_shown(opened, tmp_path):
 
 
 @pytest.mark.parametrize("collection", ["evaluation", "training"])
-def test_a_history_shows_all_draws_of_a_problem_in_order(opened, tmp_path, collection):
-    page = opened(varied(tmp_path))
+def test_a_history_shows_all_draws_of_a_problem_in_order(opened, run, collection):
+    page = opened(run / "report.html")
     choose(page, collection=collection)
     row = page.locator(".list tbody tr").nth(2)
     key = row.get_attribute("data-key")
@@ -272,8 +275,8 @@ def test_a_history_shows_all_draws_of_a_problem_in_order(opened, tmp_path, colle
         (f"Iteration {n}" if n else "Base model", c["text"], c["verdict"])
         for n in range(3)
         for name in names
-        if (tmp_path / f"iter_{n:03d}/{name}.jsonl").exists()
-        for c in lines(tmp_path / f"iter_{n:03d}/{name}.jsonl")
+        if (run / f"iter_{n:03d}/{name}.jsonl").exists()
+        for c in lines(run / f"iter_{n:03d}/{name}.jsonl")
         if c["problem_id"] == key
     ]
     row.get_by_role("link", name="All iterations").click()
@@ -293,8 +296,8 @@ def test_a_history_shows_all_draws_of_a_problem_in_order(opened, tmp_path, colle
     assert page.evaluate("document.activeElement.dataset.key") == key and "problem=" not in page.url
 
 
-def test_the_keys(opened, tmp_path):
-    page = opened(varied(tmp_path))
+def test_the_keys(opened, run):
+    page = opened(run / "report.html")
     focused = "[...document.querySelectorAll('.list tbody tr')].indexOf(document.activeElement)"
     page.evaluate("document.querySelector('.browser').scrollIntoView()")
     places = []
@@ -334,8 +337,8 @@ def test_the_keys(opened, tmp_path):
     assert page.evaluate(focused) == -1
 
 
-def test_a_page_turned_past_its_first_row_ends_on_the_page_before(opened, tmp_path):
-    page = opened(varied(tmp_path), fragment="#r0-rationales&page=2")
+def test_a_page_turned_past_its_first_row_ends_on_the_page_before(opened, run):
+    page = opened(run / "report.html", fragment="#r0-rationales&page=2")
     assert "page 2 of 3" in page.locator(".list output").first.inner_text()
     for key in ("j", "k"):
         page.keyboard.press(key)
@@ -343,9 +346,9 @@ def test_a_page_turned_past_its_first_row_ends_on_the_page_before(opened, tmp_pa
     assert page.evaluate("document.activeElement.sectionRowIndex") == 19
 
 
-def test_a_link_shows_in_a_fresh_page_what_it_was_taken_from(opened, tmp_path):
+def test_a_link_shows_in_a_fresh_page_what_it_was_taken_from(opened, run):
     """Filters, search and page; a problem; and the state follows in the address from disk."""
-    path = varied(tmp_path)
+    path = run / "report.html"
     page = opened(path)
     choose(page, collection="training", iteration="1", kept="not", search="of 1")
     page.locator(".list [name=next]").first.click()
@@ -438,14 +441,14 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("fragment", ["", "#r0-rationales&in=training", "#r0-rationales&problem=dev-3"])
-def test_a_phone_does_not_scroll_sideways(opened, tmp_path, fragment):
-    page = opened(varied(tmp_path), width=390, scheme="dark", fragment=fragment)
+def test_a_phone_does_not_scroll_sideways(opened, run, fragment):
+    page = opened(run / "report.html", width=390, scheme="dark", fragment=fragment)
     page.evaluate("document.querySelector('.keys').open = true")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_without_what_it_needs_the_page_says_so(browser, tmp_path):
-    path = varied(tmp_path)
+def test_without_what_it_needs_the_page_says_so(browser, run):
+    path = run / "report.html"
     with browser.new_context(java_script_enabled=False) as context:
         page = context.new_page()
         page.goto(path.as_uri())

@@ -16,7 +16,7 @@ import pytest
 from star_jax import report
 from star_jax.errors import InputError
 from star_jax.records import Completion, Example, Problem, write_lines
-from star_jax.report import figures, load, page, series, texts
+from star_jax.report import figures, load, series, texts, words
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("1 digit", "2 digits")
@@ -212,7 +212,7 @@ def test_the_best_is_compared_with_the_base_problem_by_problem(tmp_path):
     ("p", "text"), [(1.0, "p = 1"), (0.03125, "p = 0.031"), (0.001, "p = 0.001"), (1e-9, "p < 0.001")]
 )
 def test_chance(p, text):
-    assert page.chance(p) == text
+    assert words.chance(p) == text
 
 
 def test_the_page_is_self_contained_and_its_ids_are_unique(tmp_path):
@@ -296,6 +296,8 @@ def test_a_base_that_is_not_beaten_and_counts_of_another_run(tmp_path):
 def test_hostile_text_is_only_ever_text(tmp_path):
     """Whatever a run says, in any field that is shown, the page has the elements of a harmless run's page."""
     make_run(tmp_path / "plain")
+    config = tmp_path / "plain" / "config.json"
+    config.write_text(config.read_text().replace("arithmetic", "no task of the paper's"))
     make_run(tmp_path / "hostile")
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'"
     evil = json.dumps(evil + "{{ 7 * 7 }}$x^$\u202egnp\u200f\x00\x1b&amp;\ud800")[1:-1]
@@ -324,7 +326,7 @@ def test_several_runs_side_by_side(tmp_path):
     assert "first done: 2 of 2 iterations 25.0 % 75.0 % 6.2 % to 93.8 % 2 75.0 % 5 min 30 s" in words
     # Right are problems 1, 2, 3 in the first run's best iteration, 1 and 3 in the second's.
     assert "second 4 2 1 0 -25.0 points p = 1" in words
-    assert re.findall(r'class="differs"><th scope="row"><bdi>([^<]*)', text) == ["star.iterations"]
+    assert re.findall(r'class="differs"><th scope="row"><bdi>([^<]*)', text) == ["star.iterations"] * 2
     assert [len(collections_of(text, run)["evaluation"]["draws"]) for run in (0, 1)] == [3, 2]
     words = shown(page_of(make_run(tmp_path / "other" / "first"), first))
     assert "first (1)" in words and "first (2)" in words
@@ -345,9 +347,9 @@ def test_the_pick_of_kept_examples_is_seeded_and_balanced(tmp_path):
 
 def test_duration_and_count():
     seconds = {None: "–", 7.25: "7.2 s", 59.97: "1 min 0 s", 85.2: "1 min 25 s", 3599.6: "1 h 0 min", 3725: "1 h 2 min"}
-    assert {value: page.duration(value) for value in seconds} == seconds
+    assert {value: words.duration(value) for value in seconds} == seconds
     numbers = {None: "–", 12000: "12,000", 0.000123: "0.000123", 0.0: "0"}
-    assert {value: page.count(value) for value in numbers} == numbers
+    assert {value: words.count(value) for value in numbers} == numbers
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,51 @@ def test_intervals_are_scipy_s_on_100_random_tables():
         np.testing.assert_allclose(significance.wilson(k, int(n)), expected, atol=1e-12)
 
 
+def test_a_stratified_share_of_equal_weights_is_wilson_s():
+    strata = [significance.Stratum(40, 8, hits) for hits in (8, 3, 0)]
+    np.testing.assert_allclose(significance.stratified(strata), (11 / 24, *significance.wilson(11, 24)), atol=1e-12)
+    one = significance.Stratum(9, 4, 1)
+    np.testing.assert_allclose(significance.stratified([one]), (0.25, *significance.wilson(1, 4)), atol=1e-12)
+
+
+def test_a_stratified_share_is_the_mean_of_weighted_items():
+    """Kish's effective sample size from the items' own weights: (sum of w)^2 / sum of w^2."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        size = rng.integers(1, 1000, rng.integers(1, 12))
+        n = rng.integers(1, np.minimum(size, 9) + 1)
+        hits = rng.integers(0, n + 1)
+        weights = np.repeat(size / n, n)
+        right = np.concatenate([np.arange(m) < k for m, k in zip(n, hits, strict=True)])
+        effective = weights.sum() ** 2 / (weights**2).sum()
+        share = np.average(right, weights=weights)
+        strata = [significance.Stratum(*map(int, values)) for values in zip(size, n, hits, strict=True)]
+        expected = (share, *significance.wilson(share * effective, effective))
+        np.testing.assert_allclose(significance.stratified(strata), expected, atol=1e-12)
+        assert 1 <= effective <= n.sum() + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n", "rates"),
+    [
+        ([10] * 10, 5, [0.9] * 10),
+        ([500, 200, 100, 50, 50, 40, 30, 10, 10, 10], 5, [0.9] * 10),
+        ([500, 200, 100, 50, 50, 40, 30, 10, 10, 10], 5, [0.5, 0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.1]),
+        ([900, 100], 25, [0.97, 0.5]),
+        ([50, 30, 10] * 10, 1, [0.8, 0.95, 0.6] * 10),
+    ],
+)
+def test_a_stratified_interval_holds_the_truth_as_often_as_it_says(sizes, n, rates):
+    """Sampled with replacement, which is harder than what is done; 93 % leaves room for the simulation's noise."""
+    rng = np.random.default_rng(0)
+    truth, held = np.average(rates, weights=sizes), 0
+    for hits in rng.binomial(n, rates, (2000, len(rates))):
+        strata = [significance.Stratum(size, n, int(k)) for size, k in zip(sizes, hits, strict=True)]
+        _, low, high = significance.stratified(strata)
+        held += low <= truth <= high
+    assert held / 2000 >= 0.93
+
+
 def test_the_paired_test_is_scipy_s_on_100_random_tables():
     """McNemar's exact test is the binomial test of the problems that one of the two solves."""
     rng = np.random.default_rng(1)

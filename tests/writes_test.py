@@ -41,11 +41,13 @@ sys.addaudithook(watch)
 print(json.dumps({name: sorted(by) for name, by in seen.items()}))
 """
 RUN = """
-from star_jax import config, evaluate, report, star
+from star_jax import audit, config, evaluate, report, star
 star.run(config.from_dict(json.loads(open(sys.argv[1]).read())), workdir)
 report.write(workdir)
 sys.argv[1:] = [f"--workdir={workdir}", "--split=train", "--iteration=2"]
 evaluate.main()
+sys.argv[1:] = [f"--workdir={workdir}"]
+audit.main()
 """
 THROUGH = ("star_jax/ledger.py", "star_jax/storage.py", "star_jax/lock.py", "/orbax/")
 TENSORBOARD = "events.out.tfevents."  # its own library writes these
@@ -91,7 +93,8 @@ def test_every_write_goes_through_the_ledger_or_orbax(file, tmp_path):
     for name in ("LOCK", "config.json.tmp", "metrics.jsonl", "iter_001/samples.jsonl.part", "iter_002/kept.jsonl.tmp"):
         assert name in found, sorted(found)
     assert any("train_state" in name for name in found) and any(name.startswith(TENSORBOARD) for name in found)
-    assert any(name.startswith(".report.html.") for name in found)
+    for name in (".report.html.", ".audit.txt."):
+        assert any(found_name.startswith(name) for found_name in found)
 
 
 def test_stray_writes_would_be_seen(tmp_path):

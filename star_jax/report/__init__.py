@@ -5,6 +5,8 @@ series.py     what each figure plots
 figures.py    series -> SVG
 texts.py      texts made safe to show, and the examples picked
 blocks.py     the draws and their problems, compressed, in the page and beside it
+audit_file.py the text file in which a person marks kept rationales
+audited.py    what the marks and the machine's checks come to
 page.py       all of it -> page.html.j2 with browser.html.j2, page.css with browser.css, and the scripts:
 blocks.js     unpacks what blocks.py packed
 choose.js     filters, search, and what a link says of them

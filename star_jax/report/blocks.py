@@ -19,9 +19,9 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from star_jax.records import Completion, Problem
+from star_jax.records import Completion, Example, Problem
 from star_jax.report import series
-from star_jax.report.load import Iteration, Run, completions, examples, is_number, problems, stamp
+from star_jax.report.load import Iteration, Run, is_number, records_of, stamp
 from star_jax.report.texts import in_turn, script_json, shown
 from star_jax.storage import delete, write_whole
 
@@ -237,12 +237,12 @@ def _problems_block(known: list[Problem], unknown: Iterable[str], solved: dict[s
 def _pack_draws(sources: _Sources) -> _Draws:
     """Kept by the state of the files: a run writes its page after every iteration, and packs only what is new."""
     places = {p.id: place for place, p in enumerate(_ordered(_problems(sources.problems)))}
-    drawn = [completion for path, _ in sources.draws for completion in completions(path)]
+    drawn = [completion for path, _ in sources.draws for completion in records_of(Completion, path)]
     if sources.collection == EVALUATION:
         drawn = list({c.problem_id: c for c in drawn if c.draw == 0}.values())
     kept = None
     if sources.kept:
-        kept = {_draw(e.problem_id, e.source, e.draw, e.iteration) for e in examples(sources.kept[0])}
+        kept = {(e.problem_id, e.source, e.draw, e.iteration) for e in records_of(Example, sources.kept[0])}
     drawn.sort(key=lambda c: (places.get(c.problem_id, len(places)), bool(c.hinted), _number(c.draw) or 0))
     text, digest = _pack([_row(completion, places, kept) for completion in drawn])
     unknown = tuple(dict.fromkeys(c.problem_id for c in drawn if c.problem_id not in places))
@@ -252,7 +252,7 @@ def _pack_draws(sources: _Sources) -> _Draws:
 
 @functools.lru_cache(maxsize=16)
 def _problems(state: State | None) -> tuple[Problem, ...]:
-    return tuple(problems(state[0])) if state else ()
+    return tuple(records_of(Problem, state[0])) if state else ()
 
 
 def _ordered(known: Iterable[Problem]) -> list[Problem]:
@@ -266,7 +266,7 @@ def _row(completion: Completion, places: dict[str, int], kept: set[Any] | None) 
     total = _number(completion.log_probability)
     was_kept = None
     if kept is not None:
-        was_kept = int(_draw(problem_id, source, completion.draw, completion.iteration) in kept)
+        was_kept = int((problem_id, source, completion.draw, completion.iteration) in kept)
     return [
         places.get(problem_id, key_of(problem_id)),
         _number(completion.draw),
@@ -281,12 +281,8 @@ def _row(completion: Completion, places: dict[str, int], kept: set[Any] | None) 
     ]
 
 
-def _draw(problem_id: str, source: str, draw: Any, iteration: Any) -> tuple[str, ...]:
-    """What a kept example and the draw it came from have in common. A damaged file may hold anything: it is text."""
-    return problem_id, source, str(draw), str(iteration)
-
-
-def _number(value: Any) -> float | None:
+def _number(value: float) -> float | None:
+    """None for what JSON cannot say: NaN, infinity."""
     return value if is_number(value) else None
 
 

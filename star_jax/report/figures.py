@@ -1,95 +1,26 @@
-"""Draws the series as SVG that sits inside the page: its colours are the page's CSS variables, its ids are its own.
+"""Draws the series; svg.py makes them a part of the page. `picture` is the figure of accuracy by itself, a PNG."""
 
-Text that comes from a run (class labels, run names) never gets into such an SVG: it stands in the HTML legend,
-which wraps on a narrow screen and is escaped like the rest of the page. What matplotlib writes there is numbers and
-ours. `picture` is the figure of accuracy by itself, a PNG with everything in it, drawn by the same functions.
-"""
-
-import dataclasses
 import io
 import math
-import re
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import matplotlib.style
 from cycler import cycler
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from star_jax.report import series
 from star_jax.report.load import Run
-from star_jax.report.series import Kept, Loss, Point
+from star_jax.report.series import Group, Kept, Loss, Point, Steps
+from star_jax.report.svg import GRID, INK, MARKERS, SERIES, SERIES_COLOURS, STYLE, Key, Plot, render
 from star_jax.report.texts import visible
 
-SERIES_COLOURS = 8  # page.css defines --series-0 .. --series-7, for light and for dark
 MOST_BARS_BY_CLASS = 40  # more bars than this would be too thin to read: then one bar an iteration
+MOST_PANELS = 12
 MOST_POINTS_A_LINE = 400  # a curve has no more pixels than this
-
-# matplotlib wants colours, the page wants variables: each stand-in below is replaced in the finished SVG.
-_INK, _GRID = "#0a0b01", "#0a0b02"
-_SERIES = tuple(f"#0a0c{index:02x}" for index in range(SERIES_COLOURS))
-_VARIABLES = {_INK: "currentColor", _GRID: "var(--grid)"} | {
-    colour: f"var(--series-{index})" for index, colour in enumerate(_SERIES)
-}
-# matplotlib's name of a marker -> the same marker as a path around (0, 0), for the legend.
-_MARKERS = {
-    "o": "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0Z",
-    "s": "M-3 -3H3V3H-3Z",
-    "^": "M0 -3.6L3.6 3H-3.6Z",
-    "D": "M0 -4L4 0L0 4L-4 0Z",
-    "v": "M0 3.6L3.6 -3H-3.6Z",
-}
-_STYLE = {
-    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font and colour
-    "svg.hashsalt": "star_jax",  # the same run gives the same bytes
-    "text.parse_math": False,
-    "font.size": 9.5,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.prop_cycle": cycler(color=_SERIES),
-    "axes.grid.axis": "y",
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "text.color": _INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Key:
-    """One entry of a figure's legend."""
-
-    label: str
-    colour: str = "currentColor"  # CSS
-    shape: str = "line"  # "line", "dashed", "fill" or "outline"
-    marker: str = ""  # an SVG path around (0, 0), drawn on a line
-    opacity: float = 1.0
-    note: str = ""  # what the line comes to, in words
-
-
-@dataclasses.dataclass(frozen=True)
-class Plot:
-    """A finished figure; `svg` is safe markup, the legend's texts are not."""
-
-    svg: Markup
-    legend: tuple[Key, ...]
 
 
 def accuracy(run: Run, prefix: str) -> Plot | None:
@@ -101,7 +32,7 @@ def accuracy(run: Run, prefix: str) -> Plot | None:
     def draw(axes: Axes) -> None:
         legend.extend(_accuracy_lines(axes, run))
 
-    return Plot(_svg(draw, prefix, "Accuracy by class against the iteration", height=3.4), tuple(legend))
+    return Plot(render(draw, prefix, "Accuracy by class against the iteration", height=3.4), tuple(legend))
 
 
 def has_accuracy(run: Run) -> bool:
@@ -115,7 +46,7 @@ def picture(runs: Mapping[str, Run], light: Mapping[str, str]) -> bytes:
     `light`: the page's variables on a light screen. Every run must have an evaluation; see `has_accuracy`.
     """
     style: dict[str, Any] = {
-        **{key: {_INK: light["ink"], _GRID: light["grid"]}.get(str(value), value) for key, value in _STYLE.items()},
+        **{key: {INK: light["ink"], GRID: light["grid"]}.get(str(value), value) for key, value in STYLE.items()},
         "axes.prop_cycle": cycler(color=[light[f"series-{index}"] for index in range(SERIES_COLOURS)]),
     }
     lines = max(len(series.accuracy_series(run)) for run in runs.values()) + 1
@@ -133,19 +64,72 @@ def picture(runs: Mapping[str, Run], light: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def overlay(names: Sequence[str], runs: Sequence[Run], prefix: str) -> Plot | None:
-    """The mean of classes of each run by iteration; None: no run has an evaluation yet."""
-    drawn = [(name, mean) for name, run in zip(names, runs, strict=True) if (mean := series.mean_series(run))]
+def overlay(groups: Sequence[Group], prefix: str) -> Plot | None:
+    """The mean of classes of each group of runs by iteration; None: no run has an evaluation yet."""
+    return _spreads(groups, None, prefix, "Mean accuracy of each run against the iteration", small=False)
+
+
+def overlays(groups: Sequence[Group], prefix: str) -> dict[str, Plot]:
+    """Class -> the accuracy of each group of runs by iteration; empty where there is one class, or too many."""
+    labels = list(dict.fromkeys(label for group in groups for run in group.runs for label in run.classes))
+    if not 1 < len(labels) <= MOST_PANELS:
+        return {}
+    plots = {
+        label: _spreads(groups, label, f"{prefix}{place}-", "Accuracy against the iteration", small=True)
+        for place, label in enumerate(labels)
+    }
+    return {label: plot for label, plot in plots.items() if plot}
+
+
+def _spreads(groups: Sequence[Group], label: str | None, prefix: str, title: str, small: bool) -> Plot | None:
+    """A line a group, and where it has several runs a band from the lowest to the highest of them."""
+    drawn = [(group, points) for group in groups if (points := group.spread(label))]
     if not drawn:
         return None
     legend: list[Key] = []
 
     def draw(axes: Axes) -> None:
-        for index, (name, points) in enumerate(drawn):
+        for index, (group, points) in enumerate(drawn):
+            several = len(group.runs) > 1
+            name = ", ".join(group.names) + (f": mean and range of {len(group.runs)}" if several else "")
             legend.append(_accuracy_line(axes, index, name, points, shift=0.0, intervals=False))
+            if several:
+                xs, low, high = zip(
+                    *((p.iteration, 100 * (p.low or 0), 100 * (p.high or 0)) for p in points), strict=True
+                )
+                axes.fill_between(xs, low, high, color=SERIES[index % SERIES_COLOURS], alpha=0.2, linewidth=0)
         _accuracy_axes(axes, [p.iteration for _, points in drawn for p in points])
 
-    return Plot(_svg(draw, prefix, "Mean accuracy of each run against the iteration", height=3.2), tuple(legend))
+    size = {"height": 2.2, "width": 3.3} if small else {"height": 3.2}
+    return Plot(render(draw, prefix, title, **size), tuple(legend))
+
+
+def steps(solutions: Sequence[Steps], prefix: str) -> Plot | None:
+    """Steps of right solutions against their references', by the area of a dot a pair; None: nothing to draw."""
+    if not solutions:
+        return None
+    legend: list[Key] = []
+
+    def draw(axes: Axes) -> None:
+        most = max(max(pair) for each in solutions for pair in each.pairs)
+        fullest = max(each.pairs.most_common(1)[0][1] for each in solutions)
+        axes.plot((0, most), (0, most), color=GRID, linewidth=1.2)
+        for place, each in enumerate(solutions):
+            # Side by side where there are two: of a pair that both have, neither hides the other.
+            shift = 0.16 * (place - (len(solutions) - 1) / 2)
+            xs, ys = zip(*((reference + shift, own) for reference, own in each.pairs), strict=True)
+            areas = [max(4.0, 180 * count / fullest) for count in each.pairs.values()]
+            axes.scatter(xs, ys, s=areas, color=SERIES[place], alpha=0.75, linewidth=0)
+            name = f"iteration {each.iteration}" if each.iteration else "base"
+            note = f"{100 * each.equal / each.problems:.1f} % equal, {100 * each.shorter / each.problems:.1f} % shorter"
+            legend.append(Key(name, f"var(--series-{place})", "fill", note=f"{note}, of {each.problems:,} solved"))
+        axes.set_xlabel("steps of the reference")
+        axes.set_ylabel("steps of the model")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.margins(0.08)
+
+    return Plot(render(draw, prefix, "Steps of the model's right solutions and of the references", 3.4), tuple(legend))
 
 
 def kept(run: Run, prefix: str) -> Plot | None:
@@ -168,7 +152,7 @@ def kept(run: Run, prefix: str) -> Plot | None:
     title = (
         "Examples kept by iteration, by class and source" if broken_down else "Examples kept by iteration, by source"
     )
-    return Plot(_svg(draw, prefix, title, height=3.0), tuple(legend))
+    return Plot(render(draw, prefix, title, height=3.0), tuple(legend))
 
 
 def loss(lines: Sequence[Loss], prefix: str, title: str) -> Plot | None:
@@ -184,7 +168,7 @@ def loss(lines: Sequence[Loss], prefix: str, title: str) -> Plot | None:
             opacity = 1.0 if len(lines) == 1 else 0.3 + 0.7 * index / (len(lines) - 1)
             steps, losses = zip(*_thin(line.points), strict=True)
             marker = "o" if len(steps) == 1 else ""
-            axes.plot(steps, losses, color=_SERIES[0], alpha=opacity, marker=marker, linewidth=1.4)
+            axes.plot(steps, losses, color=SERIES[0], alpha=opacity, marker=marker, linewidth=1.4)
             label = f"iteration {line.iteration}" if line.stage == series.FINE_TUNE else line.stage or "training"
             note = f"{losses[0]:.3g} → {losses[-1]:.3g}"
             if line.not_finite:
@@ -200,18 +184,22 @@ def loss(lines: Sequence[Loss], prefix: str, title: str) -> Plot | None:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
-    return Plot(_svg(draw, prefix, title, height=2.7), tuple(legend))
+    return Plot(render(draw, prefix, title, height=2.7), tuple(legend))
 
 
 def _accuracy_lines(axes: Axes, run: Run) -> list[Key]:
     """Draws the accuracy of each class and their mean; returns the legend, an entry a line."""
     by_class, mean = series.accuracy_series(run), series.mean_series(run)
+    introduced = series.introductions(run)
+    if len(set(introduced.values())) < 2:
+        introduced = {}  # all from the first: nothing to tell
     intervals = len(by_class) <= SERIES_COLOURS
     legend = []
     for index, (label, points) in enumerate(by_class.items()):
         # A little to the side of each other, so that intervals of equal accuracies do not hide one another.
         shift = 0.05 * (index - (len(by_class) - 1) / 2) if intervals else 0.0
-        legend.append(_accuracy_line(axes, index, label or "all problems", points, shift, intervals))
+        since = introduced.get(label, 0)
+        legend.append(_accuracy_line(axes, index, label or "all problems", points, shift, intervals, since))
     if len(by_class) != 1 and mean:
         xs, ys = [p.iteration for p in mean], [100 * p.accuracy for p in mean]
         ink = matplotlib.rcParams["text.color"]
@@ -221,17 +209,36 @@ def _accuracy_lines(axes: Axes, run: Run) -> list[Key]:
     return legend
 
 
-def _accuracy_line(axes: Axes, index: int, label: str, points: Sequence[Point], shift: float, intervals: bool) -> Key:
-    """Draws one accuracy line, with its intervals where it has them; returns its legend entry."""
+def _accuracy_line(
+    axes: Axes,
+    index: int,
+    label: str,
+    points: Sequence[Point],
+    shift: float,
+    intervals: bool,
+    since: int | None = 0,
+) -> Key:
+    """Draws one accuracy line, with its intervals where it has them; returns its legend entry.
+
+    `since`: the first iteration that trained on it (None: none did); the markers before are hollow.
+    """
     colours = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]  # the page's stand-ins, or a picture's own
-    colour, marker = colours[index % SERIES_COLOURS], list(_MARKERS)[index % len(_MARKERS)]
+    colour, marker = colours[index % SERIES_COLOURS], list(MARKERS)[index % len(MARKERS)]
     xs, ys = [p.iteration + shift for p in points], [100 * p.accuracy for p in points]
-    axes.plot(xs, ys, color=colour, marker=marker)
+    early = [place for place, p in enumerate(points) if since is None or (since > 1 and p.iteration < since)]
+    axes.plot(xs, ys, color=colour, marker=marker, markevery=[i for i in range(len(xs)) if i not in early])
+    if early:
+        places = [xs[place] for place in early], [ys[place] for place in early]
+        axes.scatter(*places, 22, marker=marker, facecolor="none", edgecolor=colour, linewidth=1.2)
     for x, point in zip(xs, points, strict=True):
         if intervals and point.low is not None and point.high is not None:
             axes.vlines(x, 100 * point.low, 100 * point.high, color=colour, alpha=0.45, linewidth=2.2)
     note = _first_to_last(points)
-    return Key(label, f"var(--series-{index % SERIES_COLOURS})", marker=_MARKERS[marker], note=note)
+    if since is None:
+        note += ", not trained on"
+    elif since > 1:
+        note += f", trained on from iteration {since} on"
+    return Key(label, f"var(--series-{index % SERIES_COLOURS})", marker=MARKERS[marker], note=note)
 
 
 def _accuracy_axes(axes: Axes, iterations: Sequence[int]) -> None:
@@ -254,11 +261,11 @@ def _kept_bars(axes: Axes, bars: Sequence[Kept]) -> list[Key]:
         place = labels.index(bar.label)
         x = bar.iteration + (place - (len(labels) - 1) / 2) * width
         if bar.problems is not None:
-            axes.bar(x, bar.problems, 0.92 * width, facecolor="none", edgecolor=_INK, linewidth=0.5, alpha=0.45)
+            axes.bar(x, bar.problems, 0.92 * width, facecolor="none", edgecolor=INK, linewidth=0.5, alpha=0.45)
         bottom = 0.0
         for amount, opacity in ((bar.sampled, 1.0), (bar.rationalized, 0.45), (bar.reference, 0.2)):
             if amount:
-                colour = _SERIES[place % SERIES_COLOURS]
+                colour = SERIES[place % SERIES_COLOURS]
                 axes.bar(x, amount, 0.92 * width, bottom, color=colour, alpha=opacity, linewidth=0)
                 bottom += amount
     colour = "currentColor" if len(labels) > 1 else "var(--series-0)"
@@ -283,48 +290,3 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def _first_to_last(points: Sequence[Point]) -> str:
     first, last = (f"{100 * point.accuracy:.1f}" for point in (points[0], points[-1]))
     return f"{last} %" if len(points) == 1 else f"{first} → {last} %"
-
-
-def _svg(draw: Callable[[Axes], None], prefix: str, title: str, height: float) -> Markup:
-    """Draws on fresh axes of 6 x `height` inches and returns the SVG element, every id in it begun with `prefix`."""
-    with matplotlib.style.context(["default", _STYLE]):
-        figure = Figure(figsize=(6.0, height))
-        # Fixed margins in inches: with room for labels that CSS enlarges on a narrow screen.
-        axes = figure.add_axes((0.9 / 6, 0.55 / height, 5.0 / 6, 1 - 0.7 / height))
-        draw(axes)
-        axes.yaxis.set_label_coords(-0.66 / 5.0, 0.5)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    root = ElementTree.fromstring(buffer.getvalue())
-    _adapt(root, prefix)
-    root.attrib = {"class": "plot", "viewBox": root.attrib["viewBox"], "role": "img", "aria-label": title}
-    return Markup(ElementTree.tostring(root, encoding="unicode"))
-
-
-def _adapt(root: ElementTree.Element, prefix: str) -> None:
-    """Turns matplotlib's document into a part of an HTML page, in place."""
-    for parent in list(root.iter()):
-        for child in list(parent):
-            # Its style element speaks for every element of whatever page it lands on; page.css has the rule.
-            if child.tag.endswith(("}metadata", "}style")):
-                parent.remove(child)
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-        element.attrib = {
-            name.rpartition("}")[2]: _attribute(name.rpartition("}")[2], value, prefix)
-            for name, value in element.attrib.items()
-        }
-
-
-def _attribute(name: str, value: str, prefix: str) -> str:
-    if name == "id":
-        return prefix + value
-    if name == "href":
-        return f"#{prefix}{value[1:]}"
-    if name == "style":
-        # The font is the page's: page.css sets it, and its size by the width of the screen.
-        declarations = (part.strip() for part in value.split(";"))
-        value = "; ".join(part for part in declarations if not part.startswith("font"))
-    for stand_in, variable in _VARIABLES.items():
-        value = value.replace(stand_in, variable)
-    return re.sub(r"url\(#", f"url(#{prefix}", value)

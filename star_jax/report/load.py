@@ -3,7 +3,6 @@
 The long files of an iteration (its dev completions, its kept examples) are not held here but read when asked for.
 """
 
-import collections
 import dataclasses
 import functools
 import json
@@ -50,14 +49,6 @@ class Filtered:
 
 
 @dataclasses.dataclass(frozen=True)
-class Draws:
-    """What samples.jsonl and rationalizations.jsonl hold, counted by verdict. None: the file is not there yet."""
-
-    sampled: collections.Counter[str] | None
-    rationalized: collections.Counter[str] | None
-
-
-@dataclasses.dataclass(frozen=True)
 class Iteration:
     """One iter_NNN; iteration 0 is the base model and has an evaluation only."""
 
@@ -68,7 +59,6 @@ class Iteration:
     reported: Evaluation | None  # on the run's `report_split`
     filtered: Filtered | None
     fine_tuned: dict[str, float] | None  # every number in finetune.json: steps, examples, loss_first, seconds, ...
-    draws: Draws
     has_kept: bool
 
 
@@ -104,7 +94,7 @@ def read_run(workdir: Path) -> Run:
         split = "dev"
     if not isinstance(report_split, str) or not re.fullmatch(r"[\w-]+", report_split):
         report_split = "test"
-    problems = tuple(record for _, record in _records(Problem, workdir / f"problems_{split}.jsonl"))
+    problems = tuple(records_of(Problem, workdir / f"problems_{split}.jsonl"))
     iterations = tuple(_iteration(number, directory, split, report_split) for number, directory in found)
     metrics, unread = _metrics(workdir / "metrics.jsonl")
     classes = dict.fromkeys(sorted({problem.category for problem in problems}, key=natural_order))
@@ -122,21 +112,6 @@ def setting(config: dict[str, Any], dotted: str) -> Any:
     return value
 
 
-def completions(path: Path) -> Iterator[Completion]:
-    """The draws in a file; none where it is not there."""
-    return (record for _, record in _records(Completion, path))
-
-
-def examples(path: Path) -> Iterator[Example]:
-    """The examples in a file; none where it is not there."""
-    return (record for _, record in _records(Example, path))
-
-
-def problems(path: Path) -> Iterator[Problem]:
-    """The problems in a file; none where it is not there."""
-    return (record for _, record in _records(Problem, path))
-
-
 def verdicts(run: Run, iteration: Iteration, split: str) -> dict[str, bool]:
     """Problem id -> whether draw 0 of an evaluation was right; empty where there is none. Not to be changed."""
     path = iteration.directory / f"eval_{split}.jsonl"
@@ -145,12 +120,12 @@ def verdicts(run: Run, iteration: Iteration, split: str) -> dict[str, bool]:
 
 @functools.lru_cache(maxsize=64)
 def _solved(path: Path, _: tuple[int, int]) -> dict[str, bool]:
-    return {record.problem_id: record.verdict == "right" for _, record in _records(Completion, path) if not record.draw}
+    return {record.problem_id: record.verdict == "right" for record in records_of(Completion, path) if not record.draw}
 
 
 def kept_examples(iteration: Iteration) -> list[Example]:
     """What the iteration's model was fine-tuned on; empty where nothing was kept, or not yet."""
-    return list(examples(iteration.directory / "kept.jsonl"))
+    return list(records_of(Example, iteration.directory / "kept.jsonl"))
 
 
 def train_classes(run: Run) -> dict[str, str]:
@@ -159,9 +134,23 @@ def train_classes(run: Run) -> dict[str, str]:
     return _classes(path, stamp(path)) if path.is_file() else {}
 
 
+def train_problems(run: Run) -> dict[str, Problem]:
+    """Train problem id -> problem, of a run that wrote problems_train.jsonl; empty without it."""
+    return {record.id: record for record in records_of(Problem, run.directory / "problems_train.jsonl")}
+
+
+def checked_steps(iteration: Iteration) -> dict[tuple[str, bool, int], bool | None]:
+    """(problem id, hinted, draw) -> whether the steps of that draw check out by machine; None: it could not tell.
+
+    Empty where samples.jsonl is not there.
+    """
+    paths = (iteration.directory / f"{name}.jsonl" for name in ("samples", "rationalizations"))
+    return {(c.problem_id, c.hinted, c.draw): c.consistent for path in paths for c in records_of(Completion, path)}
+
+
 @functools.lru_cache(maxsize=8)
 def _classes(path: Path, _: tuple[int, int]) -> dict[str, str]:
-    return {record.id: record.category for _, record in _records(Problem, path)}
+    return {record.id: record.category for record in records_of(Problem, path)}
 
 
 def stamp(path: Path) -> tuple[int, int]:
@@ -192,7 +181,6 @@ def _iteration(number: int, directory: Path, split: str, report_split: str) -> I
         reported=optional(f"eval_{report_split}.json", _evaluation) if report_split != split else None,
         filtered=optional("filter.json", _filtered),
         fine_tuned=optional("finetune.json", lambda path: _numbers(_read_object(path))),
-        draws=Draws(optional("samples.jsonl", _verdicts), optional("rationalizations.jsonl", _verdicts)),
         has_kept=(directory / "kept.jsonl").is_file(),
     )
 
@@ -231,15 +219,6 @@ def _filtered(path: Path) -> Filtered:
     )
 
 
-def _verdicts(path: Path) -> collections.Counter[str]:
-    return _counted(path, stamp(path))
-
-
-@functools.lru_cache(maxsize=4096)
-def _counted(path: Path, _: tuple[int, int]) -> collections.Counter[str]:
-    return collections.Counter(record.verdict for _, record in _records(Completion, path))
-
-
 def _metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], int]:
     """The log's lines, and how many could not be read. Of a step a resumed run repeated, the last values win."""
     if not path.is_file():
@@ -259,31 +238,21 @@ def _metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], int]:
     return tuple(merged.values()), unread
 
 
-def _records(kind: type[Record], path: Path) -> Iterator[tuple[int, Record]]:
-    """(line number, record) of a file, nothing where it is absent. Raises InputError naming file and line."""
+def records_of(kind: type[Record], path: Path) -> Iterator[Record]:
+    """The records of a file, none where it is absent. Raises InputError naming file and line."""
     if not path.is_file():
         return
-    texts = [name for name, type_ in typing.get_type_hints(kind).items() if type_ is str]
-    try:
-        for number, record in enumerate(read_jsonl(kind, path), start=1):
-            for name in texts:
-                if not isinstance(getattr(record, name), str):
-                    raise InputError(f"{path}:{number}: '{name}' should be text, is {_short(getattr(record, name))}")
-            yield number, record
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}:{_undecodable_line(path)}: is not UTF-8 text; mend or delete the file") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _undecodable_line(path: Path) -> int:
-    # The decoder works ahead of the lines it hands out, so its error does not tell which line it was.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        try:
-            line.decode("utf-8")
-        except UnicodeDecodeError:
-            return number
-    return 0
+    hints = typing.get_type_hints(kind)
+    texts = [name for name, type_ in hints.items() if type_ is str]
+    numbers = [name for name, type_ in hints.items() if type_ in (int, float)]
+    for number, record in enumerate(read_jsonl(kind, path), start=1):
+        for name in texts:
+            if not isinstance(getattr(record, name), str):
+                raise InputError(f"{path}:{number}: '{name}' should be text, is {_short(getattr(record, name))}")
+        for name in numbers:
+            if type(getattr(record, name)) not in (int, float):
+                raise InputError(f"{path}:{number}: '{name}' should be a number, is {_short(getattr(record, name))}")
+        yield record
 
 
 def _read_object(path: Path) -> dict[str, Any]:

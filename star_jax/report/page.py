@@ -4,7 +4,6 @@ import base64
 import datetime
 import hashlib
 import importlib.resources
-import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -13,9 +12,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from star_jax import alarms, significance
+from star_jax import significance
 from star_jax.errors import InputError
-from star_jax.report import blocks, figures, series, texts
+from star_jax.report import audited, blocks, draws, figures, panels, paper, series, state, texts, words
+from star_jax.report.health import health_series
 from star_jax.report.load import Iteration, Run, setting, verdicts
 
 SCRIPTS = ("blocks.js", "choose.js", "cells.js", "browser.js", "keys.js")
@@ -73,16 +73,20 @@ def render(runs: Sequence[Run], shelf: blocks.Shelf, folder: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "count": count, "duration": duration, "chance": chance}
+    environment.filters |= {name: getattr(words, name) for name in ("percent", "count", "duration", "chance")}
+    environment.filters |= {"clipped": texts.clipped}
     script = "".join(_resource(name) for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     names = _names(runs)
+    groups = series.groups(names, runs)
     return environment.get_template("page.html.j2").render(
         runs=[
             _run_view(run, name, f"r{index}-") | blocks.view(shelf, index, folder)
             for index, (run, name) in enumerate(zip(runs, names, strict=True))
         ],
-        overlay=figures.overlay(names, runs, "all-") if len(runs) > 1 else None,
+        overlay=figures.overlay(groups, "all-") if len(runs) > 1 else None,
+        overlays=figures.overlays(groups, "class-") if len(runs) > 1 else {},
+        paper=paper.table(runs, names),
         comparisons=[(name, _best_against(runs[0], run)) for name, run in zip(names[1:], runs[1:], strict=True)],
         settings=settings(runs),
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -111,53 +115,6 @@ def settings(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
     return [(key, values, len(set(values)) > 1) for key, values in rows]
 
 
-def standing(run: Run) -> str:
-    """Where the run stands, in words, as far as its files tell: a run that was stopped looks like one that goes on."""
-    planned = setting(run.config, "star.iterations")
-    of_planned = f" of {planned}" if isinstance(planned, int) else ""
-    by_number = {iteration.number: iteration for iteration in run.iterations}
-    if max(by_number, default=0) == 0:
-        evaluated = 0 in by_number and by_number[0].evaluation is not None
-        if evaluated and planned == 0:
-            return "done: the base model is evaluated, and no iteration was asked for"
-        return f"the base model is evaluated; iteration 1{of_planned} comes next" if evaluated else "no evaluation yet"
-    finished = [number for number, iteration in by_number.items() if iteration.done and number > 0]
-    if isinstance(planned, int) and len(finished) >= planned:
-        return f"done: {planned} of {planned} iterations"
-    current = max(finished, default=0) + 1
-    if current not in by_number:
-        return f"iteration {max(finished, default=0)}{of_planned} done"
-    return f"iteration {current}{of_planned}, in progress or stopped; {_stage(run, by_number[current])}"
-
-
-def percent(fraction: float | None) -> str:
-    """0.4125 -> "41.2 %"; None -> a dash."""
-    return "–" if fraction is None else f"{100 * fraction:.1f} %"
-
-
-def count(value: float | None) -> str:
-    """12000 -> "12,000"; 0.000123 -> "0.000123"; None -> a dash."""
-    if value is None:
-        return "–"
-    return f"{int(value):,}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
-
-
-def duration(seconds: float | None) -> str:
-    """3725 -> "1 h 2 min"; 85.2 -> "1 min 25 s"; 7.25 -> "7.2 s"; None -> a dash."""
-    if seconds is None:
-        return "–"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    if seconds < 3599.5:
-        return f"{round(seconds) // 60} min {round(seconds) % 60} s"
-    return f"{round(seconds / 60) // 60:,} h {round(seconds / 60) % 60} min"
-
-
-def chance(p: float) -> str:
-    """A p value: 0.0312 -> "p = 0.031"; 1e-9 -> "p < 0.001"."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-
-
 def _best_against(first: Run, second: Run) -> significance.Paired | None:
     """The best iterations of two runs, on the problems both were asked; None where there are none."""
     if first.split != second.split:
@@ -177,7 +134,7 @@ def _of(run: Run, number: int) -> dict[str, bool]:
 
 def _run_view(run: Run, name: str, prefix: str) -> dict[str, Any]:
     """What the template needs to know of a run, but for its rationales."""
-    losses = series.loss_series(run)
+    losses, health = series.loss_series(run), health_series(run)
     filtered = [(iteration, counts) for iteration in run.iterations if (counts := _filter_counts(iteration))]
     tuned = [(iteration, iteration.fine_tuned) for iteration in run.iterations if iteration.fine_tuned]
     overall = {point.iteration: point for point in series.overall_series(run)}
@@ -187,13 +144,13 @@ def _run_view(run: Run, name: str, prefix: str) -> dict[str, Any]:
         "prefix": prefix,
         "task": list(_flatten(run.config.get("task")).items()),
         "model": [(key, text) for key, text in _flatten(run.config.get("model")).items() if key in MODEL_SIZES],
-        "standing": standing(run),
+        "standing": state.standing(run),
         "base": overall.get(0),
         "best": series.best(run),
         "gained": significance.paired(_of(run, 0), _of_best(run)),
         "means": {point.iteration: point.accuracy for point in series.mean_series(run)},
         "seconds": series.stage_seconds(run),
-        "notices": _notices(run),
+        "notices": state.notices(run),
         "accuracy": figures.accuracy(run, f"{prefix}accuracy-"),
         "kept": figures.kept(run, f"{prefix}kept-"),
         "loss": figures.loss(
@@ -204,77 +161,34 @@ def _run_view(run: Run, name: str, prefix: str) -> dict[str, Any]:
             f"{prefix}base-loss-",
             "Training loss of the base model by step",
         ),
+        "introduced": len(set(series.introductions(run).values())) > 1,
+        "steps": figures.steps(_base_and_best(run), f"{prefix}steps-"),
+        "health": panels.health(health, f"{prefix}health-"),
+        "health_rows": health,
+        "effort": series.effort_series(run),
+        "departures": [(key, [of_paper, own], False) for key, of_paper, own in paper.departures(run)],
         "filtered": filtered,
         "filter_columns": _columns(FILTER_COLUMNS, [counts for _, counts in filtered]),
         "tuned": tuned,
         "restart_from": setting(run.config, "star.restart_from") or "base",
         "fine_tune_columns": _columns(FINE_TUNE_COLUMNS, [numbers for _, numbers in tuned]),
         "examples": texts.kept_picks(run),
+        "audit": audited.audit(run),
     }
 
 
-def _stage(run: Run, iteration: Iteration) -> str:
-    """The stage an unfinished iteration is at, from the files it has."""
-    samples, rationalizations = iteration.draws.sampled, iteration.draws.rationalized
-    if iteration.filtered is None and not setting(run.config, "star.direct"):
-        rationalizes = setting(run.config, "star.rationalize")
-        if samples is None:
-            return "sampling comes next"
-        if rationalizes and rationalizations is None:
-            return "rationalizing comes next"
-        if not samples["right"] and not (rationalizations and rationalizations["right"]):
-            return "no completion reached a right answer, so there is nothing to keep"
-    if iteration.filtered is None:
-        return "filtering comes next"
-    if iteration.filtered.counts.get("kept") == 0:
-        return "it kept nothing, so there is nothing to fine-tune on"
-    if iteration.fine_tuned is None:
-        return "fine-tuning comes next"
-    return "evaluating comes next" if iteration.evaluation is None else "all of its stages are on disk"
+def _base_and_best(run: Run) -> list[series.Steps]:
+    """The steps of the base and of the best iteration, of those that have any."""
+    best = series.best(run)
+    return [steps for steps in series.steps_series(run) if best and steps.iteration in (0, best.iteration)]
 
 
 def _filter_counts(iteration: Iteration) -> dict[str, float]:
     """filter.json's counts; before there is one, the draws so far counted by verdict."""
     if iteration.filtered:
         return iteration.filtered.counts
-    if iteration.draws.sampled is None:
-        return {}
-    return {"draws": iteration.draws.sampled.total(), **iteration.draws.sampled}
-
-
-def _notices(run: Run) -> list[str]:
-    """What a reader should know before trusting the page."""
-    notices = []
-    if not run.config:
-        notices.append("config.json is missing or empty, so the page cannot say what was run.")
-    if run.unread_metrics:
-        notices.append(
-            f"{run.unread_metrics} line(s) of metrics.jsonl could not be read (torn by a kill, as a rule); "
-            "they are left out."
-        )
-    for iteration in run.iterations:
-        drawn = iteration.draws.sampled
-        counts = iteration.filtered.counts if iteration.filtered else {}
-        if drawn is not None and "draws" in counts and counts["draws"] != drawn.total():
-            notices.append(
-                f"Iteration {iteration.number}: filter.json counts {count(counts['draws'])} draws, "
-                f"samples.jsonl holds {count(drawn.total())}; they are not of the same run."
-            )
-    return [*notices, *_alarms(run)]
-
-
-def _alarms(run: Run) -> list[str]:
-    """What star_jax.alarms says of each iteration and the one before it."""
-    found = []
-    for before, now in itertools.pairwise(run.iterations):
-        signs = []
-        if before.filtered and now.filtered:
-            signs += alarms.of_draws(before.filtered.counts, now.filtered.counts)
-        if before.evaluation and now.evaluation:
-            rates = [(e.overall.accuracy, e.overall.low, e.overall.high) for e in (before.evaluation, now.evaluation)]
-            signs += alarms.of_accuracy(*rates)
-        found += [f"Iteration {now.number}: {sign}." for sign in signs]
-    return found
+    samples = draws.drawn(iteration, "samples")
+    return {"draws": samples.draws, **samples.verdicts} if samples else {}
 
 
 def _columns(columns: dict[str, str], rows: Sequence[dict[str, float]]) -> dict[str, str]:

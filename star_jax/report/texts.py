@@ -70,8 +70,7 @@ def kept_picks(run: Run) -> list[tuple[int, int, list[Pick]]]:
 
     The pick is random with a fixed seed, and takes classes and sources in turn.
     """
-    having = [iteration for iteration in run.iterations if iteration.has_kept]
-    picks = [(iteration.number, *_picked(run, iteration)) for iteration in having]
+    picks = [(iteration.number, *_picked(run, iteration)) for iteration in run.iterations]
     return [(number, total, chosen) for number, total, chosen in picks if total]
 
 

@@ -105,6 +105,18 @@ class Arithmetic(Task):
     def consistent(self, problem: Problem, text: str) -> bool | None:
         return None if self.direct else text.rstrip("\n") == self.reference(problem)
 
+    @classmethod
+    def steps(cls, rationale: str) -> int | None:
+        """The lines of the scratchpad; None without one."""
+        lines = rationale.split("\n")
+        if "<scratch>" not in lines or "</scratch>" not in lines:
+            return None
+        return max(0, lines.index("</scratch>") - lines.index("<scratch>") - 1)
+
+    @classmethod
+    def reference_steps(cls, problem: Problem) -> int | None:
+        return cls.steps(scratchpad(*operands(problem)))
+
     def held_out(self, digits: int) -> dict[str, list[Pair]]:
         """{"dev": pairs, "test": pairs} of a digit length: distinct, disjoint, each at most a tenth of all pairs."""
         return _held_out(digits, self.held_out_per_length, self.seed)

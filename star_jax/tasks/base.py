@@ -60,6 +60,16 @@ class Task(abc.ABC):
         """Whether the steps of a completion check out by machine; None where they cannot be checked."""
         return None
 
+    @classmethod
+    def steps(cls, rationale: str) -> int | None:
+        """How many steps a rationale takes; None where the task cannot count them."""
+        return None
+
+    @classmethod
+    def reference_steps(cls, problem: Problem) -> int | None:
+        """The steps of a problem's reference rationale; None where it has none, or they cannot be counted."""
+        return None if problem.rationale is None else cls.steps(problem.rationale)
+
 
 def check_split(split: str, known: Sequence[str]) -> None:
     """Raises InputError unless `split` is one of `known`."""

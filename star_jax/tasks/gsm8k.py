@@ -79,6 +79,11 @@ class Gsm8k(FileTask):
         found = [] if self.direct else calculations(text)
         return all(calculation.right for calculation in found) if found else None
 
+    @classmethod
+    def steps(cls, rationale: str) -> int | None:
+        """The calculator's annotations (paper, Figure 6)."""
+        return len(calculations(rationale))
+
 
 def _lines(solution: str) -> list[str]:
     """The lines that are not blank; six of the real solutions hold blank ones, which would stop a completion."""
