@@ -24,6 +24,7 @@ from report_test import (
 )
 
 from star_jax import report
+from star_jax.errors import InputError
 from star_jax.records import Example, Problem
 from star_jax.report import blocks, load, texts
 
@@ -213,6 +214,12 @@ def test_only_a_page_with_files_beside_it_may_load_scripts(tmp_path, monkeypatch
     report.write(tmp_path, tmp_path / "other" / "a page's.html")
     assert len(list((tmp_path / "other" / "a page's_texts").iterdir())) == 7
     assert '"folder":"a%20page%27s_texts/"' in (tmp_path / "other" / "a page's.html").read_text()
+
+
+def test_a_directory_is_no_page(tmp_path):
+    make_run(tmp_path)
+    with pytest.raises(InputError, match="is a directory; the page needs the name of a file"):
+        report.write(tmp_path, tmp_path)
 
 
 def test_the_same_run_gives_the_same_bytes_and_is_packed_once(tmp_path, monkeypatch):
