@@ -52,10 +52,12 @@ def big_run(folder: Path, seed: int = 0, iterations: int = 3) -> Path:
         earlier = Example("t0", "old", "the hint", n - 1, "sampled")  # of star.keep_previous
         own = [Example(c.problem_id, "What is it?", c.text, n, sources[c.hinted], draw=c.draw) for c in kept]
         put(directory / "kept.jsonl", [earlier, *own])
-        put(
-            directory / "filter.json",
-            {"draws": len(samples), "kept_by_class": {}, "problems_by_class": classes_of(asked)},
-        )
+        sums = {f"kept_{source}": sum(e.source == source for e in own) for source in health.SOURCES}
+        label_of = {p.id: p.category for p in train}
+        by_class = {c: {s: sum((label_of[e.problem_id], e.source) == (c, s) for e in own) for s in health.SOURCES}
+                    for c in CLASSES}  # fmt: skip
+        counts = {"draws": len(samples), "problems": len(asked), "kept": len(own), "kept_by_class": by_class}
+        put(directory / "filter.json", counts | sums | {"problems_by_class": classes_of(asked)})
         put(directory / "finetune.json", {"tokens": 100 * n, "steps": 5, "seconds": 2.0})
         metrics.append({"stage": "sample", "iteration": n, "step": 0, "tokens_per_second": 10.0 * n})
         metrics.append({"stage": "phases", "iteration": n, "step": 0, "time": 1e9, "sample": 3.0 * n, "save": 0.25,
