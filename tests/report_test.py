@@ -48,7 +48,7 @@ def add_evaluation(directory: Path, number: int, letters: str) -> None:
     shares = {label: half.count("r") / len(half) for label, half in halves.items()}
     values = {"iteration": number, "split": "dev", "weights": "abc", "n": len(letters), "right_wrong_steps": 0}
     values |= {
-        "accuracy": letters.count("r") / 4,
+        "accuracy": letters.count("r") / len(letters),
         "ci95": [0.0625, 0.9375],
         "mean_of_classes": sum(shares.values()) / 2,
     }
@@ -235,7 +235,8 @@ def test_the_page_is_self_contained_and_its_ids_are_unique(tmp_path):
         (["iter_002/*"], "iteration 2 of 2, in progress or stopped; sampling comes next"),
         (["iter_002/DONE", "iter_002/[!s]*"], "rationalizing comes next"),
         (["iter_002/DONE", "iter_002/[!sr]*"], "filtering comes next"),
-        (["iter_002/DONE", "iter_002/eval_*", "iter_002/finetune.json"], "fine-tuning comes next"),
+        (["iter_002/DONE", "iter_002/eval_*", "iter_002/finetune.json"], "fine-tuning, step 20 reached"),
+        (["iter_002/DONE", "iter_002/eval_*", "iter_002/finetune.json", "metrics.jsonl"], "fine-tuning comes next"),
         (["iter_002/DONE", "iter_002/eval_*"], "evaluating comes next"),
         (["iter_002/DONE"], "all of its stages are on disk"),
         (["iter_*"], "Where it stands no evaluation yet"),

@@ -26,13 +26,13 @@ from star_jax.report.page import picture, render
 from star_jax.storage import write_whole
 
 
-def write(workdirs: Path | Sequence[Path], target: Path | None = None) -> Path:
+def write(workdirs: Path | Sequence[Path], target: Path | None = None, reload: int = 0) -> Path:
     """Writes the page of a run, or of several side by side, and returns its path.
 
     `target` defaults to report.html in the (first) run's directory; it is written aside and renamed, so a
-    reader never sees half a page. Texts that are too many for one file go into a folder beside it, report_texts.
-    A run may be unfinished. Raises InputError when a directory is not a run's, when a file in it is broken, or when
-    the page cannot be written.
+    reader never sees half a page. Texts that are too many for one file go into a folder beside it, report_texts. A
+    run may be unfinished. `reload`: the page loads itself anew after so many seconds; 0: never. Raises InputError when
+    a directory is not a run's, when a file in it is broken, or when the page cannot be written.
     """
     runs = _read(workdirs)
     path = runs[0].directory / "report.html" if target is None else Path(target)
@@ -40,7 +40,7 @@ def write(workdirs: Path | Sequence[Path], target: Path | None = None) -> Path:
         raise InputError(f"report: {path} is a directory; the page needs the name of a file")
     shelf, folder = blocks.shelve(runs), path.with_name(f"{path.stem}_texts")
     blocks.store(shelf, folder)
-    page = render(runs, shelf, folder.name)
+    page = render(runs, shelf, folder.name, reload)
     write_whole(path, page, aside=f".{path.name}.{os.getpid()}.tmp")  # a run may be writing it just now
     blocks.clear(shelf, folder)
     return path

@@ -1,11 +1,13 @@
-"""python -m star_jax.report --workdir=DIR [--workdir=DIR2 ...] [--output=FILE]"""
+"""python -m star_jax.report --workdir=DIR [--workdir=DIR2 ...] [--output=FILE] [--watch[=SECONDS]]"""
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import NoReturn
 
 from star_jax import report
 from star_jax.errors import InputError, exit_on_bad_input
+from star_jax.report.watch import watch
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,10 +29,24 @@ def main() -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="the page to write (default: report.html in the first run's directory)",
+        help="the page to write (default: report.html in the first run's directory, live.html with --watch)",
+    )
+    parser.add_argument(
+        "--watch",
+        type=int,
+        nargs="?",
+        const=10,
+        metavar="SECONDS",
+        help="write it again every so many seconds (10), if the runs have changed, until they are finished",
     )
     arguments = parser.parse_args()
-    print(report.write(arguments.workdir, arguments.output))
+    if arguments.watch is None:
+        print(report.write(arguments.workdir, arguments.output))
+        return
+    if arguments.watch < 1:
+        raise InputError(f"report: --watch must be at least 1 second, got {arguments.watch}")
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end it before the runs do
+        watch(arguments.workdir, arguments.output, arguments.watch)
 
 
 if __name__ == "__main__":

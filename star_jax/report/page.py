@@ -60,10 +60,11 @@ FINE_TUNE_COLUMNS = {
 }
 
 
-def render(runs: Sequence[Run], shelf: blocks.Shelf, folder: str) -> str:
-    """The page of one run, or of several side by side; `folder`: the name of the one that holds what is beside it.
+def render(runs: Sequence[Run], shelf: blocks.Shelf, folder: str, reload: int = 0) -> str:
+    """The page of one run, or of several side by side, that loads itself anew after `reload` seconds (0: never).
 
-    Raises InputError for a broken file of texts.
+    `folder`: the name of the one that holds the blocks of `shelf` that are beside the page. Raises InputError for a
+    broken file of texts.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("star_jax.report", "."),
@@ -87,6 +88,7 @@ def render(runs: Sequence[Run], shelf: blocks.Shelf, folder: str) -> str:
         overlay=figures.overlay(groups, "all-") if len(runs) > 1 else None,
         overlays=figures.overlays(groups, "class-") if len(runs) > 1 else {},
         paper=paper.table(runs, names),
+        reload=reload,
         comparisons=[(name, _best_against(runs[0], run)) for name, run in zip(names[1:], runs[1:], strict=True)],
         settings=settings(runs),
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -4,7 +4,7 @@ import itertools
 
 from star_jax import alarms
 from star_jax.report import draws
-from star_jax.report.load import Iteration, Run, setting
+from star_jax.report.load import Iteration, Run, is_number, setting
 from star_jax.report.words import count
 
 
@@ -27,24 +27,57 @@ def standing(run: Run) -> str:
     return f"iteration {current}{of_planned}, in progress or stopped; {_stage(run, by_number[current])}"
 
 
+def finished(run: Run) -> bool:
+    """Whether every iteration that was asked for is done; without a config nobody can tell, and it counts as not."""
+    planned = setting(run.config, "star.iterations")
+    done = {iteration.number for iteration in run.iterations if iteration.done}
+    return isinstance(planned, int) and done >= set(range(planned + 1))
+
+
 def _stage(run: Run, iteration: Iteration) -> str:
     """The stage an unfinished iteration is at, from the files it has."""
     samples, rationalizations = (draws.drawn(iteration, name) for name in ("samples", "rationalizations"))
     if iteration.filtered is None and not setting(run.config, "star.direct"):
         rationalizes = setting(run.config, "star.rationalize")
         if samples is None:
-            return "sampling comes next"
+            return _under_way(iteration, "samples", "sampling")
         if rationalizes and rationalizations is None:
-            return "rationalizing comes next"
-        if not samples.solved and not (rationalizations and rationalizations.solved):
+            return _under_way(iteration, "rationalizations", "rationalizing")
+        solved, least = samples.solved | (rationalizations.solved if rationalizations else set()), 1
+        if isinstance(setting(run.config, "star.min_kept"), int):
+            least = max(least, setting(run.config, "star.min_kept"))
+        if not solved:
             return "no completion reached a right answer, so there is nothing to keep"
+        if len(solved) < least:
+            return (
+                f"right answers to {count(len(solved))} problems are fewer than star.min_kept asks for, {count(least)}"
+            )
     if iteration.filtered is None:
         return "filtering comes next"
     if iteration.filtered.counts.get("kept") == 0:
         return "it kept nothing, so there is nothing to fine-tune on"
     if iteration.fine_tuned is None:
-        return "fine-tuning comes next"
-    return "evaluating comes next" if iteration.evaluation is None else "all of its stages are on disk"
+        return _step(run, iteration)
+    if iteration.evaluation is None:
+        return _under_way(iteration, f"eval_{run.split}", "evaluating")
+    return "all of its stages are on disk"
+
+
+def _under_way(iteration: Iteration, name: str, stage: str) -> str:
+    """What a stage that draws has on disk of its unfinished file, a line a completion."""
+    try:
+        with open(iteration.directory / f"{name}.jsonl.part", "rb") as file:
+            drawn = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    except OSError:  # not begun, or just finished
+        drawn = 0
+    return f"{stage}, {count(drawn)} drawn so far" if drawn else f"{stage} comes next"
+
+
+def _step(run: Run, iteration: Iteration) -> str:
+    lines = (line for line in run.metrics if line.get("stage") == "fine_tune")
+    steps = [line.get("step") for line in lines if line.get("iteration") == iteration.number]
+    reached = max((step for step in steps if is_number(step)), default=0)
+    return f"fine-tuning, step {count(reached)} reached" if reached else "fine-tuning comes next"
 
 
 def notices(run: Run) -> list[str]:
