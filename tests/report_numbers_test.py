@@ -263,5 +263,8 @@ def test_what_is_no_number_in_a_record_is_named(tmp_path):
     path.write_text("\n".join([lines[0], json.dumps(json.loads(lines[1]) | {"tokens": "many"}), *lines[2:]]) + "\n")
     with pytest.raises(InputError, match=re.escape(f"{path}:2: 'tokens' should be a number, is \"many\"")):
         report.write(tmp_path)
+    path.write_text("\n".join([json.dumps(json.loads(lines[0]) | {"log_probability": 10**400}), *lines[1:]]) + "\n")
+    with pytest.raises(InputError, match=re.escape(f"{path}:1: 'log_probability' should be a number")):
+        report.write(tmp_path)
     path.write_text("\n".join([*lines[1:], json.dumps(json.loads(lines[0]) | {"log_probability": math.nan})]) + "\n")
     assert "Surprise" not in shown(page_of(tmp_path)).split("Distinct")[0]

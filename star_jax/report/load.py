@@ -250,7 +250,8 @@ def records_of(kind: type[Record], path: Path) -> Iterator[Record]:
             if not isinstance(getattr(record, name), str):
                 raise InputError(f"{path}:{number}: '{name}' should be text, is {_short(getattr(record, name))}")
         for name in numbers:
-            if type(getattr(record, name)) not in (int, float):
+            value = getattr(record, name)
+            if type(value) is not float and not is_number(value):  # NaN is one: a model can be that broken
                 raise InputError(f"{path}:{number}: '{name}' should be a number, is {_short(getattr(record, name))}")
         yield record
 
