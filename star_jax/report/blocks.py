@@ -294,5 +294,5 @@ def _question(problem: Problem) -> str:
 def _pack(value: Any) -> tuple[str, str]:
     """(base64 of gzip of JSON, a digest of the JSON). The same value gives the same text."""
     content = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-    text = base64.b64encode(gzip.compress(content, mtime=0)).decode()
+    text = base64.b64encode(gzip.compress(content, compresslevel=6, mtime=0)).decode()
     return text, hashlib.sha256(content).hexdigest()[:16]

@@ -9,13 +9,14 @@ import json
 import math
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from star_jax.errors import InputError
 from star_jax.records import Completion, Example, Problem, Record, natural_order, read_jsonl
 
+MOST_KEPT = 64_000_000  # bytes of a file whose records are remembered
 _ITERATION = re.compile(r"iter_(\d{3,})")
 
 
@@ -238,22 +239,39 @@ def _metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], int]:
     return tuple(merged.values()), unread
 
 
-def records_of(kind: type[Record], path: Path) -> Iterator[Record]:
-    """The records of a file, none where it is absent. Raises InputError naming file and line."""
+def records_of(kind: type[Record], path: Path) -> Sequence[Record]:
+    """The records of a file, none where it is absent. Raises InputError naming file and line.
+
+    Several parts of the page read the files of the newest iteration, so what was read last is kept for a while.
+    """
     if not path.is_file():
-        return
+        return ()
+    now = stamp(path)
+    kind_: Any = kind  # to mypy a class of dataclasses has no hash
+    return _recent(kind_, path, now) if now[1] <= MOST_KEPT else _records(kind, path)
+
+
+@functools.lru_cache(maxsize=6)  # a newest iteration has four such files
+def _recent(kind: type[Record], path: Path, _: tuple[int, int]) -> Sequence[Record]:
+    return _records(kind, path)
+
+
+def _records(kind: type[Record], path: Path) -> Sequence[Record]:
     hints = typing.get_type_hints(kind)
     texts = [name for name, type_ in hints.items() if type_ is str]
     numbers = [name for name, type_ in hints.items() if type_ in (int, float)]
+    records = []
     for number, record in enumerate(read_jsonl(kind, path), start=1):
+        values = record.__dict__
         for name in texts:
-            if not isinstance(getattr(record, name), str):
-                raise InputError(f"{path}:{number}: '{name}' should be text, is {_short(getattr(record, name))}")
+            if type(values[name]) is not str:
+                raise InputError(f"{path}:{number}: '{name}' should be text, is {_short(values[name])}")
         for name in numbers:
-            value = getattr(record, name)
+            value = values[name]
             if type(value) is not float and not is_number(value):  # NaN is one: a model can be that broken
-                raise InputError(f"{path}:{number}: '{name}' should be a number, is {_short(getattr(record, name))}")
-        yield record
+                raise InputError(f"{path}:{number}: '{name}' should be a number, is {_short(value)}")
+        records.append(record)
+    return records
 
 
 def _read_object(path: Path) -> dict[str, Any]:

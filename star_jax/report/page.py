@@ -2,6 +2,7 @@
 
 import base64
 import datetime
+import functools
 import hashlib
 import importlib.resources
 import json
@@ -66,6 +67,36 @@ def render(runs: Sequence[Run], shelf: blocks.Shelf, folder: str, reload: int = 
     `folder`: the name of the one that holds the blocks of `shelf` that are beside the page. Raises InputError for a
     broken file of texts.
     """
+    script = "".join(_resource(name) for name in SCRIPTS)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    names = _names(runs)
+    groups = series.groups(names, runs)
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            runs=[
+                _run_view(run, name, f"r{index}-") | blocks.view(shelf, index, folder)
+                for index, (run, name) in enumerate(zip(runs, names, strict=True))
+            ],
+            overlay=figures.overlay(groups, "all-") if len(runs) > 1 else None,
+            overlays=figures.overlays(groups, "class-") if len(runs) > 1 else {},
+            paper=paper.table(runs, names),
+            reload=reload,
+            comparisons=[(name, _best_against(runs[0], run)) for name, run in zip(names[1:], runs[1:], strict=True)],
+            settings=settings(runs),
+            written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            style=Markup(_resource("page.css") + _resource("browser.css")),
+            script=Markup(script),
+            script_hash=digest,
+            beside=bool(shelf.beside),
+            verdict_columns=VERDICT_COLUMNS,
+        )
+    )
+
+
+@functools.cache  # a run writes its page after every iteration, and a template takes a tenth of a second to compile
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("star_jax.report", "."),
         autoescape=True,
@@ -76,28 +107,7 @@ def render(runs: Sequence[Run], shelf: blocks.Shelf, folder: str, reload: int = 
     )
     environment.filters |= {name: getattr(words, name) for name in ("percent", "count", "duration", "chance")}
     environment.filters |= {"clipped": texts.clipped}
-    script = "".join(_resource(name) for name in SCRIPTS)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    names = _names(runs)
-    groups = series.groups(names, runs)
-    return environment.get_template("page.html.j2").render(
-        runs=[
-            _run_view(run, name, f"r{index}-") | blocks.view(shelf, index, folder)
-            for index, (run, name) in enumerate(zip(runs, names, strict=True))
-        ],
-        overlay=figures.overlay(groups, "all-") if len(runs) > 1 else None,
-        overlays=figures.overlays(groups, "class-") if len(runs) > 1 else {},
-        paper=paper.table(runs, names),
-        reload=reload,
-        comparisons=[(name, _best_against(runs[0], run)) for name, run in zip(names[1:], runs[1:], strict=True)],
-        settings=settings(runs),
-        written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        style=Markup(_resource("page.css") + _resource("browser.css")),
-        script=Markup(script),
-        script_hash=digest,
-        beside=bool(shelf.beside),
-        verdict_columns=VERDICT_COLUMNS,
-    )
+    return environment
 
 
 def picture(runs: Sequence[Run]) -> bytes:
