@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -28,9 +29,9 @@ SIZES = config.ModelConfig(
 # task -> {token: how often it is drawn}; the first is what a right completion of the task needs
 TOKENS = {
     "commonsense_qa": {" A": 2, " B": 2, " C": 2, " D": 2, " E": 2, "\n": 10},
-    "gsm8k": {"####": 8, "\n\n": 8, **{f" {n}": 1 for n in (2, 3, 4, 5, 6, 8, 10, 12)}},
+    "gsm8k": {"####": 16, "\n\n": 2, **{f" {n}": 1 for n in (4, 5, 6, 10)}},
 }
-DRAWS = {"commonsense_qa": 4, "gsm8k": 16}
+DRAWS = {"commonsense_qa": 4, "gsm8k": 6}
 PROBLEMS = 50
 
 
@@ -40,6 +41,19 @@ def call(module: str, *args: str) -> str:
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
+
+
+def lead_on(params, words: tokenizer.Tokenizer, before: Iterable[str], after: Iterable[str], bit: int) -> None:
+    """Makes one of `after` likely behind each of `before`: their own direction in the embedding, read by the head.
+
+    Without it a right answer, one of a few numbers behind "####", would take thousands of draws.
+    """
+    direction_D = np.where((np.arange(SIZES.d_model) >> bit) & 1, 1.0, -1.0).astype(np.float32)
+    params["final_norm"] = {"scale": np.ones(SIZES.d_model, np.float32), "bias": np.zeros(SIZES.d_model, np.float32)}
+    for text in before:
+        params["embedding"]["embedding"][words.encode(text)[0]] = 5 * direction_D
+    for text in after:
+        params["head"]["kernel"][:, words.encode(text)[0]] += 0.5 * direction_D
 
 
 @pytest.fixture(scope="module", params=sorted(TOKENS))
@@ -54,6 +68,9 @@ def run(request, shared_dir, tmp_path_factory) -> tuple[str, Path, Path]:
         (token,) = words.encode(text)
         bias_V[token] = 6.0 + np.log(share)
     params["head"]["bias"] = bias_V
+    if task == "gsm8k":
+        lead_on(params, words, ("####",), [text for text in TOKENS[task] if text[0] == " "], 0)
+        lead_on(params, words, [text for text in TOKENS[task] if text[0] == " "], ("\n\n",), 1)
     hf.save(folder / "base", SIZES, jax.tree.map(np.asarray, params), words, np.dtype(np.float32))
     data = shared_dir / "data" / task
     call(
