@@ -67,7 +67,8 @@ class Run:
             if self._start is not None and self._start[0] == n:
                 return sharding.from_host(self._start[1])
             if n == 0 and not self.has_model(0):
-                params = _make_base(self)
+                with self.phases("base"):
+                    params = _make_base(self)
             else:
                 params = checkpoint.load_model(self.directory(n), self.mesh, self.config.train.param_dtype)[1]
             self._remember(n, params)

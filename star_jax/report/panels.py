@@ -32,15 +32,15 @@ def signs(series: Sequence[Health]) -> list[Panel]:
             "Draws without a right answer",
             {name: [(h.iteration, h.sampled.share(key)) for h in series] for name, key in verdicts.items()},
         ),
-        Panel("Right answers with wrong steps", {"sampled": steps if any(share for _, share in steps) else []}),
+        Panel("Right answer, wrong steps", {"sampled": steps if any(share for _, share in steps) else []}),
         Panel("Distinct texts among the draws", {"sampled": [(h.iteration, _distinct(h)) for h in series]}),
         Panel("Tokens a draw", _by_source(series, "tokens"), share=False),
         Panel("Surprise: −log p a token, nats", _by_source(series, "nats"), share=False),
         Panel(
-            "Kept examples that speak of a hint",
+            "Kept, and speaks of a hint",
             {source: _known((h.iteration, h.leaking(source)) for h in series) for source in SOURCES},
         ),
-        Panel("Never solved so far", {"sampled": [(h.iteration, h.never_solved / h.tried_so_far) for h in series]}),
+        Panel("Tried, and never solved so far", {"sampled": [(h.iteration, h.never_solved / h.tried_so_far) for h in series]}),
     ]
     trimmed = [Panel(p.heading, {n: points for n, points in p.lines.items() if points}, p.share) for p in found]
     return [panel for panel in trimmed if panel.lines]
@@ -62,9 +62,9 @@ def _plot(panel: Panel, prefix: str) -> Plot:
             ends = [f"{value:.1f}" if panel.share else f"{value:.3g}" for value in dict.fromkeys((ys[0], ys[-1]))]
             note = " → ".join(ends) + (" %" if panel.share else "")
             legend.append(Key(name, f"var(--series-{place})", marker=list(MARKERS.values())[place], note=note))
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-        if panel.share and axes.get_ylim()[1] < 1:
-            axes.set_ylim(top=1)  # a rate of next to nothing should look like it
+        highest = factor * max(value for points in panel.lines.values() for _, value in points)
+        # From zero; and a rate of next to nothing should look like it.
+        axes.set_ylim(-0.04 * highest, max(1.1 * highest, 1.0 if panel.share else 1e-9))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}{' %' if panel.share else ''}"))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -89,7 +89,7 @@ def render(draw: Callable[[Axes], None], prefix: str, title: str, height: float,
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(width, height))
         # Fixed margins in inches: with room for labels that CSS enlarges on a narrow screen.
-        left, right, below, above = (0.9, 0.1, 0.55, 0.15) if width >= 5 else (0.62, 0.1, 0.5, 0.12)
+        left, right, below, above = (0.9, 0.25, 0.55, 0.15) if width >= 5 else (0.62, 0.15, 0.5, 0.12)
         across = width - left - right
         axes = figure.add_axes((left / width, below / height, across / width, 1 - (below + above) / height))
         draw(axes)

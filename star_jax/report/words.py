@@ -7,10 +7,11 @@ def percent(fraction: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """12000 -> "12,000"; 0.000123 -> "0.000123"; None -> a dash."""
+    """12000 -> "12,000"; 14621.7 -> "14,622"; 0.000123 -> "0.000123"; None -> a dash."""
     if value is None:
         return "–"
-    return f"{int(value):,}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
+    whole = value == int(value) or abs(value) >= 1000
+    return f"{round(value):,}" if whole and abs(value) < 1e15 else f"{value:.4g}"
 
 
 def duration(seconds: float | None) -> str:
