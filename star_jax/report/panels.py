@@ -40,7 +40,10 @@ def signs(series: Sequence[Health]) -> list[Panel]:
             "Kept, and speaks of a hint",
             {source: _known((h.iteration, h.leaking(source)) for h in series) for source in SOURCES},
         ),
-        Panel("Tried, and never solved so far", {"sampled": [(h.iteration, h.never_solved / h.tried_so_far) for h in series]}),
+        Panel(
+            "Tried, and never solved so far",
+            {"sampled": [(h.iteration, h.never_solved / h.tried_so_far) for h in series]},
+        ),
     ]
     trimmed = [Panel(p.heading, {n: points for n, points in p.lines.items() if points}, p.share) for p in found]
     return [panel for panel in trimmed if panel.lines]
