@@ -4,6 +4,7 @@ Every file is written aside and renamed, its checksum before it. The long sampli
 `<name>.part`, each line behind its checksum, and `<name>` is written when the last chunk is there.
 """
 
+import contextlib
 import json
 import shutil
 import time
@@ -117,6 +118,11 @@ class Ledger:
         self._store(storage.write_whole, about, _json({**stored, "world": dict(world)}))
         self._store(storage.write_whole, path, _json(config))
 
+    def _alone_in(self, directory: Path) -> contextlib.AbstractContextManager[None]:
+        if self._lock is not None:
+            self._lock.check()  # before a directory is made where the run's has been
+        return storage.alone_in(directory)
+
     def _store(self, how: Callable[[Path, str], None], path: Path, text: str) -> None:
         if self._lock is not None:
             self._lock.check()
@@ -152,9 +158,12 @@ class Ledger:
         self._agree(lambda: self._write_summed(path, text))
 
     def _write_summed(self, path: Path, text: str) -> None:
-        if checksums.kept_for(path):
+        if not checksums.kept_for(path):
+            self._store(storage.write_whole, path, text)
+            return
+        with self._alone_in(path.parent):
             self._store(storage.write_whole, path.parent / checksums.NAME, checksums.with_file(path, text))
-        self._store(storage.write_whole, path, text)
+            self._store(storage.write_whole, path, text)
 
     def write_json(self, path: Path, value: Mapping[str, Any]) -> None:
         """Writes a JSON object."""
@@ -169,9 +178,10 @@ class Ledger:
         self._agree(lambda: self._discard(self.path(iteration), pattern))
 
     def _discard(self, directory: Path, pattern: str) -> None:
-        if gone := [path.name for path in checksums.files(directory) if path.match(pattern)]:
-            self._store(storage.write_whole, directory / checksums.NAME, checksums.without_files(directory, gone))
-        storage.delete(directory, pattern)
+        with self._alone_in(directory):
+            if gone := [path.name for path in checksums.files(directory) if path.match(pattern)]:
+                self._store(storage.write_whole, directory / checksums.NAME, checksums.without_files(directory, gone))
+            storage.delete(directory, pattern)
 
     def read_json(self, path: Path) -> dict[str, Any]:
         """Reads a JSON object. Raises InputError where it is missing, broken or not what was written."""

@@ -1,7 +1,10 @@
 """How files come to the disk, and go: whole, or not at all. Beside Orbax nothing else in the program writes a run's."""
 
+import contextlib
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from star_jax.errors import storing
@@ -24,6 +27,24 @@ def write_whole(path: Path, text: str, aside: str = "") -> None:
         except OSError:
             beside.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block of this directory, and keeps others waiting.
+
+    For what is read, changed and written back, as a run and a command beside it both do with checksums.json. A process
+    that dies lets go. Where the file system knows no such locks, the block runs all the same.
+    """
+    with storing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import re
+import subprocess
+import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -389,3 +391,18 @@ def test_whatever_dies_when_the_files_come_out_the_same(crashes, size, evaluated
             "LOCK", "config.json", "iter_001/DONE", "iter_001/eval_dev.jsonl", "iter_001/filter.json",
             "iter_001/samples.jsonl", "provenance.json",
         ]  # fmt: skip
+
+
+def test_a_command_beside_the_run_loses_no_checksum(tmp_path):
+    """Two processes write into one iteration at a time: each file's checksum is there, and right."""
+    code = "import sys; from star_jax.ledger import Ledger; ledger = Ledger(sys.argv[1]); "
+    code += "[ledger.write_json(ledger.path(1, f'{sys.argv[2]}_{i}.json'), {'i': i}) for i in range(60)]"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    root = Path(__file__).parents[1]
+    writers = [subprocess.Popen([*command, name], cwd=root, stderr=subprocess.PIPE) for name in ("run", "beside")]
+    assert [(writer.communicate()[1], writer.returncode) for writer in writers] == [(b"", 0)] * 2
+    ledger = Ledger(tmp_path)
+    assert len(json.loads(ledger.path(1, "checksums.json").read_text())) == 120
+    for name in ("run", "beside"):
+        for i in range(60):
+            assert ledger.read_json(ledger.path(1, f"{name}_{i}.json")) == {"i": i}
