@@ -12,6 +12,7 @@ import collections
 import dataclasses
 import hashlib
 import os
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -212,7 +213,7 @@ def _tell(run: Run, path: Path, sample: Sample, wanted: int) -> None:
         words = ", ".join(f"{name} ({name[0]})" for name in MARKS)
         console.print(f'Write one of these, or its letter, behind each "mark:" in the file: {words}.', soft_wrap=True)
     if path.resolve() == (run.directory / audit_file.NAME).resolve():
-        console.print(f"Then: python -m star_jax.report --workdir={run.directory}", soft_wrap=True)
+        console.print(f"Then: python -m star_jax.report --workdir={shlex.quote(str(run.directory))}", soft_wrap=True)
     else:
         console.print(f"The report reads {audit_file.NAME} of the run's directory, not this file.")
 
