@@ -80,7 +80,10 @@ def _by_source(series: Sequence[Health], of: str) -> dict[str, Points]:
     """Means of the draws, for each source; those of no draw, and those that are no finite number, are left out."""
     values = {source: [(h.iteration, getattr(h, source)) for h in series] for source in SOURCES}
     if of == "tokens":
-        return {s: [(n, d.tokens / d.draws) for n, d in drawn if d and d.draws] for s, drawn in values.items()}
+        return {
+            s: _known((n, d.tokens / d.draws if d and d.draws else None) for n, d in drawn)
+            for s, drawn in values.items()
+        }
     return {s: _known((n, d.nats if d else None) for n, d in drawn) for s, drawn in values.items()}
 
 

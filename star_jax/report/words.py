@@ -7,8 +7,8 @@ def percent(fraction: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """12000 -> "12,000"; 14621.7 -> "14,622"; 0.000123 -> "0.000123"; None -> a dash."""
-    if value is None:
+    """12000 -> "12,000"; 14621.7 -> "14,622"; 0.000123 -> "0.000123"; None, NaN and infinity -> a dash."""
+    if value is None or not abs(value) < 1e300:  # NaN and infinity of a damaged file
         return "–"
     whole = value == int(value) or abs(value) >= 1000
     return f"{round(value):,}" if whole and abs(value) < 1e15 else f"{value:.4g}"
