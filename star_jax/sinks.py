@@ -107,6 +107,7 @@ class WeightsAndBiases:
                     config=dict(self._config),
                     dir=str(self._workdir),
                     resume="allow",
+                    allow_val_change=True,  # star.iterations may have been raised
                     settings=self._wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
                 )
             except (self._wandb.Error, OSError) as error:
