@@ -1,6 +1,7 @@
 """Where metrics.jsonl's numbers go besides: TensorBoard events and Weights & Biases, under the same names."""
 
 import contextlib
+import logging
 import os
 import re
 import secrets
@@ -12,6 +13,8 @@ from typing import Any, Protocol
 
 from star_jax.errors import InputError, storing
 from star_jax.storage import write_whole
+
+LOG = logging.getLogger("star_jax")
 
 
 class Sink(Protocol):
@@ -115,6 +118,8 @@ class WeightsAndBiases:
                 raise InputError(
                     f"wandb={self._project!r}: {reason}; or set WANDB_MODE=offline, or leave the setting empty"
                 ) from error
+            if self._run.url:  # offline there is none
+                LOG.info("wandb: %s", self._run.url)
         return self._run
 
     def _id(self) -> str:
