@@ -1,5 +1,6 @@
 """python -m star_jax.report --watch: the page follows its runs until they are finished."""
 
+import functools
 import signal
 import subprocess
 import sys
@@ -17,7 +18,10 @@ def watching(tmp_path):
     (run / "iter_002/DONE").unlink()
     remove(run, "iter_002/eval_*")
     command = [sys.executable, "-m", "star_jax.report", f"--workdir={run}", "--watch=1"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell that starts the tests in the background has its children ignore interrupts.
+    ready = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=ROOT, text=True, preexec_fn=ready, **pipes)
     assert process.stdout.readline().strip() == str(run / "live.html")
     yield run, process
     process.kill()

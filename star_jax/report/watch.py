@@ -20,11 +20,11 @@ def watch(workdirs: Sequence[Path], target: Path | None, seconds: int) -> None:
     is told of on standard error, once, and tried again with the next change: a run that is stopped may be mended.
     Raises InputError where the first page cannot be written.
     """
-    target = (
-        target or workdirs[0] / "live.html"
-    )  # report.html is the run's own: it would write pages that do not reload
+    # Not report.html: the run itself writes that one, and its pages do not load themselves anew.
+    target = target or workdirs[0] / "live.html"
+    before = _state(workdirs)  # before the page: what changes meanwhile may not be in it
     print(report.write(workdirs, target, reload=seconds), flush=True)
-    told, before = "", _state(workdirs)
+    told = ""
     while not _all_finished(workdirs):
         time.sleep(seconds)
         now = _state(workdirs)
