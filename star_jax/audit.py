@@ -7,21 +7,18 @@ Mark them in any editor; python -m star_jax.report then shows how much of the re
 The same command with a larger --n adds items behind those that are there, and changes none of them.
 """
 
-import argparse
 import collections
 import dataclasses
 import hashlib
-import os
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from star_jax.errors import InputError, exit_on_bad_input
+from star_jax.errors import InputError, Parser, exit_on_bad_input
 from star_jax.records import Example, natural_order
 from star_jax.report import audit_file, audited
 from star_jax.report.audit_file import MARKS, SOURCES, Item
@@ -30,15 +27,10 @@ from star_jax.report.load import Run, checked_steps, read_run, setting, train_pr
 from star_jax.storage import write_whole
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"audit: {message}; see python -m star_jax.audit --help")
-
-
 def main() -> None:
     """The command line at the head of this file."""
     about = __doc__.split("\n")[0]
-    parser = _Parser(prog="python -m star_jax.audit", description=about, allow_abbrev=False)
+    parser = Parser(prog="python -m star_jax.audit", description=about, allow_abbrev=False)
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="a run's directory")
     parser.add_argument("--n", type=int, default=50, help="items that the file should have (default: 50)")
     parser.add_argument(
@@ -93,7 +85,7 @@ def extend(run: Run, path: Path, n: int, which: str | None) -> Sample:
         newline = "\r\n" if "\r\n" in text else "\n"
         addition = ("" if text else audit_file.head()) + audit_file.write_items(item for item, _ in added)
         gap = "" if not text or text.endswith("\n") else newline
-        write_whole(path, text + gap + addition.replace("\n", newline), aside=f".{path.name}.{os.getpid()}.tmp")
+        write_whole(path, text + gap + addition.replace("\n", newline), shared=True)
     items += added
     return Sample(
         items=items,

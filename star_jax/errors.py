@@ -1,5 +1,6 @@
 """The one exception for bad input: its text is the one line a user reads."""
 
+import argparse
 import contextlib
 import logging
 import sys
@@ -7,13 +8,20 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from star_jax.stopping import Stopped
 
 
 class InputError(Exception):
     """Something the user gave is wrong. The message names the place and the remedy, in one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Of the command `python -m star_jax.NAME`, its `prog`: a mistake in its arguments is one line like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog.rpartition('.')[2]}: {message}; see {self.prog} --help")
 
 
 def tells_a_death(error: BaseException) -> bool:

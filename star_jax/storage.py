@@ -10,12 +10,12 @@ from pathlib import Path
 from star_jax.errors import storing
 
 
-def write_whole(path: Path, text: str, aside: str = "") -> None:
-    """Writes a file under the name `aside` (default: its own and .tmp) and renames it: nobody ever reads half of it.
+def write_whole(path: Path, text: str, shared: bool = False) -> None:
+    """Writes a file aside and renames it: nobody ever reads half of it. `shared`: other processes may write it too.
 
     Raises InputError where the disk will not have it.
     """
-    beside = path.with_name(aside or path.name + ".tmp")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f"{path.name}.tmp")
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

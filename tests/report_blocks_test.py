@@ -15,6 +15,7 @@ from report_test import (
     browsers,
     collections_of,
     completion,
+    lines,
     make_run,
     page_of,
     problem,
@@ -52,10 +53,6 @@ def make_training(workdir: Path, iterations: int = 2) -> Path:
         put(folder / "rationalizations.jsonl", hinted)
         put(folder / "kept.jsonl", kept)
     return workdir
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def shelf_of(*workdirs: Path) -> blocks.Shelf:

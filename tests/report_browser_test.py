@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from report_test import completion, make_run, problem, put
+from report_test import completion, lines, make_run, problem, put
 
 from star_jax import report
 from star_jax.records import VERDICTS, Example
@@ -161,10 +161,6 @@ def varied(workdir: Path, iterations: int = 2) -> Path:
 def run(tmp_path_factory) -> Path:
     """A `varied` run; nobody changes it."""
     return varied(tmp_path_factory.mktemp("varied")).parent
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def choose(page, **values) -> None:

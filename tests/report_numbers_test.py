@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from report_test import add_evaluation, make_run, page_of, put, shown
+from report_test import lines as raw
 
 from star_jax import report, significance, tasks
 from star_jax.errors import InputError
 from star_jax.records import Completion, Example, Problem
-from star_jax.report import draws, figures, health, load, panels, paper, series
+from star_jax.report import audit_file, draws, figures, health, load, panels, paper, series
 from star_jax.tasks.arithmetic import make_problem, scratchpad
 
 CLASSES = ("1 digit", "2 digits", "3 digits")
@@ -52,9 +53,9 @@ def big_run(folder: Path, seed: int = 0, iterations: int = 3) -> Path:
         earlier = Example("t0", "old", "the hint", n - 1, "sampled")  # of star.keep_previous
         own = [Example(c.problem_id, "What is it?", c.text, n, sources[c.hinted], draw=c.draw) for c in kept]
         put(directory / "kept.jsonl", [earlier, *own])
-        sums = {f"kept_{source}": sum(e.source == source for e in own) for source in health.SOURCES}
+        sums = {f"kept_{source}": sum(e.source == source for e in own) for source in audit_file.SOURCES}
         label_of = {p.id: p.category for p in train}
-        by_class = {c: {s: sum((label_of[e.problem_id], e.source) == (c, s) for e in own) for s in health.SOURCES}
+        by_class = {c: {s: sum((label_of[e.problem_id], e.source) == (c, s) for e in own) for s in audit_file.SOURCES}
                     for c in CLASSES}  # fmt: skip
         counts = {"draws": len(samples), "problems": len(asked), "kept": len(own), "kept_by_class": by_class}
         put(directory / "filter.json", counts | sums | {"problems_by_class": classes_of(asked)})
@@ -85,10 +86,6 @@ def solution(rng, problem: Problem, n: int, right: bool) -> Completion:
     lines = lines[:1] + lines[1 - change :] if change < 0 else lines[:1] + lines[1:2] * change + lines[1:]
     verdict = "right" if right else "wrong"
     return Completion(problem.id, n, 0, False, "\n".join(lines), problem.answer, verdict, True, -1.0, 3, "")
-
-
-def raw(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def column(lines: list[dict], key: str) -> np.ndarray:
@@ -123,7 +120,7 @@ def test_train_problems_used_and_never_solved(run):
         solved = np.union1d(solved, column(samples, "problem_id")[column(samples, "verdict") == "right"])
         own = np.array([line["iteration"] == row.iteration for line in kept])
         used = {}
-        for source in health.SOURCES:
+        for source in audit_file.SOURCES:
             of = own & (column(kept, "source") == source)
             used[source] = np.unique(column(kept, "problem_id")[of])
             assert row.used(source) == pytest.approx(len(used[source]) / len(asked))

@@ -94,6 +94,10 @@ def make_run(workdir: Path, iterations: int = 2) -> Path:
     return workdir
 
 
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def remove(workdir: Path, *patterns: str) -> None:
     for path in {path for pattern in patterns for path in workdir.glob(pattern)}:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -128,6 +132,12 @@ def collections_of(text: str, run: int = 0) -> dict[str, dict]:
         draws = {number: blocks.get(name) for number, name in collection["draws"]}
         found[collection["name"]] = collection | {"problems": blocks.get(collection["problems"]), "draws": draws}
     return found
+
+
+def is_refused_in_a_line(module: str, arguments: str, reason: str) -> None:
+    done = python("-m", module, *arguments.split())
+    assert done.returncode == 2 and done.stdout == ""
+    assert reason in done.stderr and done.stderr.count("\n") == 1  # so it is no traceback
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess:
@@ -408,9 +418,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("arguments", "reason"), MISTAKES.items())
 def test_command_line_mistakes_take_one_line(arguments, reason):
-    done = python("-m", "star_jax.report", *arguments.split())
-    assert done.returncode == 2 and done.stdout == ""
-    assert reason in done.stderr and done.stderr.count("\n") == 1  # so it is no traceback
+    is_refused_in_a_line("star_jax.report", arguments, reason)
 
 
 def test_nothing_heavy_is_imported():

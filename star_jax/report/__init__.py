@@ -15,7 +15,6 @@ browser.js    the rows, one problem's history
 keys.js       the keyboard
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def write(workdirs: Path | Sequence[Path], target: Path | None = None, reload: i
     shelf, folder = blocks.shelve(runs), path.with_name(f"{path.stem}_texts")
     blocks.store(shelf, folder)
     page = render(runs, shelf, folder.name, reload)
-    write_whole(path, page, aside=f".{path.name}.{os.getpid()}.tmp")  # a run may be writing it just now
+    write_whole(path, page, shared=True)  # a run may be writing it just now
     blocks.clear(shelf, folder)
     return path
 

@@ -1,23 +1,16 @@
 """python -m star_jax.report --workdir=DIR [--workdir=DIR2 ...] [--output=FILE] [--watch[=SECONDS]]"""
 
-import argparse
 import contextlib
 from pathlib import Path
-from typing import NoReturn
 
 from star_jax import report
-from star_jax.errors import InputError, exit_on_bad_input
+from star_jax.errors import InputError, Parser, exit_on_bad_input
 from star_jax.report.watch import watch
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"report: {message}; see python -m star_jax.report --help")
 
 
 def main() -> None:
     """Parses the command line, writes the page, prints its path."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m star_jax.report",
         description="Writes a run as one self-contained HTML page; several runs are put side by side.",
         allow_abbrev=False,

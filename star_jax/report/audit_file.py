@@ -21,7 +21,7 @@ from pathlib import Path
 
 from star_jax.errors import InputError
 from star_jax.records import Example, Problem
-from star_jax.report.texts import visible
+from star_jax.report.texts import asked, visible
 
 NAME = "audit.txt"  # in the run's directory; the report reads it there
 # What a person can say of a rationale -> what that means.
@@ -89,8 +89,7 @@ def make_item(number: int, example: Example, problem: Problem | None, stratum: i
     if problem is None:
         question, answer, category = example.prompt.rpartition("\n\n")[2], "not on record", ""
     else:
-        choices = [f"({chr(97 + i)}) {choice}" for i, choice in enumerate(problem.choices)]
-        question, answer, category = "\n".join([problem.question, *choices]), problem.answer, problem.category
+        question, answer, category = asked(problem), problem.answer, problem.category
     return Item(
         number=number,
         problem=one_line(example.problem_id),

@@ -10,7 +10,6 @@ import functools
 import gzip
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from markupsafe import Markup
 from star_jax.records import Completion, Example, Problem
 from star_jax.report import series
 from star_jax.report.load import Iteration, Run, is_number, records_of, stamp
-from star_jax.report.texts import in_turn, script_json, shown
+from star_jax.report.texts import asked, in_turn, script_json, shown
 from star_jax.storage import delete, write_whole
 
 EVALUATION, TRAINING = "evaluation", "training"
@@ -120,7 +119,7 @@ def store(shelf: Shelf, folder: Path) -> None:
     for block in shelf.beside:
         path, script = folder / f"{block.name}.js", f'starTexts("{block.name}", "{block.text}");\n'
         if not path.is_file() or path.stat().st_size != len(script):
-            write_whole(path, script, aside=f".{path.name}.{os.getpid()}.tmp")
+            write_whole(path, script, shared=True)
 
 
 def clear(shelf: Shelf, folder: Path) -> None:
@@ -227,7 +226,7 @@ def _problems_block(known: list[Problem], unknown: Iterable[str], solved: dict[s
     classes = list(dict.fromkeys(problem.category for problem in ordered))
     places = {label: place for place, label in enumerate(classes)}
     rows: list[list[Any]] = [
-        [key_of(p.id), _question(p), shown(p.answer), places[p.category], solved.get(p.id)] for p in ordered
+        [key_of(p.id), shown(asked(p)), shown(p.answer), places[p.category], solved.get(p.id)] for p in ordered
     ]
     rows += [[key_of(problem_id), "", "–", None, solved.get(problem_id)] for problem_id in unknown]
     return {"classes": [shown(label) for label in classes], "problems": rows}
@@ -284,11 +283,6 @@ def _row(completion: Completion, places: dict[str, int], kept: set[Any] | None) 
 def _number(value: float) -> float | None:
     """None for what JSON cannot say: NaN, infinity."""
     return value if is_number(value) else None
-
-
-def _question(problem: Problem) -> str:
-    choices = problem.choices if isinstance(problem.choices, tuple) else ()
-    return shown("\n".join([problem.question, *(f"({chr(97 + i)}) {choice}" for i, choice in enumerate(choices))]))
 
 
 def _pack(value: Any) -> tuple[str, str]:

@@ -6,8 +6,6 @@ from star_jax.report import draws
 from star_jax.report.draws import Drawn, Kept
 from star_jax.report.load import Run
 
-SOURCES = ("sampled", "rationalized")
-
 
 @dataclasses.dataclass(frozen=True)
 class Health:

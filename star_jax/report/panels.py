@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from star_jax.report.health import SOURCES, Health
+from star_jax.report.audit_file import SOURCES
+from star_jax.report.health import Health
 from star_jax.report.svg import MARKERS, SERIES, Key, Plot, render
 
 Points = list[tuple[int, float]]  # (iteration, value)

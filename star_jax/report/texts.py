@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
-from star_jax.records import Example
+from star_jax.records import Example, Problem
 from star_jax.report.load import Iteration, Run, kept_examples, stamp, train_classes
 
 LONGEST_TEXT = 4_000  # characters of one text; a model that never stops can draw far more
@@ -46,6 +46,12 @@ def clipped(text: str) -> str:
 def shown(text: str) -> str:
     """As it can stand in the page: visible, and not too long."""
     return visible(clipped(text))
+
+
+def asked(problem: Problem) -> str:
+    """The question with its choices, a line each."""
+    choices = problem.choices if isinstance(problem.choices, tuple) else ()
+    return "\n".join([problem.question, *(f"({chr(97 + i)}) {choice}" for i, choice in enumerate(choices))])
 
 
 def script_json(value: Any) -> Markup:
