@@ -1,7 +1,9 @@
-"""Attention of training: row by row and block by block, over no more keys than the block's segments reach back to.
+"""Attention over what there is to attend to: a row's segments, a cache and a prefix, a ring of keys.
 
-The scores of all rows at once, [B, H, T, T] in float32, would be the largest array of a step; a row's block is small.
-They are made again in the backward pass, so of a layer's attention nothing is kept but its inputs.
+`masked` is the plain one, that all others equal. Training goes row by row and block by block, over no more keys than
+the block's segments reach back to: the scores of all rows at once, [B, H, T, T] in float32, would be the largest
+array of a step. They are made again in the backward pass, so of a layer's attention nothing is kept but its inputs. On
+GPUs, where a program that chooses waits for its host, it is cuDNN's, and a decode step's own keys go through a kernel.
 """
 
 import functools
@@ -10,7 +12,92 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from star_jax import kernels
+
 BLOCK = 128  # queries
+
+
+def masked(q_BHTK, k_BHSK, v_BHSK, mask_BTS, prefix=None, prefix_length=None):
+    """softmax(q k / sqrt(K)) v [B, H, T, K] over own or cached keys and the shared prefix, scores in float32.
+
+    Args:
+      mask_BTS: True where query t may see key s.
+      prefix: model.Keys [H, P, K] or None; its first `prefix_length` keys are seen by every query.
+
+    The prefix is one product for all rows, its scores [H, P, B, T]: sums over P then go along whole vectors of rows.
+    """
+    scale = q_BHTK.shape[-1] ** -0.5
+    low = jnp.finfo(jnp.float32).min
+    own_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, k_BHSK, preferred_element_type=jnp.float32) * scale
+    own_BHTS = jnp.where(mask_BTS[:, None], own_BHTS, low)
+    if prefix is None or not prefix.k.shape[1]:
+        weights_BHTS = jax.nn.softmax(own_BHTS, axis=-1).astype(q_BHTK.dtype)
+        return jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS, v_BHSK)
+    shared_HPBT = _prefix_scores(q_BHTK, prefix.k, prefix_length)
+    top_BHT = jnp.maximum(jnp.max(own_BHTS, axis=-1), jnp.max(shared_HPBT, axis=1).transpose(1, 0, 2))
+    own_BHTS = jnp.exp(own_BHTS - top_BHT[..., None])
+    shared_HPBT = jnp.exp(shared_HPBT - top_BHT.transpose(1, 0, 2)[:, None])
+    total_BHT = jnp.sum(own_BHTS, axis=-1) + jnp.sum(shared_HPBT, axis=1).transpose(1, 0, 2)
+    y_BHTK = jnp.einsum(
+        "BHTS,BHSK->BHTK", own_BHTS.astype(q_BHTK.dtype), v_BHSK, preferred_element_type=jnp.float32
+    ) + jnp.einsum("HPBT,HPK->BHTK", shared_HPBT.astype(q_BHTK.dtype), prefix.v, preferred_element_type=jnp.float32)
+    return (y_BHTK / total_BHT[..., None]).astype(q_BHTK.dtype)
+
+
+def over_ring(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix=None, prefix_length=None):
+    """A decode step's (T = 1), over keys in a ring: a row sees the one at `slot` and the `filled_B` in front of it."""
+    if not _has_kernel(q_BHTK):
+        slots = k_BHSK.shape[2]
+        age_S = (slot - jnp.arange(slots)) % slots  # 0 for the slot that is written now
+        return masked(q_BHTK, k_BHSK, v_BHSK, (age_S[None] <= filled_B[:, None])[:, None, :], prefix, prefix_length)
+    return kernel_over_ring(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix, prefix_length)
+
+
+def kernel_over_ring(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix=None, prefix_length=None, interpret=False):
+    """The same through kernels.over_ring; `interpret`: on any device."""
+
+    def of_heads(q_BHK, k_BHSK, v_BHSK, shared):
+        return kernels.over_ring(q_BHK, k_BHSK, v_BHSK, slot, filled_B, shared, interpret=interpret)
+
+    args = q_BHTK[:, :, 0], k_BHSK, v_BHSK, _over_prefix(q_BHTK, prefix, prefix_length)
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.shape["tensor"] > 1:  # a kernel knows nothing of meshes: each device gets its heads
+        heads = jax.sharding.PartitionSpec(None, "tensor")
+        of_heads = jax.shard_map(
+            of_heads, mesh=mesh, in_specs=heads, out_specs=heads, axis_names={"tensor"}, check_vma=False
+        )
+    return of_heads(*args)[:, :, None]
+
+
+def _over_prefix(q_BHTK, prefix, prefix_length):
+    """kernels.Partial of a step's queries (T = 1) over the shared prefix."""
+    if prefix is None or not prefix.k.shape[1]:
+        shape = q_BHTK.shape[:2]
+        low = jnp.full(shape, jnp.finfo(jnp.float32).min)
+        return kernels.Partial(low, jnp.zeros(shape), jnp.zeros((*shape, q_BHTK.shape[3])))
+    scores_HPB = _prefix_scores(q_BHTK, prefix.k, prefix_length)[..., 0]
+    top_HB = jnp.max(scores_HPB, axis=1)
+    scores_HPB = jnp.exp(scores_HPB - top_HB[:, None])
+    y_BHK = jnp.einsum("HPB,HPK->BHK", scores_HPB.astype(q_BHTK.dtype), prefix.v, preferred_element_type=jnp.float32)
+    return kernels.Partial(top_HB.T, jnp.sum(scores_HPB, axis=1).T, y_BHK)
+
+
+def _prefix_scores(q_BHTK, k_HPK, prefix_length):
+    """[H, P, B, T] in float32, the lowest number at the prefix's padding."""
+    scores_HPBT = jnp.einsum("HPK,BHTK->HPBT", k_HPK, q_BHTK, preferred_element_type=jnp.float32)
+    real_P = jnp.arange(k_HPK.shape[1]) < prefix_length
+    scale = q_BHTK.shape[-1] ** -0.5
+    return jnp.where(real_P[None, :, None, None], scores_HPBT * scale, jnp.finfo(jnp.float32).min)
+
+
+def _has_kernel(q_BHTK):
+    """Whether this program is for a CUDA GPU, heads have a size that its kernels take, and a kernel can be called.
+
+    It cannot where more than heads is spread over devices and no shard_map is around.
+    """
+    size, mesh = q_BHTK.shape[-1], jax.sharding.get_abstract_mesh()
+    spread = not mesh.empty and any(mesh.shape[axis] > 1 for axis in mesh.auto_axes if axis != "tensor")
+    return kernels.cuda_capability() >= (8, 0) and size >= 16 and size & (size - 1) == 0 and not spread
 
 
 def by_segments(q_BHTK: jax.Array, k_BHTK: jax.Array, v_BHTK: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
@@ -18,12 +105,37 @@ def by_segments(q_BHTK: jax.Array, k_BHTK: jax.Array, v_BHTK: jax.Array, segment
 
     Under a mesh every device has its own rows and heads, as the logical axes "batch" and "heads" say.
     """
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh, body = jax.sharding.get_abstract_mesh(), _rows
+    if kernels.cuda_capability() > (0, 0):
+        body = _cudnn if _has_cudnn(q_BHTK) else jax.checkpoint(_masked_segments)
     if mesh.empty or not isinstance(q_BHTK, jax.core.Tracer):
-        return _rows(q_BHTK, k_BHTK, v_BHTK, segment_ids_BT)
+        return body(q_BHTK, k_BHTK, v_BHTK, segment_ids_BT)
     heads, ids = (nn.logical_to_mesh_axes(axes) for axes in (("batch", "heads", None, None), ("batch", None)))
-    body = jax.shard_map(_rows, mesh=mesh, in_specs=(heads, heads, heads, ids), out_specs=heads, check_vma=False)
+    body = jax.shard_map(body, mesh=mesh, in_specs=(heads, heads, heads, ids), out_specs=heads, check_vma=False)
     return body(q_BHTK, k_BHTK, v_BHTK, segment_ids_BT)
+
+
+def _has_cudnn(q_BHTK):
+    """Whether cuDNN takes heads and rows of these sizes."""
+    length, size = q_BHTK.shape[2:]
+    largest = 256 if kernels.cuda_capability() >= (9, 0) else 128
+    return q_BHTK.dtype in (jnp.bfloat16, jnp.float16) and size <= largest and size % 8 == 0 and length % 2 == 0
+
+
+def _cudnn(q_BHTK, k_BHTK, v_BHTK, ids_BT):
+    q_BTHK, k_BTHK, v_BTHK = (array.swapaxes(1, 2) for array in (q_BHTK, k_BHTK, v_BHTK))
+    y_BTHK = jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, mask=_seen(ids_BT)[:, None], implementation="cudnn")
+    return y_BTHK.swapaxes(1, 2)
+
+
+def _masked_segments(q_BHTK, k_BHTK, v_BHTK, ids_BT):
+    return masked(q_BHTK, k_BHTK, v_BHTK, _seen(ids_BT))
+
+
+def _seen(ids_BT):
+    """[B, T, S]: True where query t may see key s, of its own segment and not behind it."""
+    length = ids_BT.shape[1]
+    return jnp.tril(jnp.ones((length, length), bool)) & (ids_BT[:, :, None] == ids_BT[:, None])
 
 
 def _rows(*row_by_row):

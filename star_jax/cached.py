@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from star_jax import sharding
 from star_jax.config import ModelConfig
-from star_jax.model import GPT, Block, Keys, Params, call
+from star_jax.model import GPT, Block, Keys, Params, Ring, call
 
 
 class Prefix(NamedTuple):
@@ -105,12 +105,10 @@ def decode_step(
     model: GPT, params: Params, tokens_B: jax.Array, cache: RingCache, prefix: Prefix
 ) -> tuple[jax.Array, RingCache]:
     """One token a row: writes it to the cache and returns (logits [B, V], the cache one step on)."""
-    slots = cache.layers[0].k.shape[2]
-    slot = cache.time % slots
-    age_S = (slot - jnp.arange(slots)) % slots  # 0 for the slot that is written now
-    mask_BTS = (age_S[None] <= cache.filled_B[:, None])[:, None, :]
+    slot = cache.time % cache.layers[0].k.shape[2]
     positions_BT = (prefix.length + cache.filled_B)[:, None]
-    x_BTD, layers = _hidden(model, params, tokens_B[:, None], positions_BT, mask_BTS, cache.layers, slot, prefix)
+    seen = Ring(cache.filled_B)
+    x_BTD, layers = _hidden(model, params, tokens_B[:, None], positions_BT, seen, cache.layers, slot, prefix)
     logits_BV = call(model, params, x_BTD[:, 0], method="logits")
     return logits_BV, RingCache(layers, cache.time + 1, cache.filled_B + 1)
 
@@ -124,7 +122,7 @@ def _hidden(
     params: Params,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
-    mask_BTS: jax.Array,
+    mask_BTS: jax.Array | Ring,
     cached: tuple[Keys, ...] | None = None,
     slot: jax.Array | int | None = None,
     prefix: Prefix | None = None,

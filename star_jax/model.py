@@ -48,6 +48,12 @@ class Segments(NamedTuple):
     ids_BT: jax.Array
 
 
+class Ring(NamedTuple):
+    """In a mask's place, with a cache that is a ring: a row sees its newest token and the `filled_B` before it."""
+
+    filled_B: jax.Array
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions."""
 
@@ -59,7 +65,7 @@ class Attention(nn.Module):
 
         Args:
           x_BTD: inputs. positions_BT: absolute positions, int32.
-          mask_BTS: True where query t may see key s; S = T without a cache. Or Segments.
+          mask_BTS: True where query t may see key s; S = T without a cache. Or Segments, or Ring.
           cached: Keys [B, H, S, K] or None. slot: where the first own token goes, the others behind it.
           prefix: Keys [H, P, K] or None; its first `prefix_length` keys are seen by every query.
 
@@ -91,8 +97,10 @@ class Attention(nn.Module):
             keys = Keys(write(cached.k, keys.k, slot, axis=2), write(cached.v, keys.v, slot, axis=2))
         if isinstance(mask_BTS, Segments):
             y_BHTK = attention.by_segments(q_BHTK, keys.k, keys.v, mask_BTS.ids_BT)
+        elif isinstance(mask_BTS, Ring):
+            y_BHTK = attention.over_ring(q_BHTK, *keys, slot, mask_BTS.filled_B, prefix, prefix_length)
         else:
-            y_BHTK = _attend(q_BHTK, keys, mask_BTS, prefix, prefix_length)
+            y_BHTK = attention.masked(q_BHTK, *keys, mask_BTS, prefix, prefix_length)
         out_HKD = _weight(
             self, "out", _INIT_HEADS_OUT, (cfg.n_heads, cfg.head_dim, cfg.d_model), ("heads", "kv", "embed")
         )
@@ -261,31 +269,6 @@ def call(model: GPT, params: Params, *args: Any, method: str | None = None) -> j
 def init(model: GPT, key: jax.Array) -> Params:
     """Freshly drawn float32 parameters, boxed with their logical axes: see sharding.unbox."""
     return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
-
-
-def _attend(q_BHTK, keys, mask_BTS, prefix, prefix_length):
-    """softmax(q k / sqrt(K)) v over own or cached keys and the shared prefix, scores in float32.
-
-    The prefix is one product for all rows, its scores [H, P, B, T]: sums over P then go along whole vectors of rows.
-    """
-    scale = q_BHTK.shape[-1] ** -0.5
-    low = jnp.finfo(jnp.float32).min
-    own_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, keys.k, preferred_element_type=jnp.float32) * scale
-    own_BHTS = jnp.where(mask_BTS[:, None], own_BHTS, low)
-    if prefix is None or not prefix.k.shape[1]:
-        weights_BHTS = jax.nn.softmax(own_BHTS, axis=-1).astype(q_BHTK.dtype)
-        return jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS, keys.v)
-    shared_HPBT = jnp.einsum("HPK,BHTK->HPBT", prefix.k, q_BHTK, preferred_element_type=jnp.float32) * scale
-    real_P = jnp.arange(prefix.k.shape[1]) < prefix_length
-    shared_HPBT = jnp.where(real_P[None, :, None, None], shared_HPBT, low)
-    top_BHT = jnp.maximum(jnp.max(own_BHTS, axis=-1), jnp.max(shared_HPBT, axis=1).transpose(1, 0, 2))
-    own_BHTS = jnp.exp(own_BHTS - top_BHT[..., None])
-    shared_HPBT = jnp.exp(shared_HPBT - top_BHT.transpose(1, 0, 2)[:, None])
-    total_BHT = jnp.sum(own_BHTS, axis=-1) + jnp.sum(shared_HPBT, axis=1).transpose(1, 0, 2)
-    y_BHTK = jnp.einsum(
-        "BHTS,BHSK->BHTK", own_BHTS.astype(q_BHTK.dtype), keys.v, preferred_element_type=jnp.float32
-    ) + jnp.einsum("HPBT,HPK->BHTK", shared_HPBT.astype(q_BHTK.dtype), prefix.v, preferred_element_type=jnp.float32)
-    return (y_BHTK / total_BHT[..., None]).astype(q_BHTK.dtype)
 
 
 def _rotate(x_BHTK, positions_BT, rotary_dim):

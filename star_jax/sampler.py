@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from star_jax import cached, hosts, sharding, stops
+from star_jax import cached, hosts, kernels, sharding, stops
 from star_jax import model as gpt
 from star_jax.config import ModelConfig, SamplingConfig
 from star_jax.decoding import Decoding
@@ -230,9 +230,9 @@ class Sampler:
         mine = [(bodies[way::ways], seeds[way::ways]) for way in own]
         with sharding.use(self.mesh, rows_apart=True):
             prefix, queue = self._prefix(shots), self._queue(mine, padded)
-            return _sample_queue(
-                self.model, self.decoding, self.shape, self.mesh, self.params, prefix, queue, self._automaton_SV
-            )
+            draw = _sample_queue_on_cuda if kernels.cuda_capability() > (0, 0) else _sample_queue
+            how = self.model, self.decoding, self.shape, self.mesh
+            return draw(*how, self.params, prefix, queue, self._automaton_SV)
 
     def _read(self, out: Outputs, count: int) -> list[Draw]:
         """What all processes drew, in the order of the `count` bodies."""
@@ -281,8 +281,7 @@ def _encode_prefix(model, params, tokens_P, length):
     return cached.encode_prefix(model, params, tokens_P, length)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _sample_queue(model, decoding, shape, mesh, params, prefix, queue, automaton_SV) -> Outputs:
+def _sample_queues(model, decoding, shape, mesh, params, prefix, queue, automaton_SV) -> Outputs:
     """Draws a completion for each problem of the queues, one queue a place along the mesh's data axis."""
     apart, shared = PartitionSpec("data"), PartitionSpec()
     loop = jax.shard_map(
@@ -296,21 +295,21 @@ def _sample_queue(model, decoding, shape, mesh, params, prefix, queue, automaton
     return loop(params, prefix, queue, automaton_SV)
 
 
+_sample_queue = jax.jit(_sample_queues, static_argnums=(0, 1, 2, 3))
+_sample_queue_on_cuda = jax.jit(_sample_queues, static_argnums=(0, 1, 2, 3), compiler_options=kernels.COMPILER_OPTIONS)
+
+
 def _loop(model, decoding, shape, params, prefix, queue, automaton_SV) -> Outputs:
     """Draws a completion for each of the first `queue.real_G[0]` problems of one queue."""
     emit = functools.partial(_emit, decoding, shape, queue, automaton_SV)
 
-    def is_idle(slots):
-        return slots.next < queue.real_G[0], jnp.sum(~slots.active_B) >= shape.refill
-
     def decode(slots):
         logits_BV, filled = cached.decode_step(model, params, slots.token_B, slots.cache, prefix)
         slots = slots._replace(cache=filled, out=slots.out._replace(steps_G=slots.out.steps_G + 1))
-        rows_B = jnp.arange(shape.slots)
-        return emit(slots, rows_B, logits_BV, slots.active_B)
+        return emit(slots, jnp.arange(shape.slots), logits_BV, slots.active_B)
 
     def keep_decoding(slots):
-        waiting, room = is_idle(slots)
+        waiting, room = slots.next < queue.real_G[0], jnp.sum(~slots.active_B) >= shape.refill
         return jnp.any(slots.active_B) & ~(waiting & room)
 
     def refill_and_decode(slots):

@@ -13,10 +13,10 @@ from star_jax.errors import storing
 def write_whole(path: Path, text: str, shared: bool = False) -> None:
     """Writes a file aside and renames it: nobody ever reads half of it. `shared`: other processes may write it too.
 
-    Raises InputError where the disk will not have it.
+    What a killed process left aside is written over by the next. Raises InputError where the disk will not have it.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f"{path.name}.tmp")
-    with storing(path):
+    beside = path.with_name(f"{path.name}.tmp")
+    with storing(path), alone_in(path.parent) if shared else contextlib.nullcontext():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(beside, "w", encoding="utf-8") as file:

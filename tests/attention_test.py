@@ -32,7 +32,7 @@ def segment_ids(kind):
 
 def plain(q_BHTK, k_BHTK, v_BHTK, ids_BT):
     mask_BTS = jnp.tril(jnp.ones((LENGTH, LENGTH), bool))[None] & (ids_BT[:, :, None] == ids_BT[:, None])
-    return gpt._attend(q_BHTK, gpt.Keys(k_BHTK, v_BHTK), mask_BTS, None, None)
+    return attention.masked(q_BHTK, k_BHTK, v_BHTK, mask_BTS)
 
 
 def inputs(dtype="float32"):
