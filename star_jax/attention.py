@@ -11,6 +11,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from star_jax import kernels
 
@@ -33,7 +34,9 @@ def masked(q_BHTK, k_BHSK, v_BHSK, mask_BTS, prefix=None, prefix_length=None):
     if prefix is None or not prefix.k.shape[1]:
         weights_BHTS = jax.nn.softmax(own_BHTS, axis=-1).astype(q_BHTK.dtype)
         return jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS, v_BHSK)
-    shared_HPBT = _prefix_scores(q_BHTK, prefix.k, prefix_length)
+    shared_HPBT = jnp.einsum("HPK,BHTK->HPBT", prefix.k, q_BHTK, preferred_element_type=jnp.float32) * scale
+    real_P = jnp.arange(prefix.k.shape[1]) < prefix_length
+    shared_HPBT = jnp.where(real_P[None, :, None, None], shared_HPBT, low)
     top_BHT = jnp.maximum(jnp.max(own_BHTS, axis=-1), jnp.max(shared_HPBT, axis=1).transpose(1, 0, 2))
     own_BHTS = jnp.exp(own_BHTS - top_BHT[..., None])
     shared_HPBT = jnp.exp(shared_HPBT - top_BHT.transpose(1, 0, 2)[:, None])
@@ -54,40 +57,34 @@ def over_ring(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix=None, prefix_length
 
 
 def kernel_over_ring(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix=None, prefix_length=None, interpret=False):
-    """The same through kernels.over_ring; `interpret`: on any device."""
+    """The same through the kernels; `interpret`: on any device."""
 
-    def of_heads(q_BHK, k_BHSK, v_BHSK, shared):
+    def of_heads(q_BHK, k_BHSK, v_BHSK, slot, filled_B, length, *keys):
+        if keys:
+            shared = kernels.over_prefix(q_BHK, keys[0], keys[1], length, interpret=interpret)
+        else:
+            low_BH = jnp.full(q_BHK.shape[:2], jnp.finfo(jnp.float32).min)
+            shared = kernels.Partial(low_BH, jnp.zeros_like(low_BH), jnp.zeros(q_BHK.shape))
         return kernels.over_ring(q_BHK, k_BHSK, v_BHSK, slot, filled_B, shared, interpret=interpret)
 
-    args = q_BHTK[:, :, 0], k_BHSK, v_BHSK, _over_prefix(q_BHTK, prefix, prefix_length)
+    keys = () if prefix is None or not prefix.k.shape[1] else tuple(prefix)
+    args = (
+        q_BHTK[:, :, 0],
+        k_BHSK,
+        v_BHSK,
+        jnp.asarray(slot),
+        filled_B,
+        jnp.asarray(0 if prefix_length is None else prefix_length),
+        *keys,
+    )
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.shape["tensor"] > 1:  # a kernel knows nothing of meshes: each device gets its heads
-        heads = jax.sharding.PartitionSpec(None, "tensor")
+        rows, whole, heads = PartitionSpec(None, "tensor"), PartitionSpec(), PartitionSpec("tensor")
+        specs = rows, rows, rows, whole, whole, whole, *(heads for _ in keys)
         of_heads = jax.shard_map(
-            of_heads, mesh=mesh, in_specs=heads, out_specs=heads, axis_names={"tensor"}, check_vma=False
+            of_heads, mesh=mesh, in_specs=specs, out_specs=rows, axis_names={"tensor"}, check_vma=False
         )
     return of_heads(*args)[:, :, None]
-
-
-def _over_prefix(q_BHTK, prefix, prefix_length):
-    """kernels.Partial of a step's queries (T = 1) over the shared prefix."""
-    if prefix is None or not prefix.k.shape[1]:
-        shape = q_BHTK.shape[:2]
-        low = jnp.full(shape, jnp.finfo(jnp.float32).min)
-        return kernels.Partial(low, jnp.zeros(shape), jnp.zeros((*shape, q_BHTK.shape[3])))
-    scores_HPB = _prefix_scores(q_BHTK, prefix.k, prefix_length)[..., 0]
-    top_HB = jnp.max(scores_HPB, axis=1)
-    scores_HPB = jnp.exp(scores_HPB - top_HB[:, None])
-    y_BHK = jnp.einsum("HPB,HPK->BHK", scores_HPB.astype(q_BHTK.dtype), prefix.v, preferred_element_type=jnp.float32)
-    return kernels.Partial(top_HB.T, jnp.sum(scores_HPB, axis=1).T, y_BHK)
-
-
-def _prefix_scores(q_BHTK, k_HPK, prefix_length):
-    """[H, P, B, T] in float32, the lowest number at the prefix's padding."""
-    scores_HPBT = jnp.einsum("HPK,BHTK->HPBT", k_HPK, q_BHTK, preferred_element_type=jnp.float32)
-    real_P = jnp.arange(k_HPK.shape[1]) < prefix_length
-    scale = q_BHTK.shape[-1] ** -0.5
-    return jnp.where(real_P[None, :, None, None], scores_HPBT * scale, jnp.finfo(jnp.float32).min)
 
 
 def _has_kernel(q_BHTK):

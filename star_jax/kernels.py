@@ -16,7 +16,9 @@ from jax.experimental.pallas import triton
 # XLA joins products of the same operand by copying weights together at every step, and its own product kernels are
 # slower at a few hundred rows than cuBLAS's, which adds bias and gelu besides: 235 against 161 us a layer of GPT-J-6B.
 COMPILER_OPTIONS: dict[str, Any] = {"xla_gpu_dot_merger_threshold_mb": 0, "xla_gpu_enable_triton_gemm": False}
-LANES = 8  # keys that a program of one warp has in flight at a time
+# Of what was tried on an H200 (LOG.md of the benchmarks): 4.0 TB/s, where a copy runs at 4.3.
+LANES = 4  # keys of the ring that a program of one warp works on while the next are on their way
+QUERIES, KEYS = 64, 32  # of the prefix's products in a program
 
 
 @functools.cache
@@ -38,6 +40,54 @@ class Partial(NamedTuple):
     top_BH: jax.Array
     total_BH: jax.Array
     y_BHK: jax.Array
+
+
+def over_prefix(
+    q_BHK: jax.Array, k_HPK: jax.Array, v_HPK: jax.Array, length: jax.Array, *, interpret: bool = False
+) -> Partial:
+    """All rows' queries over the first `length` of keys that they share. P is a multiple of 16, K a power of two."""
+    (rows, heads, size), places = q_BHK.shape, k_HPK.shape[1]
+    queries, keys = QUERIES if rows >= QUERIES else 16, KEYS if places % KEYS == 0 else 16
+    padded = -(-rows // queries) * queries
+    of_rows = pl.BlockSpec((queries, None, size), lambda h, b: (b, h, 0))
+    of_head = pl.BlockSpec((None, places, size), lambda h, b: (h, 0, 0))
+    number = pl.BlockSpec((queries, None), lambda h, b: (b, h))
+    numbers_BH = jax.ShapeDtypeStruct((padded, heads), jnp.float32)
+    found = pl.pallas_call(
+        functools.partial(_queries, keys),
+        grid=(heads, padded // queries),
+        in_specs=[pl.BlockSpec((1,), lambda h, b: (0,)), of_rows, of_head, of_head],
+        out_specs=[number, number, of_rows],
+        out_shape=[numbers_BH, numbers_BH, jax.ShapeDtypeStruct((padded, heads, size), jnp.float32)],
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
+        interpret=interpret,
+        name="attention_over_prefix",
+    )(
+        jnp.reshape(length, (1,)).astype(jnp.int32),
+        jnp.pad(q_BHK, ((0, padded - rows), (0, 0), (0, 0))),
+        k_HPK,
+        v_HPK,
+    )
+    return Partial(*(array[:rows] for array in found))
+
+
+def _queries(keys, length_ref, q_ref, k_ref, v_ref, top_ref, total_ref, y_ref):
+    """One head of some rows."""
+    q_BK, length = q_ref[...], length_ref[0]
+    (rows, size), low = q_BK.shape, jnp.finfo(jnp.float32).min
+
+    def turn(n, carry):
+        top_B, total_B, y_BK = carry
+        at = pl.ds(n * keys, keys)
+        scores_BP = jnp.dot(q_BK, k_ref[at, :].T, preferred_element_type=jnp.float32) * size**-0.5
+        scores_BP = jnp.where((n * keys + jnp.arange(keys) < length)[None], scores_BP, low)
+        higher_B = jnp.maximum(top_B, jnp.max(scores_BP, axis=1))
+        kept_B, weights_BP = jnp.exp(top_B - higher_B), jnp.exp(scores_BP - higher_B[:, None])
+        more_BK = jnp.dot(weights_BP.astype(q_BK.dtype), v_ref[at, :], preferred_element_type=jnp.float32)
+        return higher_B, total_B * kept_B + jnp.sum(weights_BP, axis=1), y_BK * kept_B[:, None] + more_BK
+
+    nothing = jnp.full((rows,), low), jnp.zeros((rows,)), jnp.zeros((rows, size))
+    top_ref[...], total_ref[...], y_ref[...] = jax.lax.fori_loop(0, pl.cdiv(length, keys), turn, nothing)
 
 
 def over_ring(
@@ -99,24 +149,24 @@ def _row(slots, lanes, slot_ref, seen_ref, q_ref, k_ref, v_ref, top_ref, total_r
     q_1K = (q_ref[...].astype(jnp.float32) * size**-0.5)[None]
     low = jnp.finfo(jnp.float32).min
 
-    def turn(n, carry):
-        top_L, total_L, y_LK = carry
+    def read(n):
         age_L = n * lanes + jnp.arange(lanes)
         place_L = jnp.where(age_L <= slot, slot - age_L, slot - age_L + slots)
         live_L = age_L < seen
         place_L = jnp.where(live_L, place_L, slot)  # of a key that is at hand: what is not the row's is not read
+        return live_L, k_ref[place_L, :], v_ref[place_L, :]
 
-        score_L = jnp.where(live_L, jnp.sum(q_1K * k_ref[place_L, :].astype(jnp.float32), axis=1), low)
+    def turn(n, carry):
+        (live_L, k_LK, v_LK), top_L, total_L, y_LK = carry
+        following = read(n + 1)
+        score_L = jnp.where(live_L, jnp.sum(q_1K * k_LK.astype(jnp.float32), axis=1), low)
         higher_L = jnp.maximum(top_L, score_L)
         kept_L, weight_L = jnp.exp(top_L - higher_L), jnp.where(live_L, jnp.exp(score_L - higher_L), 0.0)
-        return (
-            higher_L,
-            total_L * kept_L + weight_L,
-            y_LK * kept_L[:, None] + weight_L[:, None] * v_ref[place_L, :].astype(jnp.float32),
-        )
+        y_LK = y_LK * kept_L[:, None] + weight_L[:, None] * v_LK.astype(jnp.float32)
+        return following, higher_L, total_L * kept_L + weight_L, y_LK
 
     nothing = jnp.full((lanes,), low), jnp.zeros((lanes,)), jnp.zeros((lanes, size))
-    top_L, total_L, y_LK = jax.lax.fori_loop(0, pl.cdiv(seen, lanes), turn, nothing)
+    _, top_L, total_L, y_LK = jax.lax.fori_loop(0, pl.cdiv(seen, lanes), turn, (read(0), *nothing))
     top = jnp.maximum(jnp.max(top_L), top_ref[0])
     weight_L, shared = jnp.exp(top_L - top), jnp.exp(top_ref[0] - top)
     total = jnp.sum(total_L * weight_L) + shared * total_ref[0]

@@ -6,24 +6,26 @@
         --steps=2 --rows=2 --row_tokens=128 --probe_mib=16 --probe_side=256              (any machine, half a minute)
 
 Decoding: as many rows as slots behind one prefix of 785 tokens (CommonsenseQA's seven shots), bodies of 55 tokens,
-96 new tokens; seconds of the whole less those of the same with one new token. Its floor: each step reads all bfloat16
-weights (12.1 GB less the embedding), the prefix's keys and values once and each row's own, at the speed of a copy.
-Prefill: the same with one new token, against the speed of a matrix product. Train step: 8 x 1,024 tokens, Adam,
-recomputed blocks; float32 weights and moments where they fit, else the widest that do. MFU: 6 FLOPs a weight and token
-and attention's, recomputation not counted, over the matrix rate.
+96 new tokens; seconds of the whole less those of the same program where every row's first token ends it. Its floor:
+each step reads all bfloat16 weights (12.1 GB less the embedding), the prefix's keys and values once and each row's own,
+at the speed of a copy. The products' time at the matrix rate is told beside it: from some 200 rows on it is longer.
+Prefill: up to that first token, against the speed of a matrix product. Train step: 8 x 1,024 tokens, Adam; weights,
+moments and what the blocks keep as wide as the memory allows. MFU: 6 FLOPs a weight and token and attention's,
+recomputation not counted, over the matrix rate.
 The loop: the paper's first on CommonsenseQA, 9,741 problems sampled, all of them rationalized (the worst case), weights
 back from the host's memory, 40 steps. Bar: three minutes on an H200. Compilation is told apart: a run pays it once.
 
 Needs jax, flax, optax and orbax; neither data nor a tokenizer, seqio, TensorFlow or ml_collections. Where torch sees a
-GPU, transformers' generate draws the same.
-
-Not measured on an accelerator yet: none was at hand.
+GPU, transformers' generate draws the same. README's table and LOG.md have an H200's figures.
 """
 
 import argparse
 import dataclasses
 import importlib.util
+import os
 import time
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")  # three quarters else; read when JAX starts
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +39,13 @@ from star_jax.records import Prompt
 from star_jax.tokenizer import ByteTokenizer
 
 BAR = 180.0  # seconds of the loop on an H200
-# Dtypes of (weights, Adam's first moment), the widest first; the second moment is float32.
-DTYPES = (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"))
+# (weights, Adam's first moment, what the blocks keep for the backward pass), the widest first; second moment: float32.
+TRAINING = (
+    ("float32", "float32", "dots"),
+    ("float32", "float32", "full"),
+    ("float32", "bfloat16", "full"),
+    ("bfloat16", "bfloat16", "full"),
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -109,8 +116,11 @@ class Speed:
 
 
 def copy_rate(mib: int) -> float:
-    source, add = jnp.zeros((mib * 2**19,), jnp.bfloat16), jax.jit(lambda x: x + 1)
-    return 2.0 * source.nbytes / machine.best(lambda: add(source))
+    """Of an array's copy, bytes read and written; of a fused addition, should that be faster."""
+    source = jax.random.normal(jax.random.key(0), (mib * 2**19,), jnp.bfloat16)
+    return (
+        2.0 * source.nbytes / min(machine.queued(lambda f=f: f(source)) for f in (jnp.copy, jax.jit(lambda x: x + 1)))
+    )
 
 
 def random_params(model: gpt.GPT, mesh: Mesh, dtype: str = "bfloat16") -> gpt.Params:
@@ -135,42 +145,46 @@ def prompts_of(args: argparse.Namespace, count: int, seed: int) -> list[Prompt]:
     return [Prompt(shots, text(args.body)) for _ in range(count)]
 
 
-def make_sampler(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, slots: int, queue: int, new: int):
+def make_sampler(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, slots: int):
+    queue, chunk = min(args.problems, 2048), min(64, args.body)
     return sampler.Sampler(
-        model, params, ByteTokenizer(), max_new_tokens=new, slots=slots, queue=queue, prefill_chunk=min(64, args.body)
+        model, params, ByteTokenizer(), max_new_tokens=args.new_tokens, slots=slots, queue=queue, prefill_chunk=chunk
     )
 
 
+def ended_at_once(ours: sampler.Sampler) -> sampler.Sampler:
+    """The same with weights that make every row end with its first token: the same program, prefill alone."""
+    head = ours.params["head"]
+    bias = head["bias"].at[ByteTokenizer().end_of_text].set(1e4)
+    return ours.with_params({**ours.params, "head": {**head, "bias": bias}})
+
+
 def decoding(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, slots: int, speed: Speed) -> None:
-    """One row a slot: the whole, and the same with one new token."""
-    prompts = prompts_of(args, slots, seed=0)
-    seconds, first = {}, {}
-    for new in (1, args.new_tokens):
-        ours = make_sampler(args, model, params, slots, slots, new)
-        started = time.perf_counter()
-        drawn = ours(prompts)
-        first[new] = time.perf_counter() - started
-        seconds[new] = machine.best(lambda ours=ours: ours(prompts) and (), turns=2)
-        assert {len(draw.token_ids) for draw in drawn} == {new}
+    """One row a slot: the whole, and the prefill by itself."""
+    prompts, ours = prompts_of(args, slots, seed=0), make_sampler(args, model, params, slots)
+    started = time.perf_counter()
+    assert {len(draw.token_ids) for draw in ours(prompts)} == {args.new_tokens}
+    first, short = time.perf_counter() - started, ended_at_once(ours)
+    assert {len(draw.token_ids) for draw in short(prompts)} == {1}
+    whole, prefill = (machine.best(lambda of=of: of(prompts) and (), turns=2) for of in (ours, short))
     lengths = budget.Lengths(args.prefix, args.body, args.new_tokens)
     work = budget.least_sampling(model.config, slots, slots, lengths)
     # The prefix is there from the first call on.
     alone = budget.least_sampling(model.config, 0, 1, lengths).prefill_flops
-    spent, floor = seconds[args.new_tokens] - seconds[1], work.decode_bytes / speed.bytes
-    print(f"\n{slots} slots, {memory()}; first calls {sum(first.values()):.1f} s")
-    steps = work.decode_steps
+    spent, floor, steps = whole - prefill, work.decode_bytes / speed.bytes, work.decode_steps
+    print(f"\n{slots} slots, {memory()}; first call {first:.1f} s")
     print(f"  decode:  {slots * steps / spent:10,.0f} tokens/s, {1e3 * spent / steps:.2f} ms a step; "
-          f"floor {1e3 * floor / steps:.2f} ms ({work.decode_bytes / steps / 1e9:.2f} GB), "
-          f"{spent / floor:.2f}x of it")  # fmt: skip
-    rate = (work.prefill_flops - alone) / seconds[1]
-    print(f"  prefill: {slots * args.body / seconds[1]:10,.0f} tokens/s, {rate / 1e12:,.2f} TFLOP/s, "
+          f"floor {1e3 * floor / steps:.2f} ms ({work.decode_bytes / steps / 1e9:.2f} GB), {floor / spent:.1%} of it; "
+          f"products {1e3 * work.decode_flops / steps / speed.flops:.2f} ms")  # fmt: skip
+    rate = (work.prefill_flops - alone) / prefill
+    print(f"  prefill: {slots * args.body / prefill:10,.0f} tokens/s, {rate / 1e12:,.2f} TFLOP/s, "
           f"{rate / speed.flops:.1%} of the matrix rate")  # fmt: skip
 
 
 def drawing(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, name: str) -> float:
     """Seconds of one pass of the loop over all problems, prefix included, once its programs are compiled."""
     slots = args.loop_slots or args.slots[-1]
-    ours = make_sampler(args, model, params, slots, min(args.problems, 2048), args.new_tokens)
+    ours = make_sampler(args, model, params, slots)
     prompts = prompts_of(args, args.problems, seed=len(name))
     ours(prompts[:1])
     started = time.perf_counter()
@@ -188,8 +202,8 @@ def training(
     args: argparse.Namespace, settings: config.Config, model: gpt.GPT, mesh: Mesh, speed: Speed
 ) -> dict[str, float]:
     """Seconds of the loop's restart ("load") and steps ("fine_tune")."""
-    settings = choose_dtypes(settings)
-    weights, adam = settings.train.param_dtype, settings.optimizer
+    settings = choose_widths(settings)
+    model, weights, adam = gpt.GPT(settings.model), settings.train.param_dtype, settings.optimizer
     made = random_params(model, mesh, weights)
     base = sharding.to_host(made)
     jax.tree.map(lambda leaf: leaf.delete(), made)
@@ -213,26 +227,27 @@ def training(
     plain = dataclasses.replace(settings, model=dataclasses.replace(settings.model, remat="none"))
     mfu, hardware = (budget.train_flops(c) / one / speed.flops for c in (plain, settings))
     print(f"\ntrain step: {args.rows} x {args.row_tokens} tokens, {weights} weights, {adam.moment_dtype} first moment, "
-          f"loss {float(metrics['loss']):.3f}, {memory()}")  # fmt: skip
+          f"remat {settings.model.remat}, loss {float(metrics['loss']):.3f}, {memory()}")  # fmt: skip
     print(f"  first {first:.1f} s, then {one:.3f} s; {tokens / one:,.0f} tokens/s; MFU {mfu:.1%}, "
           f"with recomputation {hardware:.1%}")  # fmt: skip
     return {"load": load, "fine_tune": spent}
 
 
-def choose_dtypes(settings: config.Config) -> config.Config:
-    """The widest of DTYPES that fits the device by its count of bytes; says what each takes."""
+def choose_widths(settings: config.Config) -> config.Config:
+    """The widest of TRAINING that fits the device by its count of bytes; says what each takes."""
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     chosen = None
-    print(f"\nweights and Adam on this device ({f'{limit / 2**30:.1f} GiB' if limit else 'its memory is not told'}):")
-    for weights, first in DTYPES:
+    print(f"\ntraining on this device ({f'{limit / 2**30:.1f} GiB' if limit else 'its memory is not told'}):")
+    for weights, first, remat in TRAINING:
         option = dataclasses.replace(
             settings,
+            model=dataclasses.replace(settings.model, remat=remat),
             train=dataclasses.replace(settings.train, param_dtype=weights),
             optimizer=dataclasses.replace(settings.optimizer, moment_dtype=first),
         )
         held, more = budget.train_bytes(option, dict(data=1, fsdp=1, tensor=1))
         fits = not limit or held + more < limit
-        print(f"  {weights} weights, {first} first moment: {held / 2**30:.2f} + {more / 2**30:.2f} GiB, "
+        print(f"  {weights} weights, {first} first moment, remat {remat}: {held / 2**30:.2f} + {more / 2**30:.2f} GiB, "
               f"{'fits' if fits else 'does not fit'}")  # fmt: skip
         chosen = chosen or (option if fits else None)
     return chosen or option
