@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from star_jax import kernels
+from star_jax import cuda
 
 BLOCK = 128  # queries
 
@@ -49,7 +49,7 @@ def masked(q_BHTK, k_BHSK, v_BHSK, mask_BTS, prefix=None, prefix_length=None):
 
 def over_ring(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix=None, prefix_length=None):
     """A decode step's (T = 1), over keys in a ring: a row sees the one at `slot` and the `filled_B` in front of it."""
-    if not _has_kernel(q_BHTK):
+    if not _has_kernel(q_BHTK, prefix):
         slots = k_BHSK.shape[2]
         age_S = (slot - jnp.arange(slots)) % slots  # 0 for the slot that is written now
         return masked(q_BHTK, k_BHSK, v_BHSK, (age_S[None] <= filled_B[:, None])[:, None, :], prefix, prefix_length)
@@ -58,6 +58,7 @@ def over_ring(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix=None, prefix_length
 
 def kernel_over_ring(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix=None, prefix_length=None, interpret=False):
     """The same through the kernels; `interpret`: on any device."""
+    from star_jax import kernels  # here, for what they need of jax may be gone one day: see cuda.has_triton
 
     def of_heads(q_BHK, k_BHSK, v_BHSK, slot, filled_B, length, *keys):
         if keys:
@@ -87,14 +88,15 @@ def kernel_over_ring(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix=None, prefix
     return of_heads(*args)[:, :, None]
 
 
-def _has_kernel(q_BHTK):
+def _has_kernel(q_BHTK, prefix):
     """Whether this program is for a CUDA GPU, heads have a size that its kernels take, and a kernel can be called.
 
     It cannot where more than heads is spread over devices and no shard_map is around.
     """
     size, mesh = q_BHTK.shape[-1], jax.sharding.get_abstract_mesh()
     spread = not mesh.empty and any(mesh.shape[axis] > 1 for axis in mesh.auto_axes if axis != "tensor")
-    return kernels.cuda_capability() >= (8, 0) and size >= 16 and size & (size - 1) == 0 and not spread
+    fits = size >= 16 and size & (size - 1) == 0 and (prefix is None or prefix.k.shape[1] % 16 == 0)
+    return cuda.capability() >= (8, 0) and cuda.has_triton() and fits and not spread
 
 
 def by_segments(q_BHTK: jax.Array, k_BHTK: jax.Array, v_BHTK: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
@@ -103,7 +105,7 @@ def by_segments(q_BHTK: jax.Array, k_BHTK: jax.Array, v_BHTK: jax.Array, segment
     Under a mesh every device has its own rows and heads, as the logical axes "batch" and "heads" say.
     """
     mesh, body = jax.sharding.get_abstract_mesh(), _rows
-    if kernels.cuda_capability() > (0, 0):
+    if cuda.capability() > (0, 0):
         body = _cudnn if _has_cudnn(q_BHTK) else jax.checkpoint(_masked_segments)
     if mesh.empty or not isinstance(q_BHTK, jax.core.Tracer):
         return body(q_BHTK, k_BHTK, v_BHTK, segment_ids_BT)
@@ -115,7 +117,7 @@ def by_segments(q_BHTK: jax.Array, k_BHTK: jax.Array, v_BHTK: jax.Array, segment
 def _has_cudnn(q_BHTK):
     """Whether cuDNN takes heads and rows of these sizes."""
     length, size = q_BHTK.shape[2:]
-    largest = 256 if kernels.cuda_capability() >= (9, 0) else 128
+    largest = 256 if cuda.capability() >= (9, 0) else 128
     return q_BHTK.dtype in (jnp.bfloat16, jnp.float16) and size <= largest and size % 8 == 0 and length % 2 == 0
 
 

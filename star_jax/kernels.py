@@ -1,4 +1,4 @@
-"""Attention of a decode step on CUDA GPUs: kernels (Pallas, through Triton), and what XLA is told about the rest.
+"""Attention of a decode step on CUDA GPUs: two kernels (Pallas, through Triton). Nothing imports them elsewhere.
 
 For a row's own keys XLA would read all slots of the ring, turn the values' layout, and spend more on both than on the
 step's matrix products; for the prefix it writes scores to memory and reads them four times. The kernels read each key
@@ -6,29 +6,16 @@ and value once, and of the ring only what belongs to the row. All other products
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-# XLA joins products of the same operand by copying weights together at every step, and its own product kernels are
-# slower at a few hundred rows than cuBLAS's, which adds bias and gelu besides: 235 against 161 us a layer of GPT-J-6B.
-COMPILER_OPTIONS: dict[str, Any] = {"xla_gpu_dot_merger_threshold_mb": 0, "xla_gpu_enable_triton_gemm": False}
 # Of what was tried on an H200 (LOG.md of the benchmarks): 4.0 TB/s, where a copy runs at 4.3.
 LANES = 4  # keys of the ring that a program of one warp works on while the next are on their way
 QUERIES, KEYS = 64, 32  # of the prefix's products in a program
-
-
-@functools.cache
-def cuda_capability() -> tuple[int, int]:
-    """(9, 0) for Hopper, and so on; (0, 0) where the default device is no CUDA GPU."""
-    device = jax.devices()[0]
-    if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
-        return 0, 0
-    major, minor = device.compute_capability.split(".")
-    return int(major), int(minor)
 
 
 class Partial(NamedTuple):

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from star_jax import cached, hosts, kernels, sharding, stops
+from star_jax import cached, cuda, hosts, sharding, stops
 from star_jax import model as gpt
 from star_jax.config import ModelConfig, SamplingConfig
 from star_jax.decoding import Decoding
@@ -230,7 +230,7 @@ class Sampler:
         mine = [(bodies[way::ways], seeds[way::ways]) for way in own]
         with sharding.use(self.mesh, rows_apart=True):
             prefix, queue = self._prefix(shots), self._queue(mine, padded)
-            draw = _sample_queue_on_cuda if kernels.cuda_capability() > (0, 0) else _sample_queue
+            draw = _sample_queue_on_cuda if cuda.capability() > (0, 0) else _sample_queue
             how = self.model, self.decoding, self.shape, self.mesh
             return draw(*how, self.params, prefix, queue, self._automaton_SV)
 
@@ -296,7 +296,7 @@ def _sample_queues(model, decoding, shape, mesh, params, prefix, queue, automato
 
 
 _sample_queue = jax.jit(_sample_queues, static_argnums=(0, 1, 2, 3))
-_sample_queue_on_cuda = jax.jit(_sample_queues, static_argnums=(0, 1, 2, 3), compiler_options=kernels.COMPILER_OPTIONS)
+_sample_queue_on_cuda = jax.jit(_sample_queues, static_argnums=(0, 1, 2, 3), compiler_options=cuda.COMPILER_OPTIONS)
 
 
 def _loop(model, decoding, shape, params, prefix, queue, automaton_SV) -> Outputs:

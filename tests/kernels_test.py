@@ -7,12 +7,12 @@ import pytest
 from conftest import TINY, numpy_params
 from jax.sharding import PartitionSpec
 
-from star_jax import attention, cached, kernels, sharding
+from star_jax import attention, cached, cuda, kernels, sharding
 from star_jax import model as gpt
 from star_jax.config import MeshConfig
 
 ROWS, HEADS, SLOTS, SIZE = 6, 4, 19, 16
-INTERPRET = kernels.cuda_capability() == (0, 0)
+INTERPRET = cuda.capability() == (0, 0)
 
 
 def arrays(*shapes, dtype="float32", seed=0):
