@@ -1,21 +1,13 @@
-"""Attention over what there is to attend to: a row's segments, a cache and a prefix, a ring of keys.
+"""Attention over a cache: the plain form, and for a decode step on a CUDA GPU one through kernels.
 
-`masked` is the plain one, that all others equal. Training goes row by row and block by block, over no more keys than
-the block's segments reach back to: the scores of all rows at once, [B, H, T, T] in float32, would be the largest
-array of a step. They are made again in the backward pass, so of a layer's attention nothing is kept but its inputs. On
-GPUs, where a program that chooses waits for its host, it is cuDNN's, and a decode step's own keys go through a kernel.
+The attention of training is in segments.py.
 """
 
-import functools
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from star_jax import cuda
-
-BLOCK = 128  # queries
 
 
 def masked(q_BHTK, k_BHSK, v_BHSK, mask_BTS, prefix=None, prefix_length=None):
@@ -97,73 +89,3 @@ def _has_kernel(q_BHTK, prefix):
     spread = not mesh.empty and any(mesh.shape[axis] > 1 for axis in mesh.auto_axes if axis != "tensor")
     fits = size >= 16 and size & (size - 1) == 0 and (prefix is None or prefix.k.shape[1] % 16 == 0)
     return cuda.capability() >= (8, 0) and cuda.has_triton() and fits and not spread
-
-
-def by_segments(q_BHTK: jax.Array, k_BHTK: jax.Array, v_BHTK: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
-    """softmax(q k / sqrt(K)) v [B, H, T, K] over the tokens of a query's own segment up to itself, scores in float32.
-
-    Under a mesh every device has its own rows and heads, as the logical axes "batch" and "heads" say.
-    """
-    mesh, body = jax.sharding.get_abstract_mesh(), _rows
-    if cuda.capability() > (0, 0):
-        body = _cudnn if _has_cudnn(q_BHTK) else jax.checkpoint(_masked_segments)
-    if mesh.empty or not isinstance(q_BHTK, jax.core.Tracer):
-        return body(q_BHTK, k_BHTK, v_BHTK, segment_ids_BT)
-    heads, ids = (nn.logical_to_mesh_axes(axes) for axes in (("batch", "heads", None, None), ("batch", None)))
-    body = jax.shard_map(body, mesh=mesh, in_specs=(heads, heads, heads, ids), out_specs=heads, check_vma=False)
-    return body(q_BHTK, k_BHTK, v_BHTK, segment_ids_BT)
-
-
-def _has_cudnn(q_BHTK):
-    """Whether cuDNN takes heads and rows of these sizes."""
-    length, size = q_BHTK.shape[2:]
-    largest = 256 if cuda.capability() >= (9, 0) else 128
-    return q_BHTK.dtype in (jnp.bfloat16, jnp.float16) and size <= largest and size % 8 == 0 and length % 2 == 0
-
-
-def _cudnn(q_BHTK, k_BHTK, v_BHTK, ids_BT):
-    q_BTHK, k_BTHK, v_BTHK = (array.swapaxes(1, 2) for array in (q_BHTK, k_BHTK, v_BHTK))
-    y_BTHK = jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, mask=_seen(ids_BT)[:, None], implementation="cudnn")
-    return y_BTHK.swapaxes(1, 2)
-
-
-def _masked_segments(q_BHTK, k_BHTK, v_BHTK, ids_BT):
-    return masked(q_BHTK, k_BHTK, v_BHTK, _seen(ids_BT))
-
-
-def _seen(ids_BT):
-    """[B, T, S]: True where query t may see key s, of its own segment and not behind it."""
-    length = ids_BT.shape[1]
-    return jnp.tril(jnp.ones((length, length), bool)) & (ids_BT[:, :, None] == ids_BT[:, None])
-
-
-def _rows(*row_by_row):
-    return jax.lax.map(jax.checkpoint(lambda row: _row(*row)), row_by_row)
-
-
-def _row(q_HTK, k_HTK, v_HTK, ids_T):
-    """[H, T, K] of one row."""
-    length = ids_T.shape[0]
-    first_T = jnp.argmax(ids_T[:, None] == ids_T[None], axis=1)
-    blocks = []
-    for start in range(0, length, BLOCK):
-        # A block's keys begin at one of a few places, each twice as far back: a program has fixed shapes.
-        lows = [start]
-        while lows[-1]:
-            lows.append(max(0, start - BLOCK * (2 ** len(lows) - 1)))
-        end = min(start + BLOCK, length)
-        enough = jnp.sum(jnp.array(lows) > jnp.min(first_T[start:end]))
-        branches = [functools.partial(_block, low, start, end) for low in lows]
-        blocks.append(jax.lax.switch(enough, branches, q_HTK, k_HTK, v_HTK, ids_T))
-    return jnp.concatenate(blocks, axis=1)
-
-
-def _block(low, start, end, q_HTK, k_HTK, v_HTK, ids_T):
-    """Queries [start, end) over keys [low, end)."""
-    scores = jnp.einsum("HTK,HSK->HTS", q_HTK[:, start:end], k_HTK[:, low:end], preferred_element_type=jnp.float32) * (
-        q_HTK.shape[-1] ** -0.5
-    )
-    seen_TS = jnp.arange(start, end)[:, None] >= jnp.arange(low, end)[None]
-    seen_TS &= ids_T[start:end, None] == ids_T[None, low:end]
-    weights = jax.nn.softmax(jnp.where(seen_TS[None], scores, jnp.finfo(jnp.float32).min), axis=-1)
-    return jnp.einsum("HTS,HSK->HTK", weights.astype(q_HTK.dtype), v_HTK[:, low:end])

@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from star_jax import attention
+from star_jax import attention, segments
 from star_jax.config import ModelConfig
 
 Params = Any  # nested dict of arrays
@@ -96,7 +96,7 @@ class Attention(nn.Module):
             write = jax.lax.dynamic_update_slice_in_dim
             keys = Keys(write(cached.k, keys.k, slot, axis=2), write(cached.v, keys.v, slot, axis=2))
         if isinstance(mask_BTS, Segments):
-            y_BHTK = attention.by_segments(q_BHTK, keys.k, keys.v, mask_BTS.ids_BT)
+            y_BHTK = segments.attend(q_BHTK, keys.k, keys.v, mask_BTS.ids_BT)
         elif isinstance(mask_BTS, Ring):
             y_BHTK = attention.over_ring(q_BHTK, *keys, slot, mask_BTS.filled_B, prefix, prefix_length)
         else:

@@ -35,7 +35,7 @@ FLOORS = (
         "summary",
         "audit",
     ),
-    ("config", "hosts", "sharding", "cuda", "kernels", "attention", "model", "cached", "loss")
+    ("config", "hosts", "sharding", "cuda", "kernels", "attention", "segments", "model", "cached", "loss")
     + ("decoding", "optimizer", "metrics", "hlo", "budget"),
     ("sampler", "data", "convert"),
     ("checkpoint", "evaluate"),

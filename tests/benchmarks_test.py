@@ -83,9 +83,10 @@ def test_gpt_j_s_tables_at_a_tiny_size(capsys):
     numbers = r"[\d,]+(?:\.\d+)?"
     for line in (
         rf"matrix product {numbers} TFLOP/s, copy {numbers} TB/s",
-        rf"decode: +{numbers} tokens/s, -?{numbers} ms a step; floor {numbers} ms \({numbers} GB\)",
+        rf"decode: +{numbers} tokens/s, -?{numbers} ms a step; floor {numbers} ms \({numbers} GB\), -?{numbers}% of it; "
+        rf"products {numbers} ms",
         rf"prefill: +{numbers} tokens/s, {numbers} TFLOP/s, {numbers}% of the matrix rate",
-        rf"bfloat16 weights, bfloat16 first moment: {numbers} \+ {numbers} GiB, fits",
+        rf"bfloat16 weights, bfloat16 first moment, remat full: {numbers} \+ {numbers} GiB, fits",
         rf"first {numbers} s, then {numbers} s; {numbers} tokens/s; MFU {numbers}%, with recomputation {numbers}%",
         rf"one loop, 12 problems, 2 steps: {numbers} s: sample {numbers}, rationalize {numbers}, load {numbers}, "
         rf"fine_tune {numbers}  \(bar: 180 s on an H200",

@@ -1,4 +1,4 @@
-"""star_jax.attention: the plain softmax over a row's own segments and its gradients, wherever segments begin."""
+"""star_jax.segments: the plain softmax over a row's own segments and its gradients, wherever segments begin."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import numpy_params
 
-from star_jax import attention, hlo, sharding
+from star_jax import attention, hlo, segments, sharding
 from star_jax import model as gpt
 from star_jax.config import MeshConfig, ModelConfig
 
@@ -16,7 +16,7 @@ BATCH, HEADS, LENGTH, SIZE = 8, 8, 43, 6
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Six blocks a row, the last one short."""
-    monkeypatch.setattr(attention, "BLOCK", 8)
+    monkeypatch.setattr(segments, "BLOCK", 8)
 
 
 def segment_ids(kind):
@@ -52,7 +52,7 @@ def with_gradients(function):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])
 def test_it_is_the_plain_one(kind, dtype, tolerance):
     args = (*inputs(dtype), segment_ids(kind))
-    found, wanted = with_gradients(attention.by_segments)(*args), with_gradients(plain)(*args)
+    found, wanted = with_gradients(segments.attend)(*args), with_gradients(plain)(*args)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(np.float32(x), np.float32(y), rtol=tolerance, atol=tolerance),
         (found[0][1], found[1]),
@@ -61,15 +61,12 @@ def test_it_is_the_plain_one(kind, dtype, tolerance):
 
 
 def test_keys_that_no_segment_reaches_are_not_read():
-    """Rows of two segments, the second at the third block: what stands in front may be NaN for its first two blocks.
-
-    (A block's keys begin 0, 1, 3, 7, ... blocks before it: the next one sees more than its segment, masked.)
-    """
+    """Rows of two segments, the second at the third block: what stands in front may be NaN."""
     q_BHTK, k_BHTK, v_BHTK = inputs()
     ids_BT = np.broadcast_to(1 + (np.arange(LENGTH) >= 16).astype(np.int32), (BATCH, LENGTH))
     broken = v_BHTK.at[:, :, :16].set(np.nan)
-    y_BHTK = jax.jit(attention.by_segments)(q_BHTK, k_BHTK, broken, ids_BT)
-    assert np.isfinite(y_BHTK[:, :, 16:32]).all() and np.isnan(y_BHTK[:, :, :16]).all()
+    y_BHTK = jax.jit(segments.attend)(q_BHTK, k_BHTK, broken, ids_BT)
+    assert np.isfinite(y_BHTK[:, :, 16:]).all() and np.isnan(y_BHTK[:, :, :16]).all()
 
 
 @pytest.mark.parametrize(
@@ -88,8 +85,8 @@ def test_on_a_mesh_it_is_the_same_and_says_nothing_to_other_devices(config):
     heads = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp"), "tensor"))
     placed = (*(jax.device_put(array, heads) for array in inputs()), sharding.put_rows(mesh, ids_BT))
     with sharding.use(mesh):
-        found = with_gradients(attention.by_segments)(*placed)
-        text = jax.jit(attention.by_segments).lower(*placed).compile().as_text()
+        found = with_gradients(segments.attend)(*placed)
+        text = jax.jit(segments.attend).lower(*placed).compile().as_text()
     np.testing.assert_allclose(found[0][1], wanted[0][1], rtol=2e-6, atol=2e-6)
     for x, y in zip(found[1], wanted[1], strict=True):
         np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6)
