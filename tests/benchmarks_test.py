@@ -83,8 +83,8 @@ def test_gpt_j_s_tables_at_a_tiny_size(capsys):
     numbers = r"[\d,]+(?:\.\d+)?"
     for line in (
         rf"matrix product {numbers} TFLOP/s, copy {numbers} TB/s",
-        rf"decode: +{numbers} tokens/s, -?{numbers} ms a step; floor {numbers} ms \({numbers} GB\), -?{numbers}% of it; "
-        rf"products {numbers} ms",
+        rf"decode: +{numbers} tokens/s, -?{numbers} ms a step; floor {numbers} ms \({numbers} GB\), "
+        rf"-?{numbers}% of it; products {numbers} ms",
         rf"prefill: +{numbers} tokens/s, {numbers} TFLOP/s, {numbers}% of the matrix rate",
         rf"bfloat16 weights, bfloat16 first moment, remat full: {numbers} \+ {numbers} GiB, fits",
         rf"first {numbers} s, then {numbers} s; {numbers} tokens/s; MFU {numbers}%, with recomputation {numbers}%",
