@@ -13,7 +13,7 @@ COMPILER_OPTIONS: dict[str, Any] = {"xla_gpu_dot_merger_threshold_mb": 0, "xla_g
 @functools.cache
 def capability() -> tuple[int, int]:
     """(9, 0) for Hopper, and so on; (0, 0) where the default device is no CUDA GPU."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
         return 0, 0
     major, minor = device.compute_capability.split(".")
