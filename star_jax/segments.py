@@ -3,9 +3,11 @@
 The scores of all rows at once, [B, H, T, T] in float32, would be the largest array of a step. So rows are gone over one
 after the other, and each in blocks of queries over blocks of keys, no further back than the block's segments reach
 (online softmax; Dao et al., 2022). Scores are made again in the backward pass: of a layer's attention nothing is kept
-but its inputs, its outputs and a number a query. On CUDA GPUs, where a loop of unknown length waits for its host, cuDNN
-does the same for all rows at once.
+but its inputs, its outputs and a number a query. Where the platform has a kernel that does so for all rows at once, it
+is taken: cuDNN's on CUDA GPUs (where a loop of unknown length waits for its host), splash attention on TPUs from v4 on.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,9 +25,8 @@ def attend(q_BHTK: jax.Array, k_BHTK: jax.Array, v_BHTK: jax.Array, segment_ids_
 
     Under a mesh every device has its own rows and heads, as the logical axes "batch" and "heads" say.
     """
-    mesh, body = jax.sharding.get_abstract_mesh(), _rows
-    if cuda.capability() > (0, 0):
-        body = _cudnn if _has_cudnn(q_BHTK) else jax.checkpoint(_at_once)
+    mesh = jax.sharding.get_abstract_mesh()
+    body = _best(q_BHTK, None if mesh.empty else mesh.abstract_device)
     if mesh.empty or not isinstance(q_BHTK, jax.core.Tracer):
         return body(q_BHTK, k_BHTK, v_BHTK, segment_ids_BT)
     heads, ids = (nn.logical_to_mesh_axes(axes) for axes in (("batch", "heads", None, None), ("batch", None)))
@@ -33,11 +34,17 @@ def attend(q_BHTK: jax.Array, k_BHTK: jax.Array, v_BHTK: jax.Array, segment_ids_
     return body(q_BHTK, k_BHTK, v_BHTK, segment_ids_BT)
 
 
-def _has_cudnn(q_BHTK):
-    """Whether cuDNN takes heads and rows of these sizes."""
+def _best(q_BHTK, device):
+    """The way that the program's device has for heads and rows of these sizes."""
     length, size = q_BHTK.shape[2:]
-    largest = 256 if cuda.capability() >= (9, 0) else 128
-    return q_BHTK.dtype in (jnp.bfloat16, jnp.float16) and size <= largest and size % 8 == 0 and length % 2 == 0
+    half = q_BHTK.dtype in (jnp.bfloat16, jnp.float16)
+    if (capability := cuda.capability()) > (0, 0):
+        largest = 256 if capability >= (9, 0) else 128
+        return _cudnn if half and size <= largest and size % 8 == 0 and length % 2 == 0 else jax.checkpoint(_at_once)
+    is_tpu = device is not None and device.device_kind.startswith("TPU")
+    if is_tpu and device.device_kind not in ("TPU v2", "TPU v3") and half and not length % 128 and not size % 128:
+        return _splash
+    return _rows
 
 
 def _cudnn(q_BHTK, k_BHTK, v_BHTK, ids_BT):
@@ -45,6 +52,27 @@ def _cudnn(q_BHTK, k_BHTK, v_BHTK, ids_BT):
     seen_B1TS = _seen(ids_BT)[:, None]
     y_BTHK = jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, mask=seen_B1TS, implementation="cudnn")
     return y_BTHK.swapaxes(1, 2)
+
+
+def _splash(q_BHTK, k_BHTK, v_BHTK, ids_BT, interpret=False):
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    _, heads, length, size = q_BHTK.shape
+    block = next(block for block in (512, 256, 128) if length % block == 0)
+    forward: dict[str, Any] = dict(block_q=block, block_kv=block, block_kv_compute=block)
+    backward: dict[str, Any] = dict(
+        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block
+    )
+    kernel = splash.make_splash_mha(
+        masks.MultiHeadMask([masks.CausalMask((length, length)) for _ in range(heads)]),
+        block_sizes=splash.BlockSizes(**forward, **backward), head_shards=1, q_seq_shards=1, interpret=interpret,
+    )  # fmt: skip
+
+    def of_row(q_HTK, k_HTK, v_HTK, ids_T):
+        return kernel(q_HTK * size**-0.5, k_HTK, v_HTK, segment_ids=splash.SegmentIds(ids_T, ids_T))
+
+    return jax.vmap(of_row)(q_BHTK, k_BHTK, v_BHTK, ids_BT)
 
 
 def _at_once(q_BHTK, k_BHTK, v_BHTK, ids_BT):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import TINY, numpy_params
 
-from star_jax import budget, config, preflight, prepare
+from star_jax import budget, config, preflight, prepare, sharding
 from star_jax import model as gpt
 from star_jax.config import GPTJ_6B
 from star_jax.errors import InputError
@@ -137,3 +137,14 @@ def test_a_tpu_that_is_not_there():
     done = run("--config=configs/commonsense_qa_gptj.py", "--topology=v3:2x2", *small)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "8 x TPU v3 of 16 GiB; compiled" in done.stdout and "a decode step: " in done.stdout
+
+
+def test_a_train_step_has_splash_attention_where_the_chip_takes_it():
+    pytest.importorskip("libtpu", reason="the TPU compiler needs libtpu (the extra `preflight`)")
+    sizes = dict(n_layers=2, d_model=256, n_heads=2, d_mlp=512, rotary_dim=32)
+    settings = gptj(**{f"model__{name}": n for name, n in sizes.items()}, train__row_tokens=256, mesh__data=1)
+    for topology, kernel in (("v5e:2x4", True), ("v3:2x2", False)):
+        mesh = sharding.make_mesh(settings.mesh, preflight.chips(topology).devices)
+        program = preflight.lower_train_step(settings, mesh)
+        assert ("splash" in program.as_text()) == kernel
+        assert program.compile().memory_analysis().temp_size_in_bytes > 0

@@ -1,5 +1,9 @@
 """star_jax.segments: the plain softmax over a row's own segments and its gradients, wherever segments begin."""
 
+import functools
+import sys
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +62,38 @@ def test_it_is_the_plain_one(kind, dtype, tolerance):
         (found[0][1], found[1]),
         (wanted[0][1], wanted[1]),
     )
+
+
+def test_the_kernel_for_tpus_is_the_plain_one(monkeypatch):
+    """Splash attention run by JAX itself; what TPUs get is compiled in preflight_test."""
+    monkeypatch.setattr(sys.modules[__name__], "LENGTH", 256)
+    rng = np.random.default_rng(0)
+    args = (
+        *(jnp.asarray(rng.standard_normal((2, 2, LENGTH, 128)), jnp.float32) for _ in range(3)),
+        segment_ids("packed")[:2],
+    )
+    splash = functools.partial(segments._splash, interpret=True)
+    found, wanted = with_gradients(splash)(*args), with_gradients(plain)(*args)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
+
+
+def test_each_platform_gets_what_it_has(monkeypatch):
+    """By the device of the program's mesh, and by what its kernels take."""
+    tpu, old = (types.SimpleNamespace(device_kind=kind) for kind in ("TPU v5 lite", "TPU v3"))
+    q_BHTK = jax.ShapeDtypeStruct((8, 16, 1024, 256), jnp.bfloat16)
+    wide, short = (
+        jax.ShapeDtypeStruct(q_BHTK.shape, jnp.float32),
+        jax.ShapeDtypeStruct((8, 16, 1000, 256), jnp.bfloat16),
+    )
+    assert segments._best(q_BHTK, tpu) is segments._splash
+    assert {segments._best(*case) for case in ((q_BHTK, old), (q_BHTK, None), (wide, tpu), (short, tpu))} == {
+        segments._rows
+    }
+    for capability, cudnn in (((9, 0), True), ((8, 0), False)):  # heads of 256 features: Hopper's alone
+        monkeypatch.setattr(segments.cuda, "capability", lambda capability=capability: capability)
+        assert (segments._best(q_BHTK, None) is segments._cudnn) == cudnn
+        assert segments._best(wide, None) not in (segments._cudnn, segments._rows)
 
 
 def test_keys_that_no_segment_reaches_are_not_read():
