@@ -107,7 +107,7 @@ def train_bytes(config: Config, ways: dict[str, int]) -> tuple[float, float]:
 
     Arguments: weights and both moments. Temporaries: gradients (twice with microbatches), what the blocks keep for
     the backward pass, one block's own, and the logits with their gradient. It is an upper bound: loss.py holds the
-    logits of a chunk alone, and attention.py a row's block of scores.
+    logits of a chunk alone, and segments.py a row's block of scores.
     """
     cfg, train = config.model, config.train
     count, split = parameters(gpt.GPT(cfg)), ways["fsdp"] * ways["tensor"]

@@ -15,20 +15,11 @@ def keep_freed_memory() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})
 
 
-def best(function: Callable[[], Any], turns: int = 7) -> float:
-    """Seconds of the fastest of some turns, the first one (which compiles) left out."""
-    import jax
+def best(function: Callable[[], Any], turns: int = 7, calls: int = 1) -> float:
+    """Seconds of one of `calls` that wait for the device and not for each other, of the fastest of some turns.
 
-    seconds = []
-    for _ in range(turns + 1):
-        started = time.perf_counter()
-        jax.block_until_ready(function())
-        seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])
-
-
-def queued(function: Callable[[], Any], calls: int = 10, turns: int = 3) -> float:
-    """Seconds of one of some calls that wait for the device and not for each other, of the fastest turn."""
+    The first call, which compiles, is left out.
+    """
     import jax
 
     jax.block_until_ready(function())
@@ -49,4 +40,4 @@ def matrix_rate(side: int, dtype: str = "float32") -> float:
 
     # Drawn, for a chip can be faster on ones; waited for once, for starting a call takes as long as a small one.
     square, product = jax.random.normal(jax.random.key(0), (side, side), dtype), jax.jit(jnp.matmul)
-    return 2.0 * side**3 / queued(lambda: product(square, square))
+    return 2.0 * side**3 / best(lambda: product(square, square), turns=3, calls=10)
