@@ -51,8 +51,10 @@ def offline(monkeypatch, tmp_path):
 
 def wandb_records(workdir: Path) -> list:
     """What W&B's own files hold, in the order they were begun."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # its service closes a finished run's file after `finish` has returned
     found = []
     for path in sorted(workdir.glob("wandb/offline-run-*/*.wandb")):
         content, place, whole = path.read_bytes(), HEAD, b""
