@@ -23,8 +23,8 @@ class Lengths:
 
     @property
     def slots(self) -> int:
-        """Key slots of a row."""
-        return self.body + self.new
+        """Key slots of a row: the last new token needs none."""
+        return self.body - 1 + self.new
 
 
 def parameters(model: gpt.GPT) -> int:
@@ -125,14 +125,13 @@ def train_bytes(config: Config, ways: dict[str, int]) -> tuple[float, float]:
 
 
 def sampling_bytes(config: Config, tensor: int, lengths: Lengths) -> tuple[float, float]:
-    """(arguments, temporaries) of the sampling loop on one device: weights and prefix; caches and one refill."""
+    """(arguments, temporaries) of the sampling loop on one device: weights and prefix; caches and one prefill."""
     cfg, options = config.model, config.sampling
     weights = parameters(gpt.GPT(cfg)) * np.dtype(options.weights_dtype).itemsize / tensor
-    cell = key_bytes(cfg) / tensor
-    refill = options.refill_rows
-    logits = (options.slots + refill) * cfg.vocab_size * 4 / tensor
-    scores = refill * cfg.n_heads / tensor * lengths.body * (lengths.prefix + lengths.body) * 6
-    caches = cell * (options.slots * lengths.slots + 2 * refill * lengths.body)
+    cell, tokens = key_bytes(cfg) / tensor, max(options.prefill_tokens, lengths.body)
+    logits = options.slots * cfg.vocab_size * 4 / tensor
+    scores = tokens * cfg.n_heads / tensor * (lengths.prefix + 2 * max(lengths.body, 64)) * 6
+    caches = cell * (options.slots * lengths.slots + tokens)
     return weights + cell * lengths.prefix, caches + logits + scores
 
 

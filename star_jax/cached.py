@@ -13,7 +13,9 @@ from jax.sharding import Mesh
 
 from star_jax import sharding
 from star_jax.config import ModelConfig
-from star_jax.model import GPT, Block, Keys, Params, Ring, call
+from star_jax.model import GPT, Block, Keys, Packed, Params, Ring, call
+
+_INSERTED = 8  # bodies that are put into the cache at once
 
 
 class Prefix(NamedTuple):
@@ -66,39 +68,29 @@ def encode_prefix(model: GPT, params: Params, tokens_P: jax.Array, length: jax.A
     return Prefix(tuple(Keys(keys.k[0], keys.v[0]) for keys in layers), jnp.asarray(length))
 
 
+def encode_rows(model: GPT, params: Params, tokens_RT: jax.Array, lengths_R: jax.Array) -> tuple[Keys, ...]:
+    """Keys and values of rows by themselves, N x Keys of [R, H, T, K]; those of padding are garbage.
+
+    `tokens_RT` is LEFT-padded, so that all rows end at the same place; `lengths_R` of a row are real.
+    """
+    index_T, first_R = jnp.arange(tokens_RT.shape[1]), tokens_RT.shape[1] - lengths_R
+    positions_RT = jnp.maximum(index_T[None] - first_R[:, None], 0)
+    mask_RTS = (index_T[:, None] >= index_T[None])[None] & (index_T[None, None] >= first_R[:, None, None])
+    return _hidden(model, params, tokens_RT, positions_RT, mask_RTS)[1]
+
+
 def prefill(
-    model: GPT, params: Params, tokens_RT: jax.Array, lengths_R: jax.Array, prefix: Prefix, width: int = 0
-) -> tuple[jax.Array, tuple[Keys, ...]]:
-    """Runs prompt bodies through the model, behind the prefix.
+    model: GPT, params: Params, tokens_C: jax.Array, bodies_C: Packed, positions_C: jax.Array, prefix: Prefix
+) -> tuple[Keys, ...]:
+    """Runs the bodies of prompts through the model, behind the prefix: N x Keys of [H, C, K].
 
     Args:
-      tokens_RT: bodies, LEFT-padded, so that all rows end at the same place.
-      lengths_R: how many of a row's T tokens are real, at least 1.
-      width: tokens a row that go through the model at once, a divisor of T (0: all). Where all rows are padding
-        nothing is computed, so the work follows the longest of these rows and not T.
-
-    Returns:
-      (logits [R, V] behind each row's last token, N x Keys of [R, H, T, K]; keys of padding are garbage).
+      tokens_C: the bodies one behind the other, none of them padded.
+      bodies_C: to which body each token belongs.
+      positions_C: its place in that body, from 0.
     """
-    cfg, (rows, size) = model.config, tokens_RT.shape
-    width = width or size
-    index_T, first_R = jnp.arange(size), size - lengths_R
-
-    def chunk(n: jax.Array | int, carry: tuple[jax.Array, tuple[Keys, ...]]) -> tuple[jax.Array, tuple[Keys, ...]]:
-        tokens_RC = jax.lax.dynamic_slice_in_dim(tokens_RT, n * width, width, axis=1)
-        index_C = n * width + jnp.arange(width)
-        positions_RC = prefix.length + jnp.maximum(index_C[None] - first_R[:, None], 0)
-        mask_RCT = (index_C[:, None] >= index_T[None])[None] & (index_T[None, None] >= first_R[:, None, None])
-        x_RCD, layers = _hidden(model, params, tokens_RC, positions_RC, mask_RCT, carry[1], n * width, prefix)
-        return x_RCD[:, -1], layers
-
-    nothing = jnp.zeros((rows, cfg.n_heads, size, cfg.head_dim), cfg.compute_dtype)
-    carry = (jnp.zeros((rows, cfg.d_model), cfg.compute_dtype), (Keys(nothing, nothing),) * cfg.n_layers)
-    if width == size:
-        x_RD, layers = chunk(0, carry)
-    else:
-        x_RD, layers = jax.lax.fori_loop(jnp.min(first_R) // width, size // width, chunk, carry)
-    return call(model, params, x_RD, method="logits"), layers
+    _, layers = _hidden(model, params, tokens_C[None], prefix.length + positions_C[None], bodies_C, prefix=prefix)
+    return tuple(Keys(keys.k[0], keys.v[0]) for keys in layers)
 
 
 def decode_step(
@@ -122,7 +114,7 @@ def _hidden(
     params: Params,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
-    mask_BTS: jax.Array | Ring,
+    mask_BTS: jax.Array | Ring | Packed,
     cached: tuple[Keys, ...] | None = None,
     slot: jax.Array | int | None = None,
     prefix: Prefix | None = None,
@@ -152,17 +144,29 @@ def empty_cache(config: ModelConfig, rows: int, slots: int) -> RingCache:
     return RingCache(layers, jnp.asarray(0), jnp.zeros((rows,), jnp.int32))
 
 
-def insert_rows(cache: RingCache, rows_R: jax.Array, new: tuple[Keys, ...], lengths_R: jax.Array) -> RingCache:
-    """Puts prefilled keys, N x [R, H, T, K] (left-padded bodies), into rows `rows_R`, to end at the cache's `time`.
+def insert(
+    cache: RingCache, rows_R: jax.Array, new: tuple[Keys, ...], ends_R: jax.Array, lengths_R: jax.Array
+) -> RingCache:
+    """Puts prefilled bodies into rows `rows_R` of the cache, each to end at the cache's `time`.
 
-    A row index out of range is dropped. T must not exceed the number of slots.
+    Args:
+      rows_R: an index out of range is dropped; those in range come first.
+      new: N x [H, C, K]; a body's keys are the `lengths_R` in front of place `ends_R`.
     """
-    slots = cache.layers[0].k.shape[2]
+    rows, _, slots, _ = cache.layers[0].k.shape
+    age_S = (cache.time - 1 - jnp.arange(slots)) % slots  # 0 for the slot that was written last
+    group = min(_INSERTED, rows_R.shape[0])
 
-    def place(old_BHSK, new_RHTK):
-        padded_RHSK = jnp.pad(new_RHTK, ((0, 0), (0, 0), (slots - new_RHTK.shape[2], 0), (0, 0)))
-        # The body's last key now sits at slot S - 1; turn the ring until that is slot (time - 1) % S.
-        return old_BHSK.at[rows_R].set(jnp.roll(padded_RHSK, cache.time % slots, axis=2), mode="drop")
+    def put(n: jax.Array, layers: tuple[Keys, ...]) -> tuple[Keys, ...]:
+        rows_G, ends_G = (jax.lax.dynamic_slice_in_dim(x_R, n * group, group) for x_R in (rows_R, ends_R))
+        source_GS = ends_G[:, None] - 1 - age_S[None]  # what lies in front of a body is garbage that no row sees
 
-    layers = jax.tree.map(place, cache.layers, new)
+        def place(old_BHSK: jax.Array, new_HCK: jax.Array) -> jax.Array:
+            new_GHSK = jnp.take(new_HCK, source_GS, axis=1, mode="clip").swapaxes(0, 1)
+            return old_BHSK.at[rows_G].set(new_GHSK, mode="drop")
+
+        return jax.tree.map(place, layers, new)
+
+    groups = -(-jnp.sum(rows_R < rows) // group)
+    layers = jax.lax.fori_loop(0, groups, put, cache.layers)
     return RingCache(layers, cache.time, cache.filled_B.at[rows_R].set(lengths_R, mode="drop"))

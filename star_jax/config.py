@@ -171,26 +171,20 @@ class SamplingConfig:
     top_p: float = 1.0  # 1: all tokens
     max_new_tokens: int = 0  # token budget of one completion; 0: the task's own
     slots: int = 128  # rows that decode together, on each group of `tensor` devices
-    refill: int = 0  # free slots gathered before a prefill; 0: a quarter of the slots
     queue: int = 2048  # problems handed to each such group at a time; a crash loses two such at most
-    prefill_chunk: int = 16  # tokens of a body that a prefill takes at once: its work is rounded up to a multiple of it
+    prefill_tokens: int = 512  # of problems' bodies, at once; free slots are gathered until they fill it
     # Devices among which heads, mlp and vocabulary are split, inside a process; the others draw apart. -1: all of them
     tensor: int = 1
     weights_dtype: str = "float32"  # the weights are cast to it once an iteration
-
-    @property
-    def refill_rows(self) -> int:
-        """Free slots gathered before a prefill."""
-        return self.refill or max(1, self.slots // 4)
 
     def check(self) -> None:
         _one_of(self, "weights_dtype", FLOATS)
         if self.tensor < 1 and self.tensor != -1:
             raise InputError(f"sampling.tensor must be at least 1, or -1 for all devices, got {self.tensor}")
-        _at_least(0, self, "temperature", "top_k", "refill", "max_new_tokens")
-        _at_least(1, self, "slots", "queue", "prefill_chunk")
-        if not 0 < self.top_p <= 1 or self.refill > self.slots:
-            raise InputError("sampling: needs 0 < top_p <= 1 and refill <= slots")
+        _at_least(0, self, "temperature", "top_k", "max_new_tokens")
+        _at_least(1, self, "slots", "queue", "prefill_tokens")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"sampling.top_p must be greater than 0 and at most 1, got {self.top_p}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,7 +303,7 @@ def at_gptj_6b(config: ConfigDict) -> ConfigDict:
     """The same config for GPT-J-6B, split over all devices; bfloat16 but for the trained weights and their moments."""
     config.model.update(dict(**GPTJ_6B, compute_dtype="bfloat16", remat="full"))
     config.mesh.update(dict(data=1, fsdp=-1))
-    config.sampling.update(dict(slots=128, tensor=-1, weights_dtype="bfloat16"))
+    config.sampling.update(dict(slots=128, prefill_tokens=1024, tensor=-1, weights_dtype="bfloat16"))
     return config
 
 

@@ -48,9 +48,8 @@ def make_sampler(
         max_new_tokens=options.max_new_tokens or task.max_new_tokens,
         decoding=decoding,
         slots=options.slots,
-        refill=options.refill,
         queue=options.queue,
-        prefill_chunk=options.prefill_chunk,
+        prefill_tokens=options.prefill_tokens,
         longest=longest,
     )
 

@@ -28,7 +28,7 @@ def collectives(text: str) -> dict[int, list[Collective]]:
     """Loop depth -> what runs in one turn of the loops there; 0: once a call of the program.
 
     A loop whose number of turns the compiler knows (layers, microbatches) is counted out and adds no depth; one that
-    it does not know adds one: in the sampler 1 is the refill and 2 the decode step.
+    it does not know adds one: in the sampler 1 is the prefill and 2 the decode step.
     """
     bodies, entry = _computations(text)
     found: dict[int, list[Collective]] = collections.defaultdict(list)

@@ -10,6 +10,7 @@ Rotary positions turn interleaved pairs (2i, 2i + 1) of the first `rotary_dim` f
 The letters in array names, here and everywhere in the package:
     B rows or slots   T query tokens   S key slots   P prefix tokens   M new tokens   Q queued problems
     N layers   D model   H heads   K head dim   F mlp   V vocabulary   R packed rows, or rows of a refill
+    C tokens of a refill, all bodies in one row
 
 Parameters are a plain tree; the blocks' leaves carry a leading layer axis N. Training scans over it, so that
 compile time does not grow with depth; decoding (cached.py) does not.
@@ -48,6 +49,16 @@ class Segments(NamedTuple):
     ids_BT: jax.Array
 
 
+class Packed(NamedTuple):
+    """In a mask's place, without cache, for one row: a token sees those of its own text up to itself.
+
+    `longest`: no text has more tokens; it is static.
+    """
+
+    texts_T: jax.Array
+    longest: int
+
+
 class Ring(NamedTuple):
     """In a mask's place, with a cache that is a ring: a row sees its newest token and the `filled_B` before it."""
 
@@ -65,7 +76,7 @@ class Attention(nn.Module):
 
         Args:
           x_BTD: inputs. positions_BT: absolute positions, int32.
-          mask_BTS: True where query t may see key s; S = T without a cache. Or Segments, or Ring.
+          mask_BTS: True where query t may see key s; S = T without a cache. Or Segments, Packed, Ring.
           cached: Keys [B, H, S, K] or None. slot: where the first own token goes, the others behind it.
           prefix: Keys [H, P, K] or None; its first `prefix_length` keys are seen by every query.
 
@@ -97,6 +108,8 @@ class Attention(nn.Module):
             keys = Keys(write(cached.k, keys.k, slot, axis=2), write(cached.v, keys.v, slot, axis=2))
         if isinstance(mask_BTS, Segments):
             y_BHTK = segments.attend(q_BHTK, keys.k, keys.v, mask_BTS.ids_BT)
+        elif isinstance(mask_BTS, Packed):
+            y_BHTK = attention.packed(q_BHTK, *keys, *mask_BTS, prefix, prefix_length)
         elif isinstance(mask_BTS, Ring):
             y_BHTK = attention.over_ring(q_BHTK, *keys, slot, mask_BTS.filled_B, prefix, prefix_length)
         else:

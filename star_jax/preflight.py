@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from star_jax import budget, cached, hlo, main, prepare, sampler, sharding, train
+from star_jax import budget, cached, hlo, loop, main, prepare, sampler, sharding, train
 from star_jax import model as gpt
 from star_jax.budget import GIB, Lengths
 from star_jax.config import Config, from_dict
@@ -163,17 +163,17 @@ def lower_sampler(config: Config, mesh: Mesh, lengths: Lengths) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
 
     groups = mesh.shape["data"]
-    shape = sampler.Shape(options.slots, options.refill_rows, options.prefill_chunk, lengths.new, cfg.vocab_size)
+    shape = loop.Shape(options.slots, options.prefill_tokens, lengths.new, cfg.vocab_size)
     keys = shaped((cfg.n_heads, lengths.prefix, cfg.head_dim), cfg.compute_dtype, "tensor")
     rows = groups * options.queue
-    queue = sampler.Queue(
+    queue = loop.Queue(
         shaped((rows, lengths.body), jnp.int32, "data"),
         shaped((rows,), jnp.int32, "data"),
         shaped((rows, 2), jnp.uint32, "data"),
         shaped((groups,), jnp.int32, "data"),
     )
     with sharding.use(mesh, rows_apart=True):
-        return sampler._sample_queue.lower(
+        return loop.sample_queues.lower(
             gpt.GPT(cfg), Decoding(options.temperature, options.top_k, options.top_p), shape, mesh,
             _drawn_from(config, mesh), cached.Prefix((gpt.Keys(keys, keys),) * cfg.n_layers, shaped((), jnp.int32)),
             queue, shaped((4, cfg.vocab_size), jnp.int32),
@@ -276,7 +276,7 @@ def report(config: Config, on: Chips, lengths: Lengths, say: Callable[[str], Non
         say(f"{flight.what:15}{flight.arguments / GIB:11.2f}{flight.temporaries / GIB:13.2f}{flight.peak / GIB:8.2f}"
             f"{share:8.0%}{took:>13}")  # fmt: skip
         for depth, found in sorted(hlo.collectives(flight.text).items()) if flight.text else ():
-            turn = {0: "a call" if flight.what == "sampling loop" else "in all", 1: "a refill", 2: "a decode step"}[
+            turn = {0: "a call" if flight.what == "sampling loop" else "in all", 1: "a prefill", 2: "a decode step"}[
                 depth
             ]
             kinds = (f"{n} {kind} ({size / 2**20:,.2f} MiB)" for kind, (n, size) in hlo.summary(found).items())
@@ -302,7 +302,7 @@ def _main() -> None:
         config = dataclasses.replace(config, model=prepare.model_config(config, Path(given)))
     config.model.check_complete()
     new = config.sampling.max_new_tokens or config.make_task().max_new_tokens
-    lengths = Lengths(_PREFIX.value, sampler.round_up(_BODY.value, config.sampling.prefill_chunk), new)
+    lengths = Lengths(_PREFIX.value, sampler.round_up(_BODY.value, 8), new)
     if not report(config, chips(_TOPOLOGY.value), lengths, lambda line: print(line, flush=True)):
         sys.exit(1)
 

@@ -303,8 +303,7 @@ def prefilled_cache(
     last_B = jnp.sum(causal_BT != 0, axis=1) - 1
     cached_B = jnp.maximum(last_B - 1, 0)
     bodies_BT = jax.vmap(jnp.roll)(_ours(inputs_BT, 0), length - last_B)  # left-padded, without the last token
-    prefix = cached.encode_prefix(model, params, jnp.zeros((0,), jnp.int32), jnp.asarray(0))
-    _, layers = cached.prefill(model, params, bodies_BT, cached_B, prefix)
+    layers = cached.encode_rows(model, params, bodies_BT, cached_B)
     # As many slots as places: the keys as they come are a ring that is written at slot 0 next. t5x repeats and picks
     # rows of every leaf, so the ring's clock is kept once a row.
     return {"layers": layers, "time_B": jnp.zeros((rows,), jnp.int32), "filled_B": cached_B}, last_B

@@ -37,7 +37,7 @@ FLOORS = (
     ),
     ("config", "hosts", "sharding", "cuda", "kernels", "attention", "segments", "model", "cached", "loss")
     + ("decoding", "optimizer", "metrics", "hlo", "budget"),
-    ("sampler", "data", "convert"),
+    ("loop", "sampler", "data", "convert"),
     ("checkpoint", "evaluate"),
     ("train",),
     ("pretrain",),

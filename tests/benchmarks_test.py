@@ -53,7 +53,7 @@ def test_the_sampling_pass_draws_the_same_tokens_on_all_sides(shared_dir):
     assert done.returncode == 0, done.stderr[-2000:]
     plain = next(line for line in done.stdout.splitlines() if line.startswith("plain JAX loop, batch 4"))
     assert plain.split()[-1] == "100.00%"
-    assert "6 problems that stop after" in done.stdout and "refilling when all are free" in done.stdout
+    assert "6 problems that stop after" in done.stdout and "a queue for each set of slots" in done.stdout
 
 
 def test_the_sampler_s_table_at_a_tiny_size():

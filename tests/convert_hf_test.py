@@ -235,7 +235,7 @@ def test_greedy_continuations_are_those_of_transformers(config, tmp_path, record
     prompts = [rng.integers(0, 60, n).tolist() for n in (1, 2, 7, 8, 15, 20, 3, 11)]
     sampler = Sampler(
         gpt.GPT(config), jax.tree.map(jnp.asarray, params), IdsTokenizer(61, end), max_new_tokens=budget, slots=3,
-        queue=8, prefill_chunk=32,
+        queue=8, prefill_tokens=32,
     )  # fmt: skip
     drawn = sampler([Prompt("", " ".join(map(str, ids))) for ids in prompts])
     settings = dict(max_new_tokens=budget, do_sample=False, eos_token_id=end, pad_token_id=end)

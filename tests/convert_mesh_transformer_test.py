@@ -242,7 +242,7 @@ def test_greedy_texts_are_those_of_the_original(original, folder, record_propert
     assert len(rows) == 6
     unused = next(i for i in range(256) if i not in expected["greedy_f32_tokens"])
     sampler = Sampler(
-        *original, IdsTokenizer(256, unused), max_new_tokens=24, slots=4, queue=8, prefill_chunk=104
+        *original, IdsTokenizer(256, unused), max_new_tokens=24, slots=4, queue=8, prefill_tokens=104
     )  # fmt: skip
     bodies = [expected["padded"][i, 128 - expected["lengths"][i] :] for i in rows]
     drawn = sampler([Prompt("", " ".join(map(str, body))) for body in bodies])

@@ -19,9 +19,15 @@ from star_jax.config import ModelConfig
 
 forward = jax.jit(gpt.apply, static_argnums=0)
 encode_prefix = jax.jit(cached.encode_prefix, static_argnums=0)
-prefill = jax.jit(cached.prefill, static_argnums=0)
 decode_step = jax.jit(cached.decode_step, static_argnums=0)
-insert_rows = jax.jit(cached.insert_rows)
+encode_rows = jax.jit(cached.encode_rows, static_argnums=0)
+insert = jax.jit(cached.insert)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def prefill(model, params, tokens_C, bodies_C, longest, positions_C, prefix):
+    return cached.prefill(model, params, tokens_C, gpt.Packed(bodies_C, longest), positions_C, prefix)
+
 
 _TORCH = functools.partial(ModelConfig, max_positions=64)
 _GPT2 = functools.partial(_TORCH, architecture="gpt2")
@@ -135,25 +141,21 @@ def test_logits_are_those_of_the_original(shared_dir, checkpoint, logits, record
     assert worst(found, expected) < 2e-5
 
 
-def test_prefill_is_that_of_the_original(shared_dir, record_property):
-    """The logits behind left-padded prompts of six lengths, from which the original draws its first token."""
+def test_the_first_logits_are_those_of_the_original(shared_dir, record_property):
+    """Those behind prompts of six lengths, from which the original draws its first token."""
     folder, model = original(shared_dir)
     params = mesh_transformer.read_params(folder / "ckpt_init_f32/step_0", model.config.n_layers, model.config.n_heads)
     with np.load(folder / "generate.npz", allow_pickle=False) as file:
         tokens_RT, lengths_R = file["padded"].astype(np.int32), file["lengths"].astype(np.int32)
         expected = file["greedy_f32_logits_first8"][:, 0]
     fits = lengths_R < model.config.max_positions  # a full row slides the original's window before its first draw
+    bodies = [row[len(row) - length :].tolist() for row, length in zip(tokens_RT[fits], lengths_R[fits], strict=True)]
     empty = cached.encode_prefix(model, params, jnp.zeros((0,), jnp.int32), 0)
-    found, _ = prefill(model, params, tokens_RT[fits], lengths_R[fits], empty)
+    cache = put_bodies(model, params, cached.empty_cache(model.config, len(bodies), 128), range(6), bodies, empty)
+    found, _ = decode_step(model, params, np.array([body[-1] for body in bodies], np.int32), cache, empty)
     record_property("logits", worst(found, expected[fits]))
-    assert np.sum(fits) == 6
+    assert len(bodies) == 6
     assert worst(found, expected[fits]) < 2e-5
-
-
-def left_padded(bodies, size):
-    """([R, size] ids, lengths); padding is a token that must not matter."""
-    tokens_RT = np.array([[13] * (size - len(body)) + body for body in bodies], np.int32)
-    return tokens_RT, np.array([len(body) for body in bodies], np.int32)
 
 
 def prefix_of(model, params, tokens, padding):
@@ -161,27 +163,35 @@ def prefix_of(model, params, tokens, padding):
     return encode_prefix(model, params, ids, len(tokens))
 
 
+def put_bodies(model, params, cache, rows, bodies, prefix, padding=3):
+    """The cache with all but the last token of each body, packed, with padding that must not matter."""
+    bodies = [body[:-1] for body in bodies]
+    tokens_C = np.array([token for body in bodies for token in body] + [13] * padding, np.int32)
+    owners_C = np.array([i for i, body in enumerate(bodies) for _ in body] + [len(bodies)] * padding, np.int32)
+    places_C = np.array([t for body in bodies for t in range(len(body))] + [0] * padding, np.int32)
+    lengths_R = np.array([len(body) for body in bodies], np.int32)
+    new = prefill(model, params, tokens_C, owners_C, max(map(len, bodies)), places_C, prefix)
+    return insert(cache, np.array([*rows]), new, np.cumsum(lengths_R), lengths_R)
+
+
 def decode_rows(model, params, prefix, slots=12, steps=6, start=7):
     """Three rows of different lengths in a ring that wraps around; row 1 is given to another body on the way.
 
-    Yields (row's body and drawn tokens, its logits) after the prefills and after every step.
+    Yields (row's body and drawn tokens, its logits) after every step, of which the first takes the body's last token.
     """
-    tokens_RT, lengths_R = left_padded(BODIES, 6)
     cache = cached.empty_cache(model.config, rows=3, slots=slots)._replace(time=jnp.asarray(start))
-    logits_RV, new = prefill(model, params, tokens_RT, lengths_R, prefix)
-    cache = insert_rows(cache, np.arange(3), new, lengths_R)
-    texts = [list(body) for body in BODIES]
-    yield from ((list(texts[row]), logits_RV[row]) for row in range(3))
-    drawn_MB = np.random.default_rng(5).integers(0, 20, (steps, 3))
+    cache = put_bodies(model, params, cache, range(3), BODIES, prefix)
+    texts = [body[:-1] for body in BODIES]
+    next_B = np.array([body[-1] for body in BODIES], np.int32)
+    drawn_MB = np.random.default_rng(5).integers(0, 20, (steps, 3)).astype(np.int32)
     for step, drawn_B in enumerate(drawn_MB):
         if step == 3:
-            tokens_RT, lengths_R = left_padded([LATE_BODY, BODIES[0]], 6)
-            logits_RV, new = prefill(model, params, tokens_RT, lengths_R, prefix)
-            cache = insert_rows(cache, np.array([1, 99]), new, lengths_R)  # the second one has no row: dropped
-            texts[1] = list(LATE_BODY)
-            yield list(texts[1]), logits_RV[0]
-        texts = [text + [int(token)] for text, token in zip(texts, drawn_B, strict=True)]
-        logits_BV, cache = decode_step(model, params, drawn_B.astype(np.int32), cache, prefix)
+            # The second one has no row: dropped.
+            cache = put_bodies(model, params, cache, [1, 99], [LATE_BODY, BODIES[0]], prefix)
+            texts[1], next_B[1] = LATE_BODY[:-1], LATE_BODY[-1]
+        texts = [text + [int(token)] for text, token in zip(texts, next_B, strict=True)]
+        logits_BV, cache = decode_step(model, params, next_B, cache, prefix)
+        next_B = drawn_B.copy()
         yield from ((list(texts[row]), logits_BV[row]) for row in range(3))
 
 
@@ -194,32 +204,36 @@ def test_cached_decoding_equals_the_full_forward_pass(either, shots):
     padded_BT = np.array([(shots + text + [0] * 20)[:20] for text, _ in found], np.int32)
     full_BTV = forward(model, params, padded_BT)
     last = [len(shots) + len(text) - 1 for text, _ in found]
-    assert len(found) == 3 + 6 * 3 + 1
+    assert len(found) == 6 * 3
     assert worst([logits for _, logits in found], [full_BTV[i, t] for i, t in enumerate(last)]) < 1e-5
 
 
 def test_a_shared_prefix_equals_the_same_tokens_in_every_row(either):
+    """Keys and values of the bodies, in all layers."""
     model, params = either
-    shared, _ = prefill(model, params, *left_padded(BODIES, 6), prefix_of(model, params, PREFIX, padding=3))
-    whole = left_padded([PREFIX + body for body in BODIES], 11)
-    none, _ = prefill(model, params, *whole, prefix_of(model, params, [], padding=0))
-    assert worst(shared, none) < 1e-5
+    bodies = [body + [0] for body in BODIES]  # their last tokens stay out of the cache
+    found = {}
+    for cut in (0, len(PREFIX)):
+        cache = cached.empty_cache(model.config, rows=3, slots=12)
+        whole, prefix = [PREFIX[cut:] + body for body in bodies], prefix_of(model, params, PREFIX[:cut], padding=3)
+        layers = put_bodies(model, params, cache, range(3), whole, prefix).layers
+        found[cut] = [leaf[row, :, 12 - len(body) :] for leaf in jax.tree.leaves(layers)
+                      for row, body in enumerate(BODIES)]  # fmt: skip
+    assert worst(found[0], found[len(PREFIX)]) < 1e-5
 
 
-@pytest.mark.parametrize("shots", [[], PREFIX], ids=["no prefix", "shared prefix"])
-def test_a_prefill_in_chunks_equals_one_at_once(either, shots):
-    """Twelve places in chunks of 2, 3 and 4, most of which are padding in all rows; keys of real tokens too."""
+def test_packed_bodies_have_the_keys_of_padded_rows(either):
+    """One body after the other in one row, against rows of their own: prefill against encode_rows."""
     model, params = either
-    prefix, (tokens_RT, lengths_R) = prefix_of(model, params, shots, padding=2), left_padded(BODIES, 12)
-    at_once, keys = prefill(model, params, tokens_RT, lengths_R, prefix)
-    for width in (2, 3, 4):
-        chunked, found = jax.jit(cached.prefill, static_argnums=(0, 5))(
-            model, params, tokens_RT, lengths_R, prefix, width
-        )
-        assert worst(chunked, at_once) < 1e-5
-        for row, length in enumerate(lengths_R):
-            for one, other in zip(jax.tree.leaves(keys), jax.tree.leaves(found), strict=True):
-                assert worst(one[row, :, 12 - length :], other[row, :, 12 - length :]) < 1e-5
+    bodies = [*BODIES, LATE_BODY]
+    tokens_RT = np.array([[13] * (8 - len(body)) + body for body in bodies], np.int32)
+    lengths_R = np.array([len(body) for body in bodies], np.int32)
+    rows = encode_rows(model, params, tokens_RT, lengths_R)
+    cache = cached.empty_cache(model.config, rows=4, slots=8)
+    cache = put_bodies(model, params, cache, range(4), [body + [0] for body in bodies], prefix_of(model, params, [], 0))
+    assert cache.filled_B.tolist() == lengths_R.tolist()
+    for one, other in zip(jax.tree.leaves(rows), jax.tree.leaves(cache.layers), strict=True):
+        assert worst(*[[leaf[i, :, 8 - n :] for i, n in enumerate(lengths_R)] for leaf in (one, other)]) < 1e-5
 
 
 def test_packed_texts_do_not_see_each_other(either):
@@ -291,9 +305,11 @@ def test_bfloat16_runs_near_float32_with_logits_in_float32(either):
     tokens_BT = np.array([PREFIX + BODIES[0]], np.int32)
     expected = np.asarray(forward(model, params, tokens_BT))
     found = forward(half, params, tokens_BT)
-    last, new = prefill(half, params, *left_padded([PREFIX + BODIES[0]], 11), prefix_of(half, params, [], padding=0))
+    empty = prefix_of(half, params, [], padding=0)
+    cache = put_bodies(half, params, cached.empty_cache(half.config, 1, 12), [0], tokens_BT.tolist(), empty)
+    last, cache = decode_step(half, params, tokens_BT[:, -1], cache, empty)
     assert found.dtype == last.dtype == jnp.float32
-    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(new))
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(cache.layers))
     assert 0 < np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected)
     assert np.linalg.norm(last - expected[:, -1]) < 0.03 * np.linalg.norm(expected[:, -1])
 
@@ -320,6 +336,7 @@ def test_padding_beyond_gpt_2_s_positions_reaches_no_logit():
     config = dataclasses.replace(TINY, architecture="gpt2", rotary_dim=0, max_positions=8)
     model, params = gpt.GPT(config), jax.tree.map(jnp.asarray, numpy_params(config))
     prefix = prefix_of(model, params, PREFIX, padding=16 - len(PREFIX))
-    found, _ = prefill(model, params, *left_padded([[3, 4]], 2), prefix)
+    cache = put_bodies(model, params, cached.empty_cache(config, 1, 4), [0], [[3, 4]], prefix, padding=12)
+    found, _ = decode_step(model, params, np.array([4], np.int32), cache, prefix)
     expected = forward(model, params, np.array([PREFIX + [3, 4]], np.int32))[:, -1]
     assert worst(found, expected) < 1e-5

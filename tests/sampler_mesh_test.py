@@ -20,7 +20,7 @@ from star_jax.tokenizer import SymbolTokenizer
 SYMBOLS = SymbolTokenizer(Arithmetic.symbols)
 CONFIG = dataclasses.replace(TINY, n_heads=8, rotary_dim=4, vocab_size=24)
 MODEL = gpt.GPT(CONFIG)
-COMMON = dict(stop=("6 +", "3"), max_new_tokens=12, prefill_chunk=8, slots=4, queue=16)
+COMMON = dict(stop=("6 +", "3"), max_new_tokens=12, prefill_tokens=32, slots=4, queue=16)
 MESHES = {
     "data 8": (MeshConfig(data=8), 1),
     "fsdp 8": (MeshConfig(data=1, fsdp=8), 1),

@@ -11,6 +11,7 @@ from conftest import TINY, numpy_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from star_jax import loop
 from star_jax import model as gpt
 from star_jax import sampler as sampling
 from star_jax import stops as stop_strings
@@ -25,7 +26,7 @@ from star_jax.tokenizer import ByteTokenizer, Gpt2Tokenizer, SymbolTokenizer
 SYMBOLS = SymbolTokenizer(Arithmetic.symbols)
 STOP, BUDGET = ("6 +", "3"), 12
 GREEDY, WARM = Decoding(), Decoding(temperature=0.8)
-COMMON = dict(stop=STOP, max_new_tokens=BUDGET, prefill_chunk=8, longest=32)
+COMMON = dict(stop=STOP, max_new_tokens=BUDGET, prefill_tokens=32, longest=32)
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +88,14 @@ def assert_same(drawn, wanted):
 
 def test_greedy_draws_what_a_plain_loop_draws(lively, bodies, expected):
     """Texts, ends and log-probabilities, for prompts of 1 to 30 tokens."""
-    sampler = Sampler(*lively, SYMBOLS, decoding=GREEDY, slots=6, refill=2, queue=16, **COMMON)
+    sampler = Sampler(*lively, SYMBOLS, decoding=GREEDY, slots=6, queue=16, **COMMON)
     assert_same(sampler([Prompt("", body) for body in bodies]), expected[GREEDY])
 
 
-@pytest.mark.parametrize("slots, refill, queue, chunk", [(1, 1, 3, 32), (3, 2, 7, 8), (8, 8, 20, 5), (32, 5, 64, 16)])
-def test_no_text_depends_on_slots_refill_queue_chunk_or_order(lively, bodies, expected, slots, refill, queue, chunk):
+@pytest.mark.parametrize("slots, queue, tokens", [(1, 3, 32), (3, 7, 8), (8, 20, 500), (32, 64, 150)])
+def test_no_text_depends_on_slots_queue_prefill_or_order(lively, bodies, expected, slots, queue, tokens):
     """Sampling at a temperature. Queues of 3 and 7 leave a tail; 32 slots are more than there are problems."""
-    options = COMMON | dict(slots=slots, refill=refill, queue=queue, prefill_chunk=chunk)
+    options = COMMON | dict(slots=slots, queue=queue, prefill_tokens=tokens)
     sampler = Sampler(*lively, SYMBOLS, decoding=WARM, **options)
     order = np.random.default_rng(slots).permutation(len(bodies))
     drawn = sampler([Prompt("", bodies[i]) for i in order], [str(i) for i in order])
@@ -106,8 +107,8 @@ def test_no_text_depends_on_slots_refill_queue_chunk_or_order(lively, bodies, ex
 
 @pytest.fixture(scope="module")
 def together_and_alone(lively):
-    """Two samplers: one of five slots, refilled two at a time, and one that draws a single text at a time."""
-    options = [dict(slots=5, refill=2, queue=9), dict(slots=1, refill=1, queue=3)]
+    """Two samplers: one of five slots, and one that draws a single text at a time."""
+    options = [dict(slots=5, queue=9), dict(slots=1, queue=3)]
     return [Sampler(*lively, SYMBOLS, decoding=WARM, **option, **COMMON) for option in options]
 
 
@@ -123,7 +124,7 @@ def test_slots_for_any_lengths_and_ends(together_and_alone, asked):
 
 
 def test_what_is_done_meanwhile_is_done_once_and_first(lively, bodies):
-    sampler = Sampler(*lively, SYMBOLS, decoding=GREEDY, slots=5, refill=2, queue=9, **COMMON)
+    sampler = Sampler(*lively, SYMBOLS, decoding=GREEDY, slots=5, queue=9, **COMMON)
     calls = []
     prompts = [Prompt("", body) for body in bodies]
     drawn = sampler(prompts, None, lambda places, _: calls.append(len(places)), lambda: calls.append("meanwhile"))
@@ -157,7 +158,7 @@ def test_padded_ids_are_never_drawn(lively, bodies):
     tempted = jax.tree.map(lambda x: x, params)
     tempted["head"]["bias"] = params["head"]["bias"].at[19].set(50.0)
     for how, slots, queue in [(GREEDY, 6, 16), (WARM, 3, 7)]:
-        sampler = Sampler(model, params, SYMBOLS, decoding=how, slots=slots, refill=2, queue=queue, **COMMON)
+        sampler = Sampler(model, params, SYMBOLS, decoding=how, slots=slots, queue=queue, **COMMON)
         prompts = [Prompt("", body) for body in bodies]
         assert sampler.with_params(tempted)(prompts) == sampler(prompts)
 
@@ -304,19 +305,19 @@ def test_nothing_compiles_anew_for_other_weights_prompts_or_counts(lively, bodie
     sampler = Sampler(model, params, SYMBOLS, **options)
     shots = ["1 + 1 , 2", "3 + 4 \n , 7"]
     sampler([Prompt(shot, body) for shot in ("", shots[0]) for body in bodies])
-    before = sampling._sample_queue._cache_size(), sampling._encode_prefix._cache_size()
+    before = loop.sample_queues._cache_size(), sampling._encode_prefix._cache_size()
     other = sampler.with_params(jax.tree.map(lambda leaf: 0.5 * leaf, params))
     again = Sampler(gpt.GPT(TINY), params, SYMBOLS, **options)
     fewer = [Prompt(shots[1], body + " 5") for body in bodies[3:]]
     changed = other(fewer)
     again([Prompt("", "4 4")])
-    assert (sampling._sample_queue._cache_size(), sampling._encode_prefix._cache_size()) == before
+    assert (loop.sample_queues._cache_size(), sampling._encode_prefix._cache_size()) == before
     assert changed != sampler(fewer), "other weights, other texts"
     assert sampler._prefixes.keys() == {"", *shots} and other._prefixes.keys() == {shots[1]}
 
 
 def test_progress_tells_every_draw_once(lively, bodies, expected):
-    sampler = Sampler(*lively, SYMBOLS, decoding=WARM, slots=3, refill=2, queue=7, **COMMON)
+    sampler = Sampler(*lively, SYMBOLS, decoding=WARM, slots=3, queue=7, **COMMON)
     told: dict[int, Draw] = {}
 
     def progress(places, draws):
@@ -331,14 +332,14 @@ def test_progress_tells_every_draw_once(lively, bodies, expected):
 
 def test_bad_input_is_told_before_anything_is_drawn(lively):
     model, params = lively
-    sampler = Sampler(model, params, SYMBOLS, decoding=WARM, slots=3, refill=2, queue=7, **COMMON)
+    sampler = Sampler(model, params, SYMBOLS, decoding=WARM, slots=3, queue=7, **COMMON)
     told = []
     for bad in [Prompt("", "1 " * 501), Prompt("1 " * 500, "2"), Prompt("1 + 1", "")]:
         with pytest.raises(InputError):
             sampler([Prompt("", "2"), bad], progress=lambda *args: told.append(args))
     assert not told
     assert len(sampler([Prompt("", "2")])) == 1
-    for options in [dict(slots=0), dict(slots=4, refill=5), dict(queue=0), dict(max_new_tokens=0), dict(stop=("",))]:
+    for options in [dict(slots=0), dict(prefill_tokens=0), dict(queue=0), dict(max_new_tokens=0), dict(stop=("",))]:
         with pytest.raises(InputError):
             Sampler(model, params, SYMBOLS, **options)
     with pytest.raises(InputError, match="257 ids"):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from star_jax import checkpoint, config, hosts, prepare, sampler, star, train
+from star_jax import checkpoint, config, hosts, loop, prepare, sampler, star, train
 from star_jax.errors import InputError
 from star_jax.ledger import Ledger
 from star_jax.records import Completion, Example, read_jsonl
@@ -155,7 +155,7 @@ def test_nothing_recompiles_between_iterations(base, tmp_path, monkeypatch):
     sizes, real = [], star._finish
 
     def count(run, n):
-        sizes.append((sampler._sample_queue._cache_size(), train.train_step._cache_size()))
+        sizes.append((loop.sample_queues._cache_size(), train.train_step._cache_size()))
         real(run, n)
 
     monkeypatch.setattr(star, "_finish", count)

@@ -145,9 +145,9 @@ def prompts_of(args: argparse.Namespace, count: int, seed: int) -> list[Prompt]:
 
 
 def make_sampler(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, slots: int):
-    queue, chunk = min(args.problems, 2048), min(64, args.body)
+    queue = min(args.problems, 2048)
     return sampler.Sampler(
-        model, params, ByteTokenizer(), max_new_tokens=args.new_tokens, slots=slots, queue=queue, prefill_chunk=chunk
+        model, params, ByteTokenizer(), max_new_tokens=args.new_tokens, slots=slots, queue=queue, prefill_tokens=1024
     )
 
 

@@ -49,7 +49,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=512)
     parser.add_argument("--slots", type=int, default=128, help="rows that decode together, on both sides")
-    parser.add_argument("--refill", type=int, default=0, help="of our sampler; 0: its default")
     parser.add_argument("--shots", type=int, default=10)
     args = parser.parse_args()
 
@@ -59,7 +58,7 @@ def main() -> None:
     model, params = gpt.GPT(CONFIG), weights_that_stop_after(mean)
     ours = Sampler(
         model, params, TOKENIZER, stop=TASK.stop, max_new_tokens=TASK.max_new_tokens,
-        decoding=HOW, slots=args.slots, refill=args.refill, queue=args.problems,
+        decoding=HOW, slots=args.slots, queue=args.problems,
     )  # fmt: skip
     sides = {"ours": lambda: draw_ours(ours, prompts), "plain": lambda: draw_plain(ours, prompts)}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -83,7 +82,7 @@ def main() -> None:
     for name in sides:
         flops, moved = least_work(CONFIG, prefix, bodies, news, args.slots, shared=name == "ours")
         floor = max(flops / flops_a_second, moved / bytes_a_second)
-        useful = sum(n - 1 for n in news) / (steps[name] * args.slots)
+        useful = sum(news) / (steps[name] * args.slots)
         print(f"{name:6}{median[name]:9.3f}{sum(news) / median[name]:11,.0f}{useful:8.0%}{flops / 1e9:8.1f}"
               f"{moved / 1e9:7.1f}{floor:10.3f}{median[name] / floor:6.1f}x")  # fmt: skip
     print(f"plain / ours: {median['plain'] / median['ours']:.2f}")
@@ -149,14 +148,15 @@ def plain_batch(model, shape, params, tokens_BT, lengths_B, keys_B2, count, auto
     def unfinished(carry):
         return jnp.any(carry[1][3]) & (carry[1][0] < shape.max_new_tokens)
 
-    logits_BV, new = cached.prefill(model, params, tokens_BT, lengths_B, no_prefix)
-    cache = cached.empty_cache(model.config, rows, length + shape.max_new_tokens)
-    cache = cached.insert_rows(cache, jnp.arange(rows), new, lengths_B)
+    layers = cached.encode_rows(model, params, tokens_BT[:, :-1], lengths_B - 1)  # a step takes the last token
+    room = ((0, 0), (0, 0), (0, shape.max_new_tokens), (0, 0))
+    layers = jax.tree.map(lambda leaf: jnp.pad(leaf, room), layers)
+    cache = cached.RingCache(layers, jnp.asarray(length - 1), lengths_B - 1)
     zeros_B, active_B = jnp.zeros((rows,), jnp.int32), jnp.arange(rows) < count
     tokens_BM = jnp.zeros((rows, shape.max_new_tokens), jnp.int32)
-    state = emit((jnp.asarray(0), zeros_B, zeros_B, active_B, tokens_BM, zeros_B, jnp.zeros((rows,))), logits_BV)
+    state = jnp.asarray(0), tokens_BT[:, -1], zeros_B, active_B, tokens_BM, zeros_B, jnp.zeros((rows,))
     _, (steps, _, _, _, tokens_BM, drawn_B, log_p_B) = jax.lax.while_loop(unfinished, decode, (cache, state))
-    return tokens_BM, drawn_B, log_p_B, steps - 1
+    return tokens_BM, drawn_B, log_p_B, steps
 
 
 def weights_that_stop_after(mean: float) -> gpt.Params:

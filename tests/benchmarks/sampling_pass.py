@@ -7,7 +7,7 @@ the first 128 dev problems, 64 new tokens each, greedy, nothing stops early. All
 slowest are given the first problems of W only (--slow_problems), for only tokens a second are compared.
 
 W with stops: 512 train problems that stop after 20 to 96 tokens (the first token drawn decides: the stop automaton
-counts down from there), through the sampler as it is and the same one that refills only when every slot is free.
+counts down from there), through the sampler as it is and the same one with queues of as many problems as it has slots.
 
 The floor is the time that the least work takes at this machine's own rates, measured in the same run: every
 multiplication and byte of a pass with no idle row, no padding, and the prefix encoded once. Torch loses half its
@@ -77,7 +77,7 @@ class Work:
 
     def sampler(self, **options) -> Sampler:
         """Greedy, over all 50,400 rows of the vocabulary, as the other sides draw."""
-        sampler = Sampler(gpt.GPT(self.config), self.params, self.words, queue=512, **options)
+        sampler = Sampler(gpt.GPT(self.config), self.params, self.words, **options)
         sampler.shape = dataclasses.replace(sampler.shape, vocab_used=self.config.vocab_size)
         return sampler
 
@@ -98,7 +98,7 @@ def random_params(cfg: config.ModelConfig) -> gpt.Params:
 def whole_pass(args: argparse.Namespace, work: Work, rates: tuple[float, float]) -> None:
     """W, all sides in turn."""
     new, few = args.new_tokens, args.slow_problems
-    ours = work.sampler(max_new_tokens=new, slots=args.slots)
+    ours = work.sampler(max_new_tokens=new, slots=args.slots, queue=512)
     ours._automaton_SV = jnp.zeros((2, work.words.vocab_size + 200), jnp.int32)  # no text stops
     sides: dict[str, Callable[[], np.ndarray]] = {"star_jax": lambda: ours_draws(ours, work.dev)}
     for name in filter(None, args.peers.split(",")):
@@ -153,11 +153,11 @@ def ours_draws(sampler: Sampler, prompts: list[Prompt]) -> np.ndarray:
 
 
 def with_stops(args: argparse.Namespace, work: Work) -> None:
-    """The sampler as it is beside itself without refilling: new problems come when all slots are free."""
+    """The sampler as it is beside itself without refilling: each queue is over before the next one begins."""
     table_SV = countdown(work.config.vocab_size)
     sides = {}
-    for name, refill in (("refilling", 0), ("refilling when all are free", args.slots)):
-        sides[name] = work.sampler(max_new_tokens=LONGEST + 1, slots=args.slots, refill=refill)
+    for name, queue in (("refilling", 512), ("a queue for each set of slots", args.slots)):
+        sides[name] = work.sampler(max_new_tokens=LONGEST + 1, slots=args.slots, queue=queue)
         sides[name]._automaton_SV = table_SV
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     draws = {}
