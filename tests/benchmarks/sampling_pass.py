@@ -6,8 +6,9 @@ W: GPT-J of 8 layers, d_model 512, vocabulary 50,400, random weights of std 0.1,
 the first 128 dev problems, 64 new tokens each, greedy, nothing stops early. All sides must draw the same tokens; the
 slowest are given the first problems of W only (--slow_problems), for only tokens a second are compared.
 
-W with stops: 512 train problems that stop after 20 to 96 tokens (the first token drawn decides: the stop automaton
-counts down from there), through the sampler as it is and the same one with queues of as many problems as it has slots.
+W with stops: 256 train problems of 20 to 96 new tokens: from the 20th on each ends a text with a chance of 1 in 20 (a
+stop automaton that counts to 20 and then stops at a twentieth of the vocabulary, another one for each place). Through
+the sampler as it is, and through the same one with queues of as many problems as it has slots: no refilling.
 
 The floor is the time that the least work takes at this machine's own rates, measured in the same run: every
 multiplication and byte of a pass with no idle row, no padding, and the prefix encoded once. Torch loses half its
@@ -35,7 +36,7 @@ from star_jax.records import Prompt
 from star_jax.sampler import Sampler
 
 SIZES = config.ModelConfig(8, 512, 8, 2048, 32, vocab_size=50400, max_positions=2048)
-SHORTEST, LONGEST = 20, 96  # tokens, of W with stops
+SHORTEST, LONGEST, ODDS = 20, 96, 20  # of W with stops: tokens at least and most, 1 in ODDS ends a text
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=SIZES.n_layers)
     parser.add_argument("--problems", type=int, default=128)
     parser.add_argument("--slow_problems", type=int, default=32)
-    parser.add_argument("--stopping_problems", type=int, default=512)
+    parser.add_argument("--stopping_problems", type=int, default=256)
     parser.add_argument("--new_tokens", type=int, default=64)
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3, help="the median of so many counts")
@@ -154,10 +155,10 @@ def ours_draws(sampler: Sampler, prompts: list[Prompt]) -> np.ndarray:
 
 def with_stops(args: argparse.Namespace, work: Work) -> None:
     """The sampler as it is beside itself without refilling: each queue is over before the next one begins."""
-    table_SV = countdown(work.config.vocab_size)
+    table_SV = stopping(work.config.vocab_size)
     sides = {}
     for name, queue in (("refilling", 512), ("a queue for each set of slots", args.slots)):
-        sides[name] = work.sampler(max_new_tokens=LONGEST + 1, slots=args.slots, queue=queue)
+        sides[name] = work.sampler(max_new_tokens=LONGEST, slots=args.slots, queue=queue)
         sides[name]._automaton_SV = table_SV
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     draws = {}
@@ -177,14 +178,14 @@ def with_stops(args: argparse.Namespace, work: Work) -> None:
         print(f"{name:30}{sum(lengths) / median:9.0f}{medians[1] / median:11.2f}")
 
 
-def countdown(vocab_size: int) -> jax.Array:
-    """An automaton [states, V] by which the first token says after how many tokens to stop, itself included."""
-    spread = LONGEST - SHORTEST + 1
-    states = np.arange(LONGEST + 1)[:, None]  # state s > 0: LONGEST - s tokens are left
-    table_SV = np.broadcast_to(np.minimum(states + 1, LONGEST), (LONGEST + 1, vocab_size)).copy()
-    wanted_V = SHORTEST + np.arange(vocab_size) * 2654435761 % 2**32 % spread
-    table_SV[0] = LONGEST - (wanted_V - 1)
-    return jnp.asarray(table_SV, jnp.int32)
+def stopping(vocab_size: int) -> jax.Array:
+    """An automaton [states, V] that stops W's texts; its state is the number of tokens drawn, the last one: stop."""
+    drawn = np.arange(LONGEST, dtype=np.uint64)[:, None]
+    ids_V = np.arange(vocab_size, dtype=np.uint64)
+    mixed_SV = (ids_V[None] * np.uint64(2654435761) + drawn * np.uint64(40503)) >> np.uint64(7)
+    stops_SV = (drawn + 1 == LONGEST) | ((drawn + 1 >= SHORTEST) & (mixed_SV % np.uint64(ODDS) == 0))
+    table_SV = np.where(stops_SV, LONGEST, drawn + 1)
+    return jnp.asarray(np.concatenate([table_SV, np.full((1, vocab_size), LONGEST)]), jnp.int32)
 
 
 if __name__ == "__main__":
