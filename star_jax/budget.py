@@ -128,7 +128,8 @@ def sampling_bytes(config: Config, tensor: int, lengths: Lengths) -> tuple[float
     """(arguments, temporaries) of the sampling loop on one device: weights and prefix; caches and one prefill."""
     cfg, options = config.model, config.sampling
     weights = parameters(gpt.GPT(cfg)) * np.dtype(options.weights_dtype).itemsize / tensor
-    cell, tokens = key_bytes(cfg) / tensor, max(options.prefill_tokens, lengths.body)
+    cell = key_bytes(cfg) / tensor
+    tokens = max(lengths.body, min(options.prefill_tokens, options.slots // 4 * lengths.body))
     logits = options.slots * cfg.vocab_size * 4 / tensor
     scores = tokens * cfg.n_heads / tensor * (lengths.prefix + 2 * max(lengths.body, 64)) * 6
     caches = cell * (options.slots * lengths.slots + tokens)

@@ -172,7 +172,7 @@ class SamplingConfig:
     max_new_tokens: int = 0  # token budget of one completion; 0: the task's own
     slots: int = 128  # rows that decode together, on each group of `tensor` devices
     queue: int = 2048  # problems handed to each such group at a time; a crash loses two such at most
-    prefill_tokens: int = 512  # of problems' bodies, at once; free slots are gathered until they fill it
+    prefill_tokens: int = 512  # of problems' bodies, at once; free slots, up to a quarter, are gathered to fill it
     # Devices among which heads, mlp and vocabulary are split, inside a process; the others draw apart. -1: all of them
     tensor: int = 1
     weights_dtype: str = "float32"  # the weights are cast to it once an iteration

@@ -66,7 +66,7 @@ class Shape:
     """The static part of a call: one compiled program for each distinct value."""
 
     slots: int  # B, at each place along `data`
-    prefill_tokens: int  # C, where a body is not longer and all slots' bodies are not shorter
+    prefill_tokens: int  # C, where a body is not longer and those of a quarter of the slots are not shorter
     max_new_tokens: int  # M
     vocab_used: int  # ids at and above it are never drawn
 
@@ -113,10 +113,11 @@ def _loop(model, decoding, shape, params, prefix, queue, automaton_SV) -> Output
 def _packing(shape: Shape, queue: Queue, first) -> tuple[jax.Array, jax.Array, int]:
     """The next problems of the queue as they lie in one prefill, without their last tokens.
 
-    Returns (ends_R, lengths_R, C) of the R problems from `first` on that could have a slot: the place behind each
-    one, more than C where it does not fit any more or no problem is there; and its tokens.
+    Returns (ends_R, lengths_R, C) of the R problems from `first` on, a quarter of the slots (more would stand idle
+    while they are gathered): the place behind each one, more than C where it does not fit any more or no problem is
+    there; and its tokens.
     """
-    rows, longest = min(shape.slots, queue.lengths_Q.shape[0]), queue.tokens_QT.shape[1] - 1
+    rows, longest = min(max(1, shape.slots // 4), queue.lengths_Q.shape[0]), queue.tokens_QT.shape[1] - 1
     size = max(longest, min(shape.prefill_tokens, rows * longest), 1)
     place_R = first + jnp.arange(rows)
     lengths_R = jnp.where(place_R < queue.real_G[0], queue.lengths_Q.at[place_R].get(mode="clip") - 1, size + 1)

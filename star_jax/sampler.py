@@ -66,7 +66,8 @@ class Sampler:
           stop: strings that end a completion; end-of-text always does.
           slots: rows that decode together, at each place along the mesh's data axis.
           queue: problems handed to each such place at a time.
-          prefill_tokens: tokens of bodies that a prefill takes at once; free slots are gathered until they fill it.
+          prefill_tokens: tokens of bodies that a prefill takes at once; free slots are gathered until they fill it, or
+            are a quarter of all.
           longest: tokens of the longest body to come, if it is known: calls with shorter ones then share a program.
 
         Raises InputError for sizes that do not fit each other.

@@ -123,6 +123,17 @@ def test_slots_for_any_lengths_and_ends(together_and_alone, asked):
     assert len(together) == len(asked) and all(1 <= len(draw.token_ids) <= BUDGET for draw in together)
 
 
+@pytest.mark.parametrize("slots, tokens", [(8, 500), (16, 40), (3, 64)])
+def test_few_slots_stand_idle_while_problems_wait(lively, bodies, slots, tokens):
+    """Before the last problem has a slot, fewer than a quarter of them are free, so this many steps are enough."""
+    sampler = Sampler(*lively, SYMBOLS, decoding=WARM, slots=slots, queue=80, **COMMON | dict(prefill_tokens=tokens))
+    prompts = [Prompt("", body) for body in bodies * 4]
+    ((places, own, padded, shots),) = sampler._chunks(prompts)
+    out = sampler._run(own, padded, shots, [str(place) for place in places])
+    drawn = sum(len(draw.token_ids) for draw in sampler._read(out, len(places)))
+    assert drawn / slots <= out.steps_G.item() <= drawn / (slots - max(1, slots // 4) + 1) + BUDGET
+
+
 def test_what_is_done_meanwhile_is_done_once_and_first(lively, bodies):
     sampler = Sampler(*lively, SYMBOLS, decoding=GREEDY, slots=5, queue=9, **COMMON)
     calls = []
