@@ -152,14 +152,14 @@ def make_sampler(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, s
 
 
 def ended_at_once(ours: sampler.Sampler) -> sampler.Sampler:
-    """The same with weights that make every row end with its first token: the same program, prefill alone."""
+    """The same with weights that make every row end with its first token: the same program, prefill and one step."""
     head = ours.params["head"]
     bias = head["bias"].at[ByteTokenizer().end_of_text].set(1e4)
     return ours.with_params({**ours.params, "head": {**head, "bias": bias}})
 
 
 def decoding(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, slots: int, speed: Speed) -> None:
-    """One row a slot: the whole, and the prefill by itself."""
+    """One row a slot: the whole, and what comes before the second token by itself."""
     prompts, ours = prompts_of(args, slots, seed=0), make_sampler(args, model, params, slots)
     started = time.perf_counter()
     assert {len(draw.token_ids) for draw in ours(prompts)} == {args.new_tokens}
