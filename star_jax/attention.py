@@ -7,38 +7,69 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from star_jax import cuda
+from star_jax import cuda, softmax
 
+_LOW = jnp.finfo(jnp.float32).min
 _BLOCK = 64  # queries that a block of `packed` has at least: smaller products do not pay
 
 
 def masked(q_BHTK, k_BHSK, v_BHSK, mask_BTS, prefix=None, prefix_length=None):
-    """softmax(q k / sqrt(K)) v [B, H, T, K] over own or cached keys and the shared prefix, scores in float32.
+    """softmax(q k / sqrt(K)) v [B, H, T, K] over own keys and the shared prefix, scores in float32.
 
     Args:
       mask_BTS: True where query t may see key s.
       prefix: model.Keys [H, P, K] or None; its first `prefix_length` keys are seen by every query.
-
-    The prefix is one product for all rows, its scores [H, P, B, T]: sums over P then go along whole vectors of rows.
     """
-    scale = q_BHTK.shape[-1] ** -0.5
-    low = jnp.finfo(jnp.float32).min
-    own_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, k_BHSK, preferred_element_type=jnp.float32) * scale
-    own_BHTS = jnp.where(mask_BTS[:, None], own_BHTS, low)
-    if prefix is None or not prefix.k.shape[1]:
-        weights_BHTS = jax.nn.softmax(own_BHTS, axis=-1).astype(q_BHTK.dtype)
-        return jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS, v_BHSK)
-    shared_HPBT = jnp.einsum("HPK,BHTK->HPBT", prefix.k, q_BHTK, preferred_element_type=jnp.float32) * scale
+    if prefix is not None and prefix.k.shape[1]:
+        parts = _own(q_BHTK, k_BHSK, v_BHSK, mask_BTS), _shared(q_BHTK, prefix, prefix_length)
+        return softmax.whole(*parts).astype(q_BHTK.dtype)
+    weights_BHTS = jax.nn.softmax(_own_scores(q_BHTK, k_BHSK, mask_BTS), axis=-1).astype(q_BHTK.dtype)
+    return jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS, v_BHSK)
+
+
+def _own_scores(q_BHTK, k_BHSK, mask_BTS):
+    scores_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, k_BHSK, preferred_element_type=jnp.float32)
+    return jnp.where(mask_BTS[:, None], scores_BHTS * q_BHTK.shape[-1] ** -0.5, _LOW)
+
+
+def _own(q_BHTK, k_BHSK, v_BHSK, mask_BTS):
+    """Partial [B, H, T] over keys of the rows' own."""
+    scores_BHTS = _own_scores(q_BHTK, k_BHSK, mask_BTS)
+    top_BHT = jnp.max(scores_BHTS, axis=-1)
+    weights_BHTS = jnp.exp(scores_BHTS - top_BHT[..., None])
+    y_BHTK = _weighted("BHTS,BHSK->BHTK", weights_BHTS, v_BHSK)
+    return softmax.Partial(top_BHT, jnp.sum(weights_BHTS, axis=-1), y_BHTK)
+
+
+def _shared(q_BHTK, prefix, prefix_length):
+    """Partial [B, H, T] over the prefix: one product a head for the queries of all rows.
+
+    One query a row: scores [H, P, B], whose sums over P go along whole vectors of rows; LOG.md of the benchmarks.
+    """
+    rows, heads, count, size = q_BHTK.shape
     real_P = jnp.arange(prefix.k.shape[1]) < prefix_length
-    shared_HPBT = jnp.where(real_P[None, :, None, None], shared_HPBT, low)
-    top_BHT = jnp.maximum(jnp.max(own_BHTS, axis=-1), jnp.max(shared_HPBT, axis=1).transpose(1, 0, 2))
-    own_BHTS = jnp.exp(own_BHTS - top_BHT[..., None])
-    shared_HPBT = jnp.exp(shared_HPBT - top_BHT.transpose(1, 0, 2)[:, None])
-    total_BHT = jnp.sum(own_BHTS, axis=-1) + jnp.sum(shared_HPBT, axis=1).transpose(1, 0, 2)
-    y_BHTK = jnp.einsum(
-        "BHTS,BHSK->BHTK", own_BHTS.astype(q_BHTK.dtype), v_BHSK, preferred_element_type=jnp.float32
-    ) + jnp.einsum("HPBT,HPK->BHTK", shared_HPBT.astype(q_BHTK.dtype), prefix.v, preferred_element_type=jnp.float32)
-    return (y_BHTK / total_BHT[..., None]).astype(q_BHTK.dtype)
+    if count == 1:
+        scores_HPB = jnp.einsum("HPK,BHK->HPB", prefix.k, q_BHTK[:, :, 0], preferred_element_type=jnp.float32)
+        scores_HPB = jnp.where(real_P[None, :, None], scores_HPB * size**-0.5, _LOW)
+        top_HB = jnp.max(scores_HPB, axis=1)
+        weights_HPB = jnp.exp(scores_HPB - top_HB[:, None])
+        total_HB, y_BHK = jnp.sum(weights_HPB, axis=1), _weighted("HPB,HPK->BHK", weights_HPB, prefix.v)
+        return softmax.Partial(top_HB.T[..., None], total_HB.T[..., None], y_BHK[:, :, None])
+
+    def by_rows(x_HQ):
+        return x_HQ.reshape(heads, rows, count, *x_HQ.shape[2:]).swapaxes(0, 1)
+
+    q_HQK = q_BHTK.swapaxes(0, 1).reshape(heads, rows * count, size)
+    scores_HQP = jnp.einsum("HQK,HPK->HQP", q_HQK, prefix.k, preferred_element_type=jnp.float32)
+    scores_HQP = jnp.where(real_P[None, None], scores_HQP * size**-0.5, _LOW)
+    top_HQ = jnp.max(scores_HQP, axis=-1)
+    weights_HQP = jnp.exp(scores_HQP - top_HQ[..., None])
+    found = top_HQ, jnp.sum(weights_HQP, axis=-1), _weighted("HQP,HPK->HQK", weights_HQP, prefix.v)
+    return softmax.Partial(*map(by_rows, found))
+
+
+def _weighted(axes, weights, values):
+    return jnp.einsum(axes, weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
 
 
 def packed(q_BHTK, k_BHTK, v_BHTK, texts_T, longest, prefix=None, prefix_length=None):
@@ -70,13 +101,35 @@ def packed(q_BHTK, k_BHTK, v_BHTK, texts_T, longest, prefix=None, prefix_length=
     return y_BHTK.swapaxes(0, 1).reshape(q_BHTK.shape)
 
 
-def over_ring(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix=None, prefix_length=None):
-    """A decode step's (T = 1), over keys in a ring: a row sees the one at `slot` and the `filled_B` in front of it."""
-    if not _has_kernel(q_BHTK, prefix):
-        slots = k_BHSK.shape[2]
-        age_S = (slot - jnp.arange(slots)) % slots  # 0 for the slot that is written now
-        return masked(q_BHTK, k_BHSK, v_BHSK, (age_S[None] <= filled_B[:, None])[:, None, :], prefix, prefix_length)
-    return kernel_over_ring(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix, prefix_length)
+def written(groups, keys, slot):
+    """The ring with the newest keys, model.Keys [B, H, 1, K], at `slot`; see over_ring for `groups`."""
+    write, first, after = jax.lax.dynamic_update_slice_in_dim, 0, []
+    for old in groups:
+        rows = slice(first, first + old.k.shape[0])
+        after.append(jax.tree.map(lambda ring, new, rows=rows: write(ring, new[rows], slot, axis=2), old, keys))
+        first = rows.stop
+    return tuple(after)
+
+
+def over_ring(q_BHTK, groups, slot, filled_B, prefix=None, prefix_length=None):
+    """A decode step's (T = 1), over keys in a ring: a row sees the one at `slot` and the `filled_B` in front of it.
+
+    `groups`: model.Keys [B / G, H, S, K] of the first rows, of the next ones, and so on: see cpu.row_groups.
+    """
+    if _has_kernel(q_BHTK, prefix):
+        (keys,) = groups
+        return kernel_over_ring(q_BHTK, keys.k, keys.v, slot, filled_B, prefix, prefix_length)
+    slots, first, parts = groups[0].k.shape[2], 0, []
+    age_S = (slot - jnp.arange(slots)) % slots  # 0 for the slot that is written now
+    mask_BTS = (age_S[None] <= filled_B[:, None])[:, None]
+    for keys in groups:
+        rows = slice(first, first + keys.k.shape[0])
+        parts.append(_own(q_BHTK[rows], keys.k, keys.v, mask_BTS[rows]))
+        first = rows.stop
+    found = [jax.tree.map(lambda *of_groups: jnp.concatenate(of_groups), *parts)]
+    if prefix is not None and prefix.k.shape[1]:
+        found.append(_shared(q_BHTK, prefix, prefix_length))
+    return softmax.whole(*found).astype(q_BHTK.dtype)
 
 
 def kernel_over_ring(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix=None, prefix_length=None, interpret=False):
@@ -87,8 +140,8 @@ def kernel_over_ring(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix=None, prefix
         if keys:
             shared = kernels.over_prefix(q_BHK, keys[0], keys[1], length, interpret=interpret)
         else:
-            low_BH = jnp.full(q_BHK.shape[:2], jnp.finfo(jnp.float32).min)
-            shared = kernels.Partial(low_BH, jnp.zeros_like(low_BH), jnp.zeros(q_BHK.shape))
+            low_BH = jnp.full(q_BHK.shape[:2], _LOW)
+            shared = softmax.Partial(low_BH, jnp.zeros_like(low_BH), jnp.zeros(q_BHK.shape))
         return kernels.over_ring(q_BHK, k_BHSK, v_BHSK, slot, filled_B, shared, interpret=interpret)
 
     keys = () if prefix is None or not prefix.k.shape[1] else tuple(prefix)

@@ -5,13 +5,15 @@ be stacked, as in training, or apart (`placed`): from a stack a compiler may cop
 The letters in array names are listed at the head of model.py.
 """
 
+import math
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from star_jax import sharding
+from star_jax import cpu, sharding
 from star_jax.config import ModelConfig
 from star_jax.model import GPT, Block, Keys, Packed, Params, Ring, call
 
@@ -31,13 +33,19 @@ class Prefix(NamedTuple):
 class RingCache(NamedTuple):
     """Keys and values of B rows in a ring of S slots that all rows write at the same place.
 
-    `layers`: N x Keys of [B, H, S, K]. `time`: the next write goes to slot `time % S`, so a decode step is one
-    contiguous update, whatever the rows' lengths. `filled_B`: how many of the latest slots belong to a row.
+    `layers`: N x G x Keys of [B / G, H, S, K]: the rows lie in groups, see cpu.row_groups. `time`: the next write goes
+    to slot `time % S`, so a decode step is one contiguous update, whatever the rows' lengths. `filled_B`: how many of
+    the latest slots belong to a row.
     """
 
-    layers: tuple[Keys, ...]
+    layers: tuple[tuple[Keys, ...], ...]
     time: jax.Array
     filled_B: jax.Array
+
+    @property
+    def slots(self) -> int:
+        """S."""
+        return self.layers[0][0].k.shape[2]
 
 
 def placed(model: GPT, params: Params, mesh: Mesh, dtype: Any = None) -> Params:
@@ -97,7 +105,7 @@ def decode_step(
     model: GPT, params: Params, tokens_B: jax.Array, cache: RingCache, prefix: Prefix
 ) -> tuple[jax.Array, RingCache]:
     """One token a row: writes it to the cache and returns (logits [B, V], the cache one step on)."""
-    slot = cache.time % cache.layers[0].k.shape[2]
+    slot = cache.time % cache.slots
     positions_BT = (prefix.length + cache.filled_B)[:, None]
     seen = Ring(cache.filled_B)
     x_BTD, layers = _hidden(model, params, tokens_B[:, None], positions_BT, seen, cache.layers, slot, prefix)
@@ -115,11 +123,11 @@ def _hidden(
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
     mask_BTS: jax.Array | Ring | Packed,
-    cached: tuple[Keys, ...] | None = None,
-    slot: jax.Array | int | None = None,
+    cached: tuple[tuple[Keys, ...], ...] | None = None,
+    slot: jax.Array | None = None,
     prefix: Prefix | None = None,
-) -> tuple[jax.Array, tuple[Keys, ...]]:
-    """(activations [B, T, D] behind the blocks, each layer's Keys); see model.Attention for the arguments."""
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    """(activations [B, T, D] behind the blocks, each layer's keys); see model.Attention for both."""
     x_BTD = call(model, params, tokens_BT, positions_BT, method="embed")
     block, layers = Block(model.config), []
     for n, weights in enumerate(_layers(params)):
@@ -136,11 +144,13 @@ def _hidden(
 
 def empty_cache(config: ModelConfig, rows: int, slots: int) -> RingCache:
     """A cache of `rows` rows and `slots` slots that holds nothing."""
-    shape = (rows, config.n_heads, slots, config.head_dim)
-    layers = tuple(
-        Keys(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
-        for _ in range(config.n_layers)
-    )
+    cells = config.n_heads, slots, config.head_dim
+    groups = cpu.row_groups(rows, math.prod(cells) * np.dtype(config.compute_dtype).itemsize)
+
+    def empty() -> jax.Array:
+        return jnp.zeros((rows // groups, *cells), config.compute_dtype)
+
+    layers = tuple(tuple(Keys(empty(), empty()) for _ in range(groups)) for _ in range(config.n_layers))
     return RingCache(layers, jnp.asarray(0), jnp.zeros((rows,), jnp.int32))
 
 
@@ -153,20 +163,26 @@ def insert(
       rows_R: an index out of range is dropped; those in range come first.
       new: N x [H, C, K]; a body's keys are the `lengths_R` in front of place `ends_R`.
     """
-    rows, _, slots, _ = cache.layers[0].k.shape
+    slots, rows = cache.slots, cache.filled_B.shape[0]
     age_S = (cache.time - 1 - jnp.arange(slots)) % slots  # 0 for the slot that was written last
-    group = min(_INSERTED, rows_R.shape[0])
+    count = min(_INSERTED, rows_R.shape[0])
 
-    def put(n: jax.Array, layers: tuple[Keys, ...]) -> tuple[Keys, ...]:
-        rows_G, ends_G = (jax.lax.dynamic_slice_in_dim(x_R, n * group, group) for x_R in (rows_R, ends_R))
-        source_GS = ends_G[:, None] - 1 - age_S[None]  # what lies in front of a body is garbage that no row sees
+    def put(n: jax.Array, layers: tuple[tuple[Keys, ...], ...]) -> tuple[tuple[Keys, ...], ...]:
+        rows_I, ends_I = (jax.lax.dynamic_slice_in_dim(x_R, n * count, count) for x_R in (rows_R, ends_R))
+        source_IS = ends_I[:, None] - 1 - age_S[None]  # what lies in front of a body is garbage that no row sees
 
-        def place(old_BHSK: jax.Array, new_HCK: jax.Array) -> jax.Array:
-            new_GHSK = jnp.take(new_HCK, source_GS, axis=1, mode="clip").swapaxes(0, 1)
-            return old_BHSK.at[rows_G].set(new_GHSK, mode="drop")
+        def of_layer(groups: tuple[Keys, ...], new: Keys) -> tuple[Keys, ...]:
+            new = jax.tree.map(lambda x_HCK: jnp.take(x_HCK, source_IS, axis=1, mode="clip").swapaxes(0, 1), new)
+            size = rows // len(groups)
+            return tuple(_with_rows(old, rows_I - i * size, new) for i, old in enumerate(groups))
 
-        return jax.tree.map(place, layers, new)
+        return tuple(map(of_layer, layers, new))
 
-    groups = -(-jnp.sum(rows_R < rows) // group)
-    layers = jax.lax.fori_loop(0, groups, put, cache.layers)
+    layers = jax.lax.fori_loop(0, -(-jnp.sum(rows_R < rows) // count), put, cache.layers)
     return RingCache(layers, cache.time, cache.filled_B.at[rows_R].set(lengths_R, mode="drop"))
+
+
+def _with_rows(old: Keys, rows_I: jax.Array, new: Keys) -> Keys:
+    """The group [B / G, H, S, K] with the rows [I, H, S, K] at `rows_I`; those that belong to others are dropped."""
+    at_I = jnp.where(rows_I < 0, old.k.shape[0], rows_I)  # a negative index would count from the end
+    return jax.tree.map(lambda x, y: x.at[at_I].set(y, mode="drop"), old, new)

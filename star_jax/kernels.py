@@ -6,27 +6,17 @@ and value once, and of the ring only what belongs to the row. All other products
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from star_jax.softmax import Partial
+
 # Of what was tried on an H200 (LOG.md of the benchmarks): 4.0 TB/s, where a copy runs at 4.3.
 LANES = 4  # keys of the ring that a program of one warp works on while the next are on their way
 QUERIES, KEYS = 64, 32  # of the prefix's products in a program
-
-
-class Partial(NamedTuple):
-    """A softmax over some of the keys, to be gone on with: float32, by row and head.
-
-    `top_BH`: the largest score. `total_BH`: the sum of exp(score - top). `y_BHK`: the values' sum under these weights.
-    """
-
-    top_BH: jax.Array
-    total_BH: jax.Array
-    y_BHK: jax.Array
 
 
 def over_prefix(
@@ -124,9 +114,9 @@ def over_ring(
         q_BHK,
         k_BHSK,
         v_BHSK,
-        shared.top_BH[..., None],
-        shared.total_BH[..., None],
-        shared.y_BHK,
+        shared.top[..., None],
+        shared.total[..., None],
+        shared.y,
     )
 
 

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec
 from star_jax import cached, cuda
 from star_jax import model as gpt
 from star_jax.config import ModelConfig
+from star_jax.decoding import likeliest
 
 STOPPED, CUT_OFF = 1, 2  # values of Outputs.reason_Q; 0: not drawn
 
@@ -166,10 +167,10 @@ def _emit(decoding, shape, queue, automaton_SV, slots: Slots, logits_BV) -> Slot
     problem_B = jnp.where(slots.active_B, slots.problem_B, queue.lengths_Q.shape[0])  # out of range: dropped
     data_B2 = queue.keys_Q2.at[problem_B].get(mode="clip")
     keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(data_B2, impl="threefry2x32"), slots.drawn_B)
-    token_B = decoding.draw(logits_BV, keys_B)
-    if decoding.temperature == 0:  # the drawn logit is the largest: nothing to pick
-        logp_B = jnp.max(logits_BV, axis=-1) - jax.nn.logsumexp(logits_BV, axis=-1)
+    if decoding.temperature == 0:
+        token_B, logp_B = likeliest(logits_BV)
     else:
+        token_B = decoding.draw(logits_BV, keys_B)
         logp_B = gpt.log_probability(logits_BV, token_B)
     matched_B = automaton_SV[slots.matched_B, token_B]
     drawn_B = slots.drawn_B + slots.active_B

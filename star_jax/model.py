@@ -77,11 +77,12 @@ class Attention(nn.Module):
         Args:
           x_BTD: inputs. positions_BT: absolute positions, int32.
           mask_BTS: True where query t may see key s; S = T without a cache. Or Segments, Packed, Ring.
-          cached: Keys [B, H, S, K] or None. slot: where the first own token goes, the others behind it.
+          cached: with Ring and T = 1, the ring before: a tuple of Keys [B / G, H, S, K], the rows in G groups; or None.
+          slot: where the own token goes.
           prefix: Keys [H, P, K] or None; its first `prefix_length` keys are seen by every query.
 
         Returns:
-          (output [B, T, D], Keys: the updated cache, or the own keys [B, H, T, K]).
+          (output [B, T, D], the updated cache, or Keys: the own ones [B, H, T, K]).
         """
         cfg = self.config
 
@@ -104,14 +105,13 @@ class Attention(nn.Module):
             k_BHTK = _rotate(k_BHTK, positions_BT, cfg.rotary_dim)
         keys = Keys(k_BHTK, project("value"))
         if cached is not None:
-            write = jax.lax.dynamic_update_slice_in_dim
-            keys = Keys(write(cached.k, keys.k, slot, axis=2), write(cached.v, keys.v, slot, axis=2))
+            keys = attention.written(cached, keys, slot)
         if isinstance(mask_BTS, Segments):
             y_BHTK = segments.attend(q_BHTK, keys.k, keys.v, mask_BTS.ids_BT)
         elif isinstance(mask_BTS, Packed):
             y_BHTK = attention.packed(q_BHTK, *keys, *mask_BTS, prefix, prefix_length)
         elif isinstance(mask_BTS, Ring):
-            y_BHTK = attention.over_ring(q_BHTK, *keys, slot, mask_BTS.filled_B, prefix, prefix_length)
+            y_BHTK = attention.over_ring(q_BHTK, keys, slot, mask_BTS.filled_B, prefix, prefix_length)
         else:
             y_BHTK = attention.masked(q_BHTK, *keys, mask_BTS, prefix, prefix_length)
         out_HKD = _weight(

@@ -294,7 +294,7 @@ def prefilled_cache(
 
     Raises InputError where T exceeds the model's positions.
     """
-    rows, length = inputs_BT.shape
+    length = inputs_BT.shape[1]
     if length - 1 > model.config.max_positions:
         raise InputError(
             f"texts of {length - 1} tokens do not fit the model's {model.config.max_positions} positions; "
@@ -306,7 +306,8 @@ def prefilled_cache(
     layers = cached.encode_rows(model, params, bodies_BT, cached_B)
     # As many slots as places: the keys as they come are a ring that is written at slot 0 next. t5x repeats and picks
     # rows of every leaf, so the ring's clock is kept once a row.
-    return {"layers": layers, "time_B": jnp.zeros((rows,), jnp.int32), "filled_B": cached_B}, last_B
+    cache = {"layers": tuple((keys,) for keys in layers), "time_B": jnp.zeros_like(cached_B), "filled_B": cached_B}
+    return cache, last_B
 
 
 def step(

@@ -35,7 +35,20 @@ FLOORS = (
         "summary",
         "audit",
     ),
-    ("config", "hosts", "sharding", "cuda", "kernels", "attention", "segments", "model", "cached", "loss")
+    (
+        "config",
+        "hosts",
+        "sharding",
+        "cpu",
+        "cuda",
+        "softmax",
+        "kernels",
+        "attention",
+        "segments",
+        "model",
+        "cached",
+        "loss",
+    )
     + ("decoding", "optimizer", "metrics", "hlo", "budget"),
     ("loop", "sampler", "data", "convert"),
     ("checkpoint", "evaluate"),

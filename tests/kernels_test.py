@@ -46,7 +46,12 @@ def test_rows_see_their_own_part_of_the_ring_and_the_prefix(places, length, slot
     args = q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix, length
     found = attention.kernel_over_ring(*args, interpret=INTERPRET)
     np.testing.assert_allclose(found, plain(*args), rtol=2e-6, atol=2e-6)
-    np.testing.assert_allclose(attention.over_ring(*args), plain(*args), rtol=2e-6, atol=2e-6)
+    for groups in (1, 3):  # arrays of so many rows each
+        keys = [
+            gpt.Keys(*(x[i : i + ROWS // groups] for x in (k_BHSK, v_BHSK))) for i in range(0, ROWS, ROWS // groups)
+        ]
+        found = attention.over_ring(q_BHTK, keys, slot, filled_B, prefix, length)
+        np.testing.assert_allclose(found, plain(*args), rtol=2e-6, atol=2e-6)
 
 
 def test_what_is_not_the_rows_own_may_be_anything():
@@ -70,10 +75,10 @@ def test_any_number_of_rows(rows):
     scores_BHP = np.einsum("BHK,HPK->BHP", *(np.asarray(x, np.float64) for x in (q_BHK, k_HPK[:, :40]))) / np.sqrt(SIZE)
     top_BH = scores_BHP.max(axis=-1)
     weights_BHP = np.exp(scores_BHP - top_BH[..., None])
-    np.testing.assert_allclose(found.top_BH, top_BH, rtol=1e-5)
-    np.testing.assert_allclose(found.total_BH, weights_BHP.sum(axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(found.top, top_BH, rtol=1e-5)
+    np.testing.assert_allclose(found.total, weights_BHP.sum(axis=-1), rtol=1e-5)
     wanted = np.einsum("BHP,HPK->BHK", weights_BHP, np.asarray(v_HPK[:, :40], np.float64))
-    np.testing.assert_allclose(found.y_BHK, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.y, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [MeshConfig(data=8), MeshConfig(data=2, tensor=4)])
@@ -111,5 +116,9 @@ def test_a_decode_step_is_the_same_through_them(monkeypatch):
         return jnp.stack(logits), cache
 
     wanted = steps()
-    monkeypatch.setattr(attention, "over_ring", lambda *args: attention.kernel_over_ring(*args, interpret=INTERPRET))
+
+    def through_kernels(q_BHTK, groups, *args):
+        return attention.kernel_over_ring(q_BHTK, *groups[0], *args, interpret=INTERPRET)
+
+    monkeypatch.setattr(attention, "over_ring", through_kernels)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), steps(), wanted)

@@ -11,7 +11,7 @@ from conftest import TINY, numpy_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from star_jax import loop
+from star_jax import cpu, loop
 from star_jax import model as gpt
 from star_jax import sampler as sampling
 from star_jax import stops as stop_strings
@@ -103,6 +103,14 @@ def test_no_text_depends_on_slots_queue_prefill_or_order(lively, bodies, expecte
     if slots == 1:  # one problem a call
         alone = [sampler([Prompt("", bodies[i])], [str(i)])[0] for i in range(8)]
         assert_same(alone, expected[WARM][:8])
+
+
+def test_groups_of_rows_draw_what_one_group_draws(lively, bodies, expected, monkeypatch):
+    """As large models' rows are cut up on CPUs; refills reach into every group."""
+    monkeypatch.setattr(cpu, "row_groups", lambda rows, row_bytes: 3)
+    options = COMMON | dict(slots=9, queue=20, prefill_tokens=64)
+    sampler = Sampler(*lively, SYMBOLS, decoding=WARM, **options)
+    assert_same(sampler([Prompt("", body) for body in bodies]), expected[WARM])
 
 
 @pytest.fixture(scope="module")

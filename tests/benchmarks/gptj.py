@@ -85,6 +85,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prefix", type=int, default=785, help="tokens of the shots")
     parser.add_argument("--body", type=int, default=55, help="tokens of a problem")
     parser.add_argument("--new_tokens", type=int, default=96)
+    parser.add_argument("--prefill_tokens", type=int, default=1024, help="of bodies that a prefill takes at once")
     parser.add_argument("--problems", type=int, default=9741, help="of the loop")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--row_tokens", type=int, default=1024)
@@ -147,8 +148,9 @@ def prompts_of(args: argparse.Namespace, count: int, seed: int) -> list[Prompt]:
 def make_sampler(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, slots: int):
     queue = min(args.problems, 2048)
     return sampler.Sampler(
-        model, params, ByteTokenizer(), max_new_tokens=args.new_tokens, slots=slots, queue=queue, prefill_tokens=1024
-    )
+        model, params, ByteTokenizer(), max_new_tokens=args.new_tokens, slots=slots, queue=queue,
+        prefill_tokens=args.prefill_tokens,
+    )  # fmt: skip
 
 
 def ended_at_once(ours: sampler.Sampler) -> sampler.Sampler:
