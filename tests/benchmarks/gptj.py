@@ -94,7 +94,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--matrix_rate", type=float, default=0.0, help="of the chip in bfloat16, TFLOP/s; 0: measured")
     parser.add_argument("--probe_mib", type=int, default=2048, help="array whose copy is timed")
     parser.add_argument("--probe_side", type=int, default=8192, help="of the square matrices whose product is timed")
-    parser.add_argument("--torch_device", default="cuda", help="where transformers' generate runs")
+    parser.add_argument("--torch_device", default="cuda", help="where transformers' generate runs; none: nowhere")
     return parser.parse_args(argv)
 
 
@@ -267,6 +267,8 @@ def rows_of(args: argparse.Namespace, model: gpt.GPT) -> dict[str, np.ndarray]:
 def transformers_line(args: argparse.Namespace) -> str:
     """transformers' generate on the same lengths, random bfloat16 weights; or that it is absent."""
     name = "transformers' generate"
+    if args.torch_device == "none":
+        return f"\n{name}: not asked for"
     if not all(importlib.util.find_spec(module) for module in ("torch", "transformers")):
         return f"\n{name}: torch or transformers is absent"
     import torch

@@ -11,8 +11,9 @@ stop automaton that counts to 20 and then stops at a twentieth of the vocabulary
 the sampler as it is, and through the same one with queues of as many problems as it has slots: no refilling.
 
 The floor is the time that the least work takes at this machine's own rates, measured in the same run: every
-multiplication and byte of a pass with no idle row, no padding, and the prefix encoded once. Torch loses half its
-speed to page faults without MALLOC_MMAP_MAX_ and MALLOC_TRIM_THRESHOLD_, so the script sets them for all sides.
+multiplication and byte of a pass with no idle row, no padding, and the prefix encoded once. Torch loses up to half its
+speed to page faults without MALLOC_MMAP_MAX_ and MALLOC_TRIM_THRESHOLD_, so the script sets them for all sides;
+--plain_malloc leaves the allocator as users have it.
 """
 
 import argparse
@@ -52,8 +53,10 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3, help="the median of so many counts")
     parser.add_argument("--peers", default="plain,static,compiled,generate", help="a list; none for ours alone")
+    parser.add_argument("--plain_malloc", action="store_true", help="the allocator as users have it, for all sides")
     args = parser.parse_args()
-    machine.keep_freed_memory()
+    if not args.plain_malloc:
+        machine.keep_freed_memory()
     work = Work(args)
     rates = machine_speed()
     print(f"this machine: {rates[0] / 1e9:.0f} GFLOP/s (matrix product), {rates[1] / 1e9:.1f} GB/s (copy)")
