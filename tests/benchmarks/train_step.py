@@ -9,8 +9,10 @@ works the other waits. The first step (which compiles) is not timed. Both must h
 
 Torch has as many threads as there are cores, its fused AdamW (Trainer's default) and keeps what it has freed
 (MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=32 GiB), without which each step would fetch its pages anew: this
-script starts itself again with these set. Peak memory is the process's high-water mark of resident memory, less
-what was resident behind the imports: weights, moments, loading and compiling are in it.
+script starts itself again with these set. XLA asks for its temporaries in a thread, whose arena gives nothing over
+64 MiB back to it: our side has a single arena (MALLOC_ARENA_MAX=1), with which torch is slower. Peak memory is the
+process's high-water mark of resident memory, less what was resident behind the imports: weights, moments, loading and
+compiling are in it.
 
 The least work of a step: 6 FLOPs a weight and token (the head's at tokens with loss alone, the embedding's never) and
 12 a feature of each pair of tokens that see each other. The least bytes are Adam's: weights,
@@ -37,6 +39,7 @@ import numpy as np
 
 RATE, WEIGHT_DECAY, TEXTS = 1e-4, 0.01, 4
 MIB = 2**20
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
 def main() -> None:
@@ -86,7 +89,8 @@ class Side:
     def __init__(self, name: str, weights: Path) -> None:
         command = [sys.executable, __file__, *sys.argv[1:], f"--side={name}", f"--weights={weights}"]
         self.name = name
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        env = os.environ | (ONE_ARENA if name == "ours" else {})
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
     def ask(self, what: str) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout
