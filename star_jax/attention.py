@@ -35,10 +35,7 @@ def _own_scores(q_BHTK, k_BHSK, mask_BTS):
 def _own(q_BHTK, k_BHSK, v_BHSK, mask_BTS):
     """Partial [B, H, T] over keys of the rows' own."""
     scores_BHTS = _own_scores(q_BHTK, k_BHSK, mask_BTS)
-    top_BHT = jnp.max(scores_BHTS, axis=-1)
-    weights_BHTS = jnp.exp(scores_BHTS - top_BHT[..., None])
-    y_BHTK = _weighted("BHTS,BHSK->BHTK", weights_BHTS, v_BHSK)
-    return softmax.Partial(top_BHT, jnp.sum(weights_BHTS, axis=-1), y_BHTK)
+    return softmax.over(scores_BHTS, 3, lambda weights_BHTS: _weighted("BHTS,BHSK->BHTK", weights_BHTS, v_BHSK))
 
 
 def _shared(q_BHTK, prefix, prefix_length):
@@ -51,10 +48,8 @@ def _shared(q_BHTK, prefix, prefix_length):
     if count == 1:
         scores_HPB = jnp.einsum("HPK,BHK->HPB", prefix.k, q_BHTK[:, :, 0], preferred_element_type=jnp.float32)
         scores_HPB = jnp.where(real_P[None, :, None], scores_HPB * size**-0.5, _LOW)
-        top_HB = jnp.max(scores_HPB, axis=1)
-        weights_HPB = jnp.exp(scores_HPB - top_HB[:, None])
-        total_HB, y_BHK = jnp.sum(weights_HPB, axis=1), _weighted("HPB,HPK->BHK", weights_HPB, prefix.v)
-        return softmax.Partial(top_HB.T[..., None], total_HB.T[..., None], y_BHK[:, :, None])
+        found = softmax.over(scores_HPB, 1, lambda weights_HPB: _weighted("HPB,HPK->BHK", weights_HPB, prefix.v))
+        return softmax.Partial(found.top.T[..., None], found.total.T[..., None], found.y[:, :, None])
 
     def by_rows(x_HQ):
         return x_HQ.reshape(heads, rows, count, *x_HQ.shape[2:]).swapaxes(0, 1)
@@ -62,9 +57,7 @@ def _shared(q_BHTK, prefix, prefix_length):
     q_HQK = q_BHTK.swapaxes(0, 1).reshape(heads, rows * count, size)
     scores_HQP = jnp.einsum("HQK,HPK->HQP", q_HQK, prefix.k, preferred_element_type=jnp.float32)
     scores_HQP = jnp.where(real_P[None, None], scores_HQP * size**-0.5, _LOW)
-    top_HQ = jnp.max(scores_HQP, axis=-1)
-    weights_HQP = jnp.exp(scores_HQP - top_HQ[..., None])
-    found = top_HQ, jnp.sum(weights_HQP, axis=-1), _weighted("HQP,HPK->HQK", weights_HQP, prefix.v)
+    found = softmax.over(scores_HQP, 2, lambda weights_HQP: _weighted("HQP,HPK->HQK", weights_HQP, prefix.v))
     return softmax.Partial(*map(by_rows, found))
 
 
@@ -103,12 +96,19 @@ def packed(q_BHTK, k_BHTK, v_BHTK, texts_T, longest, prefix=None, prefix_length=
 
 def written(groups, keys, slot):
     """The ring with the newest keys, model.Keys [B, H, 1, K], at `slot`; see over_ring for `groups`."""
-    write, first, after = jax.lax.dynamic_update_slice_in_dim, 0, []
-    for old in groups:
-        rows = slice(first, first + old.k.shape[0])
-        after.append(jax.tree.map(lambda ring, new, rows=rows: write(ring, new[rows], slot, axis=2), old, keys))
-        first = rows.stop
-    return tuple(after)
+
+    def at_slot(ring, new):
+        return jax.lax.dynamic_update_slice_in_dim(ring, new, slot, axis=2)
+
+    return tuple(
+        old._replace(k=at_slot(old.k, keys.k[rows]), v=at_slot(old.v, keys.v[rows])) for old, rows in _rows_of(groups)
+    )
+
+
+def _rows_of(groups):
+    """Each group with its rows, a slice."""
+    size = groups[0].k.shape[0]
+    return [(keys, slice(i * size, (i + 1) * size)) for i, keys in enumerate(groups)]
 
 
 def over_ring(q_BHTK, groups, slot, filled_B, prefix=None, prefix_length=None):
@@ -119,13 +119,10 @@ def over_ring(q_BHTK, groups, slot, filled_B, prefix=None, prefix_length=None):
     if _has_kernel(q_BHTK, prefix):
         (keys,) = groups
         return kernel_over_ring(q_BHTK, keys.k, keys.v, slot, filled_B, prefix, prefix_length)
-    slots, first, parts = groups[0].k.shape[2], 0, []
+    slots = groups[0].k.shape[2]
     age_S = (slot - jnp.arange(slots)) % slots  # 0 for the slot that is written now
     mask_BTS = (age_S[None] <= filled_B[:, None])[:, None]
-    for keys in groups:
-        rows = slice(first, first + keys.k.shape[0])
-        parts.append(_own(q_BHTK[rows], keys.k, keys.v, mask_BTS[rows]))
-        first = rows.stop
+    parts = [_own(q_BHTK[rows], keys.k, keys.v, mask_BTS[rows]) for keys, rows in _rows_of(groups)]
     found = [jax.tree.map(lambda *of_groups: jnp.concatenate(of_groups), *parts)]
     if prefix is not None and prefix.k.shape[1]:
         found.append(_shared(q_BHTK, prefix, prefix_length))

@@ -76,15 +76,15 @@ def encode_prefix(model: GPT, params: Params, tokens_P: jax.Array, length: jax.A
     return Prefix(tuple(Keys(keys.k[0], keys.v[0]) for keys in layers), jnp.asarray(length))
 
 
-def encode_rows(model: GPT, params: Params, tokens_RT: jax.Array, lengths_R: jax.Array) -> tuple[Keys, ...]:
-    """Keys and values of rows by themselves, N x Keys of [R, H, T, K]; those of padding are garbage.
+def encode_rows(model: GPT, params: Params, tokens_RT: jax.Array, lengths_R: jax.Array) -> tuple[tuple[Keys, ...], ...]:
+    """Layers of a ring from rows by themselves, in one group: N x 1 x Keys of [R, H, T, K]; padding's are garbage.
 
     `tokens_RT` is LEFT-padded, so that all rows end at the same place; `lengths_R` of a row are real.
     """
     index_T, first_R = jnp.arange(tokens_RT.shape[1]), tokens_RT.shape[1] - lengths_R
     positions_RT = jnp.maximum(index_T[None] - first_R[:, None], 0)
     mask_RTS = (index_T[:, None] >= index_T[None])[None] & (index_T[None, None] >= first_R[:, None, None])
-    return _hidden(model, params, tokens_RT, positions_RT, mask_RTS)[1]
+    return tuple((keys,) for keys in _hidden(model, params, tokens_RT, positions_RT, mask_RTS)[1])
 
 
 def prefill(

@@ -1,6 +1,7 @@
 """A softmax over keys that are gone over in parts, each with a largest score and a sum of its own."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,13 @@ class Partial(NamedTuple):
     top: jax.Array
     total: jax.Array
     y: jax.Array
+
+
+def over(scores: jax.Array, axis: int, weighted: Callable[[jax.Array], jax.Array]) -> Partial:
+    """The softmax over the keys along `axis`; `weighted`: from weights, of the scores' shape, to the values' sum."""
+    top = jnp.max(scores, axis=axis, keepdims=True)
+    weights = jnp.exp(scores - top)
+    return Partial(jnp.squeeze(top, axis=axis), jnp.sum(weights, axis=axis), weighted(weights))
 
 
 def whole(*parts: Partial) -> jax.Array:

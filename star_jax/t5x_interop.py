@@ -306,7 +306,7 @@ def prefilled_cache(
     layers = cached.encode_rows(model, params, bodies_BT, cached_B)
     # As many slots as places: the keys as they come are a ring that is written at slot 0 next. t5x repeats and picks
     # rows of every leaf, so the ring's clock is kept once a row.
-    cache = {"layers": tuple((keys,) for keys in layers), "time_B": jnp.zeros_like(cached_B), "filled_B": cached_B}
+    cache = {"layers": layers, "time_B": jnp.zeros_like(cached_B), "filled_B": cached_B}
     return cache, last_B
 
 

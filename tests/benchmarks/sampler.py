@@ -151,7 +151,7 @@ def plain_batch(model, shape, params, tokens_BT, lengths_B, keys_B2, count, auto
     layers = cached.encode_rows(model, params, tokens_BT[:, :-1], lengths_B - 1)  # a step takes the last token
     room = ((0, 0), (0, 0), (0, shape.max_new_tokens), (0, 0))
     layers = jax.tree.map(lambda leaf: jnp.pad(leaf, room), layers)
-    cache = cached.RingCache(tuple((keys,) for keys in layers), jnp.asarray(length - 1), lengths_B - 1)
+    cache = cached.RingCache(layers, jnp.asarray(length - 1), lengths_B - 1)
     zeros_B, active_B = jnp.zeros((rows,), jnp.int32), jnp.arange(rows) < count
     tokens_BM = jnp.zeros((rows, shape.max_new_tokens), jnp.int32)
     state = jnp.asarray(0), tokens_BT[:, -1], zeros_B, active_B, tokens_BM, zeros_B, jnp.zeros((rows,))
