@@ -23,7 +23,10 @@ from star_jax import sharding
 from star_jax.config import ModelConfig
 
 # Tokens: the fewer, the smaller a chunk's logits; the more, the fewer passes over the gradient of the head's weights.
-CHUNK = 256
+CHUNK = 384
+# Tokens of a chunk where fewer than CHUNK are left. Half of it is what is gone over in vain, in the mean; much fewer
+# would take as long, for the head's weights have to be read for each.
+TAIL = 96
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Options:
 
     z_loss: float = 0.0  # see config.TrainConfig
     chunk: int = CHUNK  # tokens of a device whose logits exist at a time
+    tail: int = TAIL  # those of the last ones, unless a chunk is too small to be worth a program of its own
 
 
 class Axes(NamedTuple):
@@ -126,25 +130,33 @@ def _over_chunks(options, with_gradients, axes, x_RTD, kernel_DV, bias_V, target
     """As `_on_devices`, what a device does."""
     x_ND, targets_N, weights_N = x_RTD.reshape(-1, x_RTD.shape[-1]), targets_RT.reshape(-1), weights_RT.reshape(-1)
     head = _whole_head(axes, kernel_DV.astype(x_ND.dtype), bias_V)
-    chunk, counts_N = min(options.chunk, x_ND.shape[0]), weights_N != 0
-    turns = -(-jnp.sum(counts_N) // chunk)
+    counts_N = weights_N != 0
+    count = jnp.sum(counts_N)
     if axes.batch:  # those that share a vocabulary wait for each other inside, and all of them at the end
-        turns = jax.lax.pmax(turns, axes.batch)
-    padding = (0, -x_ND.shape[0] % chunk)
+        count = jax.lax.pmax(count, axes.batch)
+    chunk = min(options.chunk, x_ND.shape[0])
+    tail = options.tail if 2 * options.tail <= chunk else chunk
+    padding = (0, tail - 1)
     order_N = jnp.argsort(~counts_N, stable=True)
     front_N, order_N = jnp.pad(weights_N[order_N], padding), jnp.pad(order_N, padding)  # the padding weighs nothing
 
-    def turn(i, carry):
-        order_C, weights_C = (jax.lax.dynamic_slice_in_dim(of, i * chunk, chunk) for of in (order_N, front_N))
+    def turn(size, start, i, carry):
+        place = start + i * size
+        order_C, weights_C = (jax.lax.dynamic_slice_in_dim(of, place, size) for of in (order_N, front_N))
         x_CD = jnp.where(weights_C[:, None] != 0, x_ND[order_C], 0)  # the last chunk is filled with what does not count
         loss, dlogits_CV = _chunk(options, with_gradients, axes, head, x_CD, targets_N[order_C], weights_C)
-        return carry[0] + loss, carry[1] and _add(axes, head, carry[1], i * chunk, x_CD, dlogits_CV)
+        return carry[0] + loss, carry[1] and _add(axes, head, carry[1], place, x_CD, dlogits_CV)
 
     gradients = None
     if with_gradients:
         dx_ND = jnp.zeros((order_N.shape[0], x_ND.shape[1]), x_ND.dtype)
         gradients = Gradients(dx_ND, *jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), head))
-    loss, gradients = jax.lax.fori_loop(0, turns, turn, (jnp.zeros(()), gradients))
+    carry, whole = (jnp.zeros(()), gradients), 0
+    if tail < chunk:
+        whole = count // chunk * chunk
+        carry = jax.lax.fori_loop(0, whole // chunk, functools.partial(turn, chunk, 0), carry)
+    turns = -(-(count - whole) // tail)
+    loss, gradients = jax.lax.fori_loop(0, turns, functools.partial(turn, tail, whole), carry)
     if axes.batch:
         loss = jax.lax.psum(loss, axes.batch)
     if not with_gradients:

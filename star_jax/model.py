@@ -93,7 +93,11 @@ class Attention(nn.Module):
                 self, name, _INIT_HEADS_IN, (cfg.d_model, cfg.n_heads, cfg.head_dim), ("embed", "heads", "kv")
             )
             # As the product leaves it, then turned: asked for heads first, XLA would turn the weights, at every step.
-            projected_BHTK = jnp.einsum("BTD,DHK->BTHK", x_BTD, kernel_DHK).swapaxes(1, 2)
+            projected_BHTK = (
+                jnp.einsum("ND,DHK->NHK", _flat(x_BTD), kernel_DHK)
+                .reshape(*x_BTD.shape[:2], *kernel_DHK.shape[1:])
+                .swapaxes(1, 2)
+            )
             if cfg.is_gpt2:
                 bias_HK = _weight(self, f"{name}_bias", _ZEROS, (cfg.n_heads, cfg.head_dim), ("heads", "kv"))
                 projected_BHTK += bias_HK[None, :, None]
@@ -117,7 +121,8 @@ class Attention(nn.Module):
         out_HKD = _weight(
             self, "out", _INIT_HEADS_OUT, (cfg.n_heads, cfg.head_dim, cfg.d_model), ("heads", "kv", "embed")
         )
-        y_BTD = jnp.einsum("BHTK,HKD->BTD", y_BHTK, out_HKD)
+        y_BTHK = y_BHTK.swapaxes(1, 2)
+        y_BTD = jnp.einsum("NHK,HKD->ND", y_BTHK.reshape(-1, *y_BTHK.shape[2:]), out_HKD).reshape(x_BTD.shape)
         if cfg.is_gpt2:
             y_BTD += _weight(self, "out_bias", _ZEROS, (cfg.d_model,), ("embed",))[None, None]
         return y_BTD, keys
@@ -135,7 +140,7 @@ class Linear(nn.Module):
         """The same with `plus` [..., features] added before the bias, where it is given."""
         kernel = _weight(self, "kernel", _INIT, (x.shape[-1], self.features), self.axes)
         bias = _weight(self, "bias", _ZEROS, (self.features,), self.axes[1:])
-        y = x.astype(kernel.dtype) @ kernel
+        y = (_flat(x.astype(kernel.dtype)) @ kernel).reshape(*x.shape[:-1], -1)
         return (y if plus is None else plus + y) + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
@@ -192,7 +197,13 @@ class GPT(nn.Module):
                 dtype=cfg.compute_dtype,
                 embedding_init=nn.with_logical_partitioning(_INIT_EMBED, ("length", "embed")),
             )
-        policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+        policies = {
+            "dots": jax.checkpoint_policies.save_from_both_policies(
+                jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+                jax.checkpoint_policies.save_only_these_names(segments.KEPT),
+            ),
+            "full": None,
+        }
         block = Block if cfg.remat == "none" else nn.remat(Block, prevent_cse=False, policy=policies[cfg.remat])
         self.blocks = nn.scan(
             block,
@@ -324,6 +335,11 @@ def _gather_backward(axes, _, gradient):
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _flat(x):
+    """[N, D] of [..., D]."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _norm(cfg, name):

@@ -12,11 +12,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from star_jax import cuda
 from star_jax.attention import masked
 
 BLOCK = 128  # queries, and keys
+KEPT = "attended"  # what the backward pass needs beside the inputs: a name for remat's policies
 _LOW = jnp.finfo(jnp.float32).min
 
 
@@ -86,101 +88,109 @@ def _seen(ids_BT):
 
 
 def _rows(q_BHTK, k_BHTK, v_BHTK, ids_BT):
-    length = ids_BT.shape[1]
+    batch, heads, length, size = q_BHTK.shape
     padding = -length % BLOCK
-    if padding:  # a segment of its own
-        q_BHTK, k_BHTK, v_BHTK = (jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0))) for x in (q_BHTK, k_BHTK, v_BHTK))
-        ids_BT = jnp.pad(ids_BT, ((0, 0), (0, padding)), constant_values=-1)
-    return jax.lax.map(lambda row: _row(*row), (q_BHTK, k_BHTK, v_BHTK, ids_BT))[:, :, :length]
+    ids_BT = jnp.pad(ids_BT, ((0, 0), (0, padding)), constant_values=-1)  # a segment of its own
+
+    def blocks(x_BHTK):  # as the model's products left it, so nothing is moved
+        x_BTHK = jnp.pad(x_BHTK.swapaxes(1, 2), ((0, 0), (0, padding), (0, 0), (0, 0)))
+        return x_BTHK.reshape(-1, BLOCK, heads, size)
+
+    y_NTHK = _blocks(*map(blocks, (q_BHTK, k_BHTK, v_BHTK)), ids_BT.reshape(-1, BLOCK), _first_blocks(ids_BT))
+    return y_NTHK.reshape(batch, length + padding, heads, size)[:, :length].swapaxes(1, 2)
 
 
 @jax.custom_vjp
-def _row(q_HTK, k_HTK, v_HTK, ids_T):
-    """[H, T, K] of one row, T a multiple of BLOCK."""
-    return _forward(q_HTK, k_HTK, v_HTK, ids_T)[0]
+def _blocks(q_NTHK, k_NTHK, v_NTHK, ids_NT, first_N):
+    """[N, T, H, K] for N blocks of T tokens, those of all rows one behind the other; first_N as of `_first_blocks`."""
+    return _forward(q_NTHK, k_NTHK, v_NTHK, ids_NT, first_N)[0]
 
 
-def _forward(q_HTK, k_HTK, v_HTK, ids_T):
+def _forward(q_NTHK, k_NTHK, v_NTHK, ids_NT, first_N):
     """(y, what the backward pass needs: the inputs, y, and log(sum(exp(scores))) of each query)."""
-    (heads, length, size), first_N = q_HTK.shape, _first_blocks(ids_T)
+    blocks, length, heads, _ = q_NTHK.shape
 
     def block(i):
-        def turn(j, carry):
+        q_HTK = _part(q_NTHK, i)
+
+        def turn(back, carry):
+            j = i - back
             top_HT, total_HT, y_HTK = carry
-            scores_HTS = _scores(q_HTK, k_HTK, ids_T, i, j)
+            scores_HTS = _scores(q_HTK, _part(k_NTHK, j)) + _unseen(ids_NT, i, j)[None]
             higher_HT = jnp.maximum(top_HT, jnp.max(scores_HTS, axis=-1))
             kept_HT, weights_HTS = jnp.exp(top_HT - higher_HT), jnp.exp(scores_HTS - higher_HT[..., None])
-            more_HTK = _product("HTS,HSK->HTK", weights_HTS.astype(q_HTK.dtype), _part(v_HTK, j))
+            more_HTK = _product("HTS,HSK->HTK", weights_HTS.astype(q_HTK.dtype), _part(v_NTHK, j))
             total_HT = total_HT * kept_HT + jnp.sum(weights_HTS, axis=-1)
             return higher_HT, total_HT, y_HTK * kept_HT[..., None] + more_HTK
 
-        nothing = jnp.full((heads, BLOCK), _LOW), jnp.zeros((heads, BLOCK)), jnp.zeros((heads, BLOCK, size))
+        nothing = jnp.full((heads, length), _LOW), jnp.zeros((heads, length)), jnp.zeros(q_HTK.shape)
         # The diagonal first: a query sees itself, so there is a score for what is masked to be below.
-        top_HT, total_HT, y_HTK = jax.lax.fori_loop(first_N[i], i, turn, turn(i, nothing))
-        return (y_HTK / total_HT[..., None]).astype(q_HTK.dtype), top_HT + jnp.log(total_HT)
+        top_HT, total_HT, y_HTK = jax.lax.fori_loop(0, i - first_N[i] + 1, turn, nothing)
+        return (y_HTK / total_HT[..., None]).astype(q_HTK.dtype).swapaxes(0, 1), top_HT + jnp.log(total_HT)
 
-    y_NHTK, log_sum_NHT = jax.lax.map(block, jnp.arange(length // BLOCK))
-    y_HTK, log_sum_HT = _joined(y_NHTK), log_sum_NHT.swapaxes(0, 1).reshape(heads, length)
-    return y_HTK, (q_HTK, k_HTK, v_HTK, ids_T, y_HTK, log_sum_HT)
+    kept = jax.lax.map(block, jnp.arange(blocks))
+    y_NTHK, log_sum_NHT = (checkpoint_name(x, KEPT) for x in kept)
+    return y_NTHK, (q_NTHK, k_NTHK, v_NTHK, ids_NT, first_N, y_NTHK, log_sum_NHT)
 
 
-def _backward(kept, dy_HTK):
+def _backward(kept, dy_NTHK):
     """The gradients at the scores are weights * (dy v - sum(dy y)); Dao et al., appendix B."""
-    q_HTK, k_HTK, v_HTK, ids_T, y_HTK, log_sum_HT = kept
-    first_N, zeros_HTK = _first_blocks(ids_T), jnp.zeros(q_HTK.shape)
-    sum_HT = jnp.sum(dy_HTK.astype(jnp.float32) * y_HTK.astype(jnp.float32), axis=-1)
+    q_NTHK, k_NTHK, v_NTHK, ids_NT, first_N, y_NTHK, log_sum_NHT = kept
+    zeros_NTHK = jnp.zeros(q_NTHK.shape)
+    sum_NTH = jnp.sum(dy_NTHK.astype(jnp.float32) * y_NTHK.astype(jnp.float32), axis=-1)
 
     def block(carry, i):
-        dy, q = _part(dy_HTK, i), _part(q_HTK, i)
-        log_sum, total = (_part(x_HT, i)[..., None] for x_HT in (log_sum_HT, sum_HT))
+        q_HTK, dy_HTK = _part(q_NTHK, i), _part(dy_NTHK, i)
+        log_sum_HT, sum_HT = log_sum_NHT[i], sum_NTH[i].T
 
         def turn(j, carry):
-            dq, dk_HTK, dv_HTK = carry
-            weights_HTS = jnp.exp(_scores(q_HTK, k_HTK, ids_T, i, j) - log_sum)
-            slope_HTS = weights_HTS * (_product("HTK,HSK->HTS", dy, _part(v_HTK, j)) - total) * q.shape[-1] ** -0.5
-            weights_HTS, slope_HTS = weights_HTS.astype(q.dtype), slope_HTS.astype(q.dtype)
-            dk_HTK = _add(dk_HTK, j, _product("HTS,HTK->HSK", slope_HTS, q))
-            dv_HTK = _add(dv_HTK, j, _product("HTS,HTK->HSK", weights_HTS, dy))
-            return dq + _product("HTS,HSK->HTK", slope_HTS, _part(k_HTK, j)), dk_HTK, dv_HTK
+            dq_HTK, dk_NTHK, dv_NTHK = carry
+            k_HSK = _part(k_NTHK, j)
+            # Keys first: so two of the three products over a block's scores need not turn them.
+            weights_HST = jnp.exp(_scores(k_HSK, q_HTK) + _unseen(ids_NT, i, j).T[None] - log_sum_HT[:, None])
+            slope_HST = _product("HSK,HTK->HST", _part(v_NTHK, j), dy_HTK) - sum_HT[:, None]
+            slope_HST = (weights_HST * slope_HST * q_HTK.shape[-1] ** -0.5).astype(q_HTK.dtype)
+            dk_NTHK = _add(dk_NTHK, j, _product("HST,HTK->HSK", slope_HST, q_HTK))
+            dv_NTHK = _add(dv_NTHK, j, _product("HST,HTK->HSK", weights_HST.astype(q_HTK.dtype), dy_HTK))
+            return dq_HTK + _product("HST,HSK->HTK", slope_HST, k_HSK), dk_NTHK, dv_NTHK
 
-        dq, *carry = jax.lax.fori_loop(first_N[i], i + 1, turn, (jnp.zeros(q.shape), *carry))
-        return tuple(carry), dq
+        dq_HTK, *carry = jax.lax.fori_loop(first_N[i], i + 1, turn, (jnp.zeros(q_HTK.shape), *carry))
+        return tuple(carry), dq_HTK.astype(q_HTK.dtype).swapaxes(0, 1)
 
-    (dk_HTK, dv_HTK), dq_NHTK = jax.lax.scan(block, (zeros_HTK, zeros_HTK), jnp.arange(first_N.shape[0]))
-    return *(x.astype(q_HTK.dtype) for x in (_joined(dq_NHTK), dk_HTK, dv_HTK)), None
-
-
-_row.defvjp(_forward, _backward)
-
-
-def _first_blocks(ids_T):
-    """For each block of queries the first block of keys that one of them sees."""
-    first_T = jnp.argmax(ids_T[:, None] == ids_T[None], axis=1)
-    return jnp.min(first_T.reshape(-1, BLOCK), axis=1) // BLOCK
+    (dk_NTHK, dv_NTHK), dq_NTHK = jax.lax.scan(block, (zeros_NTHK, zeros_NTHK), jnp.arange(q_NTHK.shape[0]))
+    return dq_NTHK, dk_NTHK.astype(k_NTHK.dtype), dv_NTHK.astype(v_NTHK.dtype), None, None
 
 
-def _scores(q_HTK, k_HTK, ids_T, i, j):
-    """[H, T, S] of the queries of block i and the keys of block j, the lowest number where a query does not see."""
-    scores_HTS = _product("HTK,HSK->HTS", _part(q_HTK, i), _part(k_HTK, j)) * q_HTK.shape[-1] ** -0.5
+_blocks.defvjp(_forward, _backward)
+
+
+def _first_blocks(ids_BT):
+    """[B * T / BLOCK]: for each block of queries, those of all rows one behind the other, the first block they see."""
+    rows, length = ids_BT.shape
+    first_BT = jnp.argmax(ids_BT[:, :, None] == ids_BT[:, None], axis=2) + jnp.arange(rows)[:, None] * length
+    return jnp.min(first_BT.reshape(-1, BLOCK), axis=1) // BLOCK
+
+
+def _scores(q_HTK, k_HSK):
+    return _product("HTK,HSK->HTS", q_HTK, k_HSK) * q_HTK.shape[-1] ** -0.5
+
+
+def _unseen(ids_NT, i, j):
+    """[T, S]: 0 where a query of block i sees a key of block j, else the lowest number."""
     place = jnp.arange(BLOCK)
     seen_TS = i * BLOCK + place[:, None] >= j * BLOCK + place[None]
-    seen_TS &= _part(ids_T, i, axis=0)[:, None] == _part(ids_T, j, axis=0)[None]
-    return jnp.where(seen_TS[None], scores_HTS, _LOW)
+    seen_TS &= ids_NT[i][:, None] == ids_NT[j][None]
+    return jnp.where(seen_TS, 0.0, _LOW)
 
 
 def _product(axes, x, y):
     return jnp.einsum(axes, x, y, preferred_element_type=jnp.float32)
 
 
-def _part(array, n, axis=1):
-    return jax.lax.dynamic_slice_in_dim(array, n * BLOCK, BLOCK, axis=axis)
+def _part(array_NTHK, n):
+    """[H, T, K] of block n."""
+    return array_NTHK[n].swapaxes(0, 1)
 
 
-def _add(array_HTK, n, more):
-    return jax.lax.dynamic_update_slice_in_dim(array_HTK, _part(array_HTK, n) + more, n * BLOCK, axis=1)
-
-
-def _joined(blocks_NHTK):
-    """[H, T, K] of blocks that lie one behind the other."""
-    count, heads, length, size = blocks_NHTK.shape
-    return blocks_NHTK.swapaxes(0, 1).reshape(heads, count * length, size)
+def _add(array_NTHK, n, more_HTK):
+    return array_NTHK.at[n].add(more_HTK.swapaxes(0, 1))

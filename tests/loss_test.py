@@ -84,6 +84,23 @@ def test_loss_and_gradients_are_those_of_all_logits(config, kind):
         np.testing.assert_allclose(jax.jit(chunked(model, chunk))(params, batch), wanted[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["fractions", "none", "all", "some rows"])
+@pytest.mark.parametrize(
+    "mesh_config", [MeshConfig(data=1), *MESHES[1::2]], ids=["one", "fsdp8", "data2-fsdp2-tensor2"]
+)
+def test_what_is_left_behind_whole_chunks_goes_by_in_small_ones(kind, mesh_config):
+    """Tails of 3 behind chunks of 8: none, one and some of both, on each device its own."""
+    model, params, batch, mesh = gpt.GPT(GPTJ), numpy_params(GPTJ), make_batch(kind), sharding.make_mesh(mesh_config)
+    wanted = jax.jit(jax.value_and_grad(lambda params, batch: plain(model, params, batch)))(params, batch)
+    options = loss.Options(Z_LOSS, 8, 3)
+    with sharding.use(mesh):
+        placed = place(mesh, model, params, batch)
+        found = jax.jit(jax.value_and_grad(lambda params, batch: loss.loss_sums(model, params, batch, options)[0]))(
+            *placed
+        )
+    assert_close(found, wanted, 2e-5)
+
+
 @FAMILIES
 def test_so_they_are_in_bfloat16(config):
     """Logits are summed in float32 on both sides, so only what is rounded on the way back differs."""
