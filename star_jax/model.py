@@ -93,11 +93,8 @@ class Attention(nn.Module):
                 self, name, _INIT_HEADS_IN, (cfg.d_model, cfg.n_heads, cfg.head_dim), ("embed", "heads", "kv")
             )
             # As the product leaves it, then turned: asked for heads first, XLA would turn the weights, at every step.
-            projected_BHTK = (
-                jnp.einsum("ND,DHK->NHK", _flat(x_BTD), kernel_DHK)
-                .reshape(*x_BTD.shape[:2], *kernel_DHK.shape[1:])
-                .swapaxes(1, 2)
-            )
+            projected_ND = _flat(x_BTD) @ kernel_DHK.reshape(cfg.d_model, -1)
+            projected_BHTK = projected_ND.reshape(*x_BTD.shape[:2], cfg.n_heads, cfg.head_dim).swapaxes(1, 2)
             if cfg.is_gpt2:
                 bias_HK = _weight(self, f"{name}_bias", _ZEROS, (cfg.n_heads, cfg.head_dim), ("heads", "kv"))
                 projected_BHTK += bias_HK[None, :, None]
@@ -121,8 +118,8 @@ class Attention(nn.Module):
         out_HKD = _weight(
             self, "out", _INIT_HEADS_OUT, (cfg.n_heads, cfg.head_dim, cfg.d_model), ("heads", "kv", "embed")
         )
-        y_BTHK = y_BHTK.swapaxes(1, 2)
-        y_BTD = jnp.einsum("NHK,HKD->ND", y_BTHK.reshape(-1, *y_BTHK.shape[2:]), out_HKD).reshape(x_BTD.shape)
+        y_ND = y_BHTK.swapaxes(1, 2).reshape(-1, cfg.n_heads * cfg.head_dim) @ out_HKD.reshape(-1, cfg.d_model)
+        y_BTD = y_ND.reshape(x_BTD.shape)
         if cfg.is_gpt2:
             y_BTD += _weight(self, "out_bias", _ZEROS, (cfg.d_model,), ("embed",))[None, None]
         return y_BTD, keys

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from star_jax import cuda
+from star_jax import cpu, cuda
 from star_jax.attention import masked
 
-BLOCK = 128  # queries, and keys
+BLOCK = (
+    128  # queries, and keys; half of it on CPUs, to which a turn is cheap and the scores of what is not seen are not
+)
 KEPT = "attended"  # what the backward pass needs beside the inputs: a name for remat's policies
 _LOW = jnp.finfo(jnp.float32).min
 
@@ -89,14 +91,16 @@ def _seen(ids_BT):
 
 def _rows(q_BHTK, k_BHTK, v_BHTK, ids_BT):
     batch, heads, length, size = q_BHTK.shape
-    padding = -length % BLOCK
+    block = BLOCK // 2 if cpu.is_target() else BLOCK
+    padding = -length % block
     ids_BT = jnp.pad(ids_BT, ((0, 0), (0, padding)), constant_values=-1)  # a segment of its own
 
     def blocks(x_BHTK):  # as the model's products left it, so nothing is moved
         x_BTHK = jnp.pad(x_BHTK.swapaxes(1, 2), ((0, 0), (0, padding), (0, 0), (0, 0)))
-        return x_BTHK.reshape(-1, BLOCK, heads, size)
+        return x_BTHK.reshape(-1, block, heads, size)
 
-    y_NTHK = _blocks(*map(blocks, (q_BHTK, k_BHTK, v_BHTK)), ids_BT.reshape(-1, BLOCK), _first_blocks(ids_BT))
+    first_N = _first_blocks(ids_BT, block)
+    y_NTHK = _blocks(*map(blocks, (q_BHTK, k_BHTK, v_BHTK)), ids_BT.reshape(-1, block), first_N)
     return y_NTHK.reshape(batch, length + padding, heads, size)[:, :length].swapaxes(1, 2)
 
 
@@ -164,11 +168,11 @@ def _backward(kept, dy_NTHK):
 _blocks.defvjp(_forward, _backward)
 
 
-def _first_blocks(ids_BT):
-    """[B * T / BLOCK]: for each block of queries, those of all rows one behind the other, the first block they see."""
+def _first_blocks(ids_BT, block):
+    """[B * T / block]: for each block of queries, those of all rows one behind the other, the first block they see."""
     rows, length = ids_BT.shape
     first_BT = jnp.argmax(ids_BT[:, :, None] == ids_BT[:, None], axis=2) + jnp.arange(rows)[:, None] * length
-    return jnp.min(first_BT.reshape(-1, BLOCK), axis=1) // BLOCK
+    return jnp.min(first_BT.reshape(-1, block), axis=1) // block
 
 
 def _scores(q_HTK, k_HSK):
@@ -177,8 +181,9 @@ def _scores(q_HTK, k_HSK):
 
 def _unseen(ids_NT, i, j):
     """[T, S]: 0 where a query of block i sees a key of block j, else the lowest number."""
-    place = jnp.arange(BLOCK)
-    seen_TS = i * BLOCK + place[:, None] >= j * BLOCK + place[None]
+    block = ids_NT.shape[1]
+    place = jnp.arange(block)
+    seen_TS = i * block + place[:, None] >= j * block + place[None]
     seen_TS &= ids_NT[i][:, None] == ids_NT[j][None]
     return jnp.where(seen_TS, 0.0, _LOW)
 
