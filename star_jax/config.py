@@ -32,7 +32,7 @@ class ModelConfig:
     max_positions: int = 0  # longest text, prompt included, in tokens
     architecture: str = ""  # "gptj" or "gpt2", see model.py; "" without a base: "gptj"
     compute_dtype: str = "float32"  # of activations and caches; see train.param_dtype and sampling.weights_dtype
-    # What the backward pass recomputes: "none"; "dots", all but matrix products and, where no kernel does it, attention;
+    # What the backward pass recomputes: "none"; "dots", all but matrix products, and attention where no kernel does it;
     # "full", whole blocks: least memory, a third more FLOPs
     remat: str = "none"
     scan_unroll: int = 1  # layers a turn of the training scan: more is faster to run and slower to compile
