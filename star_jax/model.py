@@ -175,7 +175,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The whole model; `__call__` is the uncached pass that training uses."""
+    """The whole model; `__call__` is the uncached pass, `packed` and `normed` are training's."""
 
     config: ModelConfig
 
@@ -230,6 +230,10 @@ class GPT(nn.Module):
         if segment_ids_BT is not None:
             mask_BTS &= segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
         return self.logits(self.hidden(tokens_BT, positions_BT, mask_BTS))
+
+    def packed(self, tokens_BT, positions_BT, segment_ids_BT):
+        """The same logits, of packed rows, through the attention of training."""
+        return self.logits(self.hidden(tokens_BT, positions_BT, Segments(segment_ids_BT)))
 
     def normed(self, tokens_BT, positions_BT, segment_ids_BT):
         """[B, T, D] behind the final norm, of packed rows: what the output head is applied to."""

@@ -48,7 +48,8 @@ def loss_sums(
     The loss is the cross-entropy + z_loss * log(sum(exp(logits - their maximum)))^2, as the released code has it (the
     usual form does not subtract the maximum).
     """
-    logits_RTV = gpt.apply(model, params, batch["tokens_RT"], batch["positions_RT"], batch["segment_ids_RT"])[:, :-1]
+    inputs = (batch[name] for name in ("tokens_RT", "positions_RT", "segment_ids_RT"))
+    logits_RTV = gpt.call(model, params, *inputs, method="packed")[:, :-1]
     losses_RT = -gpt.log_probability(logits_RTV, batch["tokens_RT"][:, 1:])
     if z_loss:
         top_RT1 = jax.lax.stop_gradient(jnp.max(logits_RTV, axis=-1, keepdims=True))
