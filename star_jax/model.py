@@ -175,7 +175,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The whole model; `__call__` is the uncached pass, `packed` and `normed` are training's."""
+    """The whole model; `__call__` is the uncached pass, `segmented` and `normed` are training's."""
 
     config: ModelConfig
 
@@ -231,7 +231,7 @@ class GPT(nn.Module):
             mask_BTS &= segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
         return self.logits(self.hidden(tokens_BT, positions_BT, mask_BTS))
 
-    def packed(self, tokens_BT, positions_BT, segment_ids_BT):
+    def segmented(self, tokens_BT, positions_BT, segment_ids_BT):
         """The same logits, of packed rows, through the attention of training."""
         return self.logits(self.hidden(tokens_BT, positions_BT, Segments(segment_ids_BT)))
 
@@ -339,7 +339,7 @@ _gather.defvjp(_gather_forward, _gather_backward)
 
 
 def _flat(x):
-    """[N, D] of [..., D]."""
+    """[N, D] of [..., D]. The gradient of a weight is a sum over N then; over rows and tokens XLA turns both arrays."""
     return x.reshape(-1, x.shape[-1])
 
 

@@ -17,9 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 from star_jax import cpu, cuda
 from star_jax.attention import masked
 
-BLOCK = (
-    128  # queries, and keys; half of it on CPUs, to which a turn is cheap and the scores of what is not seen are not
-)
+# Queries, and keys. Half of it on CPUs, to which a turn of a loop is cheap and the scores of what is not seen are not.
+BLOCK = 128
 KEPT = "attended"  # what the backward pass needs beside the inputs: a name for remat's policies
 _LOW = jnp.finfo(jnp.float32).min
 

@@ -149,3 +149,29 @@ def test_training_s_pass_is_the_model_s_whatever_is_recomputed(remat):
     found, wanted = of(ours), of(lambda params: gpt.apply(model, params, tokens_BT, positions_BT, ids_BT))
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5, atol=1e-6)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), found[1], wanted[1])
+
+
+def test_a_narrow_vocabulary_s_logits_are_the_model_s():
+    """`segmented`, which trains models whose logits need no chunks, against `__call__` with its mask."""
+    model = gpt.GPT(ModelConfig(2, 16, 4, 32, 2, 24, 64, "gptj"))
+    params, ids_BT = numpy_params(model.config), segment_ids("packed")
+    tokens_BT = np.random.default_rng(5).integers(0, 24, ids_BT.shape).astype(np.int32)
+    positions_BT = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ids_BT.shape)
+    found = jax.jit(lambda params: gpt.call(model, params, tokens_BT, positions_BT, ids_BT, method="segmented"))(params)
+    wanted = jax.jit(lambda params: gpt.apply(model, params, tokens_BT, positions_BT, ids_BT))(params)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_runs_again_only_where_whole_blocks_do():
+    """By the exponentials of a gradient's program: "dots" has no more of them than "none", "full" has."""
+    ids_BT, exponentials = segment_ids("packed"), {}
+    for remat in ("none", "dots", "full"):
+        model = gpt.GPT(ModelConfig(2, 16, 4, 32, 2, 24, 64, "gptj", remat=remat))
+
+        def loss(params, model=model):
+            tokens_BT, positions_BT = np.ones_like(ids_BT), np.zeros_like(ids_BT)
+            return jnp.sum(gpt.call(model, params, tokens_BT, positions_BT, ids_BT, method="normed"))
+
+        text = str(jax.make_jaxpr(jax.grad(loss))(numpy_params(model.config)))
+        exponentials[remat] = text.count("= exp ")
+    assert exponentials["dots"] == exponentials["none"] < exponentials["full"]
