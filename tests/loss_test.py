@@ -56,8 +56,8 @@ def plain(model, params, batch):
     return jnp.sum(losses_RT * batch["weights_RT"][:, 1:])
 
 
-def chunked(model, chunk):
-    return lambda params, batch: loss.loss_sums(model, params, batch, loss.Options(Z_LOSS, chunk))[0]
+def chunked(model, chunk, tail=loss.TAIL):
+    return lambda params, batch: loss.loss_sums(model, params, batch, loss.Options(Z_LOSS, chunk, tail))[0]
 
 
 def assert_close(found, wanted, tolerance):
@@ -92,12 +92,8 @@ def test_what_is_left_behind_whole_chunks_goes_by_in_small_ones(kind, mesh_confi
     """Tails of 3 behind chunks of 8: none, one and some of both, on each device its own."""
     model, params, batch, mesh = gpt.GPT(GPTJ), numpy_params(GPTJ), make_batch(kind), sharding.make_mesh(mesh_config)
     wanted = jax.jit(jax.value_and_grad(lambda params, batch: plain(model, params, batch)))(params, batch)
-    options = loss.Options(Z_LOSS, 8, 3)
     with sharding.use(mesh):
-        placed = place(mesh, model, params, batch)
-        found = jax.jit(jax.value_and_grad(lambda params, batch: loss.loss_sums(model, params, batch, options)[0]))(
-            *placed
-        )
+        found = jax.jit(jax.value_and_grad(chunked(model, 8, 3)))(*place(mesh, model, params, batch))
     assert_close(found, wanted, 2e-5)
 
 

@@ -34,6 +34,13 @@ def segment_ids(kind):
     return np.where(np.arange(LENGTH) >= borders[:, -1:], 0, ids_BT).astype(np.int32)  # the end is padding
 
 
+def packed_rows():
+    """Tokens of 24 ids, positions and segments [BATCH, LENGTH]."""
+    ids_BT = segment_ids("packed")
+    tokens_BT = np.random.default_rng(5).integers(0, 24, ids_BT.shape).astype(np.int32)
+    return tokens_BT, np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ids_BT.shape), ids_BT
+
+
 def plain(q_BHTK, k_BHTK, v_BHTK, ids_BT):
     mask_BTS = jnp.tril(jnp.ones((LENGTH, LENGTH), bool))[None] & (ids_BT[:, :, None] == ids_BT[:, None])
     return attention.masked(q_BHTK, k_BHTK, v_BHTK, mask_BTS)
@@ -133,9 +140,7 @@ def test_on_a_mesh_it_is_the_same_and_says_nothing_to_other_devices(config):
 def test_training_s_pass_is_the_model_s_whatever_is_recomputed(remat):
     """`normed` with its segments against `__call__` with its mask: the same logits behind the head."""
     model = gpt.GPT(ModelConfig(2, 16, 4, 32, 2, 24, 64, "gptj", remat=remat))
-    params, ids_BT = numpy_params(model.config), segment_ids("packed")
-    tokens_BT = np.random.default_rng(5).integers(0, 24, ids_BT.shape).astype(np.int32)
-    positions_BT = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ids_BT.shape)
+    params, (tokens_BT, positions_BT, ids_BT) = numpy_params(model.config), packed_rows()
 
     def ours(params):
         kernel_DV, bias_V = gpt.head_weights(model.config, params)
@@ -154,9 +159,7 @@ def test_training_s_pass_is_the_model_s_whatever_is_recomputed(remat):
 def test_a_narrow_vocabulary_s_logits_are_the_model_s():
     """`segmented`, which trains models whose logits need no chunks, against `__call__` with its mask."""
     model = gpt.GPT(ModelConfig(2, 16, 4, 32, 2, 24, 64, "gptj"))
-    params, ids_BT = numpy_params(model.config), segment_ids("packed")
-    tokens_BT = np.random.default_rng(5).integers(0, 24, ids_BT.shape).astype(np.int32)
-    positions_BT = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ids_BT.shape)
+    params, (tokens_BT, positions_BT, ids_BT) = numpy_params(model.config), packed_rows()
     found = jax.jit(lambda params: gpt.call(model, params, tokens_BT, positions_BT, ids_BT, method="segmented"))(params)
     wanted = jax.jit(lambda params: gpt.apply(model, params, tokens_BT, positions_BT, ids_BT))(params)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
@@ -164,13 +167,12 @@ def test_a_narrow_vocabulary_s_logits_are_the_model_s():
 
 def test_attention_runs_again_only_where_whole_blocks_do():
     """By the exponentials of a gradient's program: "dots" has no more of them than "none", "full" has."""
-    ids_BT, exponentials = segment_ids("packed"), {}
+    exponentials = {}
     for remat in ("none", "dots", "full"):
         model = gpt.GPT(ModelConfig(2, 16, 4, 32, 2, 24, 64, "gptj", remat=remat))
 
         def loss(params, model=model):
-            tokens_BT, positions_BT = np.ones_like(ids_BT), np.zeros_like(ids_BT)
-            return jnp.sum(gpt.call(model, params, tokens_BT, positions_BT, ids_BT, method="normed"))
+            return jnp.sum(gpt.call(model, params, *packed_rows(), method="normed"))
 
         text = str(jax.make_jaxpr(jax.grad(loss))(numpy_params(model.config)))
         exponentials[remat] = text.count("= exp ")
