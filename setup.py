@@ -37,7 +37,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["star_jax", "star_jax.*"]),
-    package_data={"star_jax": ["prompts/*.txt"], "star_jax.report": ["*.j2", "*.js", "*.css"]},
+    package_data={"star_jax.tasks": ["prompts/*.txt"], "star_jax.report": ["templates/*.j2", "static/*"]},
     install_requires=[
         "absl-py",
         "flax>=0.12",

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from star_jax.stopping import Stopped
-
 
 class InputError(Exception):
     """Something the user gave is wrong. The message names the place and the remedy, in one line."""
@@ -98,3 +96,7 @@ def say(error: BaseException) -> Any:
     line = "".join(c if c.isprintable() else " " for c in str(error))
     print(f"star_jax: {' '.join(line.split())}", file=sys.stderr)
     return 2
+
+
+class Stopped(BaseException):
+    """The process was told to stop, and all it had is on disk. No `except Exception` should hold it up."""

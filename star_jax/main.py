@@ -30,21 +30,23 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("star_jax").setLevel(logging.INFO)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from star_jax import config, hosts
+    from star_jax import config
+    from star_jax.distributed import processes
 
     typed = config.from_dict(values)
     file, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     name = "_".join(filter(None, [Path(file).stem, variant]))
-    with hosts.joined():
-        from star_jax import star, stopping
+    with processes.joined():
+        from star_jax.algorithms import star
+        from star_jax.distributed import preemption
 
-        stopping.listen()
-        if not hosts.first():  # what concerns the run is said once
+        preemption.listen()
+        if not processes.first():  # what concerns the run is said once
             logging.getLogger("star_jax").setLevel(logging.WARNING)
         path = star.run(typed, _WORKDIR.value or Path("runs") / name, _ALLOW_CHANGES.value)
-        if hosts.first():
+        if processes.first():
             print(path, flush=True)
-    stopping.end()
+    preemption.end()
 
 
 def read_config(argv: list[str], about: str) -> ConfigDict:

@@ -12,11 +12,12 @@ import json
 import sys
 from collections.abc import Iterator
 
-from star_jax import evaluate, sharding
-from star_jax.decoding import Decoding
+from star_jax.distributed import sharding
 from star_jax.errors import InputError, exit_on_bad_input
+from star_jax.evaluation import generate, stored_run
 from star_jax.records import Problem
-from star_jax.tasks.choices import LETTERS
+from star_jax.sampling.token_sampling import Decoding
+from star_jax.tasks.answers.choices import LETTERS
 
 
 def main() -> None:
@@ -29,11 +30,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.draws < 1 or args.temperature < 0:
         raise InputError("--draws must be at least 1 and --temperature must not be negative")
-    opened = evaluate.open_run(args.workdir, args.iteration)
+    opened = stored_run.open_run(args.workdir, args.iteration)
     config = opened.config
     task, mesh = config.make_task(), sharding.make_mesh(config.mesh)
     sampler = opened.sampler(task, mesh, Decoding(args.temperature))
-    prompts = evaluate.prompts_of(config, opened.number + 1)
+    prompts = generate.prompts_of(config, opened.number + 1)
     # A person gets each answer before the next question; a file goes through the sampler at once.
     batches = ([p] for p in _asked()) if sys.stdin.isatty() else iter([list(_read())])
     for batch in batches:

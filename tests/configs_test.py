@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from star_jax import budget, config, preflight, prepare, star
-from star_jax import model as gpt
+from star_jax import config
+from star_jax.algorithms import schedule, setup
 from star_jax.errors import InputError
+from star_jax.models import decoder as gpt
+from star_jax.preflight import __main__ as preflight
+from star_jax.preflight import budget
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))
@@ -61,12 +64,12 @@ def test_a_config_without_a_base_says_what_is_missing():
 def test_the_paper_s_schedules():
     """Steps of the loops, from the paper's figures: 40 x 1.2^n capped at loop 30's 7,912; 300 + 20 a loop."""
     gsm8k = typed("gsm8k_gptj").star
-    steps = [star.fine_tuning_steps(gsm8k, n, 10, 8) for n in range(1, gsm8k.iterations + 1)]
+    steps = [schedule.fine_tuning_steps(gsm8k, n, 10, 8) for n in range(1, gsm8k.iterations + 1)]
     assert (steps[0], steps[1], steps[28], steps[29], steps[30], steps[-1]) == (40, 48, 6593, 7912, 7912, 7912)
     assert [gsm8k.rationalize and n >= gsm8k.rationalize_from for n in (1, 36, 37, 46)] == [False, False, True, True]
     sums = typed("arithmetic_gptj").star
-    assert [star.fine_tuning_steps(sums, n, 10, 8) for n in (1, 2, 16)] == [300, 320, 600]
-    assert star.fine_tuning_steps(typed("arithmetic_gptj", "direct").star, 1, 10, 8) == 5000
+    assert [schedule.fine_tuning_steps(sums, n, 10, 8) for n in (1, 2, 16)] == [300, 320, 600]
+    assert schedule.fine_tuning_steps(typed("arithmetic_gptj", "direct").star, 1, 10, 8) == 5000
 
 
 def test_more_digits_join_at_loop_20_and_longer_ones_are_only_measured():
@@ -81,7 +84,7 @@ def test_more_digits_join_at_loop_20_and_longer_ones_are_only_measured():
 def test_gpt_j_6b_s_sampler_and_train_step_are_traced_and_lowered_from_shapes(name):
     """No array of the model is made: 6,050,882,784 parameters over eight devices."""
     settings = typed(name)
-    mesh, drawing = prepare.meshes(settings)
+    mesh, drawing = setup.meshes(settings)
     assert mesh.shape["fsdp"] == drawing.shape["tensor"] == 8
     assert budget.parameters(gpt.GPT(settings.model)) == 6_050_882_784
     lengths = budget.Lengths(1024, 128, settings.make_task().max_new_tokens)

@@ -6,7 +6,7 @@ time than they take to compile, and must give the same results either way. `opti
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -18,26 +18,15 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from filelock import FileLock  # noqa: E402
 
-from star_jax import model as gpt  # noqa: E402
-from star_jax.config import ModelConfig  # noqa: E402
+from star_jax.algorithms import star  # noqa: E402
+from star_jax.models import decoder as gpt  # noqa: E402
+from tests.support.models import TINY, numpy_params  # noqa: E402
+from tests.support.runs import small_config  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-TINY = ModelConfig(
-    n_layers=2, d_model=32, n_heads=2, d_mlp=64, rotary_dim=8, vocab_size=20, max_positions=512, scan_unroll=2
-)
-
-
-def numpy_params(config: ModelConfig, seed: int = 0, scale: float = 0.2) -> gpt.Params:
-    """Random parameters of every leaf, made with NumPy (jit(init) would cost seconds of compiling)."""
-    from star_jax import sharding
-
-    rng = np.random.default_rng(seed)
-    shapes = sharding.unbox(sharding.abstract_params(gpt.GPT(config)))
-    return jax.tree.map(lambda s: (scale * rng.standard_normal(s.shape)).astype(np.float32), shapes)
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +51,34 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("no shared data folder: set STAR_DATA_DIR to its data/")
     return folder
+
+
+def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A directory that one of pytest-xdist's workers makes and all of them read."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            make(folder.with_name(f"{name}.unfinished"))
+            folder.with_name(f"{name}.unfinished").rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base model of small runs, pretrained in a few seconds. Read only."""
+
+    def make(workdir: Path) -> None:
+        star.run(small_config(star__iterations=0), workdir)
+
+    return _made_once(tmp_path_factory, "small_base_run", make) / "base"
+
+
+@pytest.fixture(scope="session")
+def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of two iterations. Read only."""
+
+    def make(workdir: Path) -> None:
+        star.run(small_config(base__path=str(base)), workdir)
+
+    return _made_once(tmp_path_factory, "small_finished_run", make)

@@ -21,7 +21,7 @@ def test_the_example_task_works_and_is_as_short_as_it_says():
     scope = {"__name__": "readme_task"}
     exec(compile(code, "README.md", "exec", dont_inherit=True), scope)
     task = scope["Parity"](bits=6)
-    from star_jax.tokenizer import SymbolTokenizer
+    from star_jax.tokenizers.simple import SymbolTokenizer
 
     words = SymbolTokenizer(task.symbols)
     train, dev = task.problems("train"), task.problems("dev")

@@ -17,11 +17,15 @@ from typing import NoReturn
 
 import numpy as np
 
-from star_jax import checkpoint, convert, sharding, tokenizer
+from star_jax import tokenizers
 from star_jax.config import MeshConfig
-from star_jax.convert import hf
-from star_jax.convert.mesh_transformer import MeshTransformerSource
+from star_jax.distributed import sharding
 from star_jax.errors import InputError, exit_on_bad_input
+from star_jax.tokenizers import byte_level_bpe
+from star_jax.tokenizers.base import Tokenizer
+from star_jax.weights import checkpoint
+from star_jax.weights.sources import hf, loader
+from star_jax.weights.sources.mesh_transformer import MeshTransformerSource
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -39,18 +43,18 @@ def main() -> None:
     source, target = Path(args.source), Path(args.target)
     _check_target(target)
     mesh = sharding.make_mesh(MeshConfig(data=1))
-    given = tokenizer.make(args.tokenizer) if args.tokenizer else None
+    given = tokenizers.make(args.tokenizer) if args.tokenizer else None
     if args.source_format == "orbax":
         stored = checkpoint.stored_dtype(source)
         if stored not in DTYPES:
             raise InputError(f"{source}/model.json: dtype is {stored!r}, not one of {', '.join(DTYPES)}")
         model, params = checkpoint.load_model(source, mesh, dtype=args.dtype or stored)
-        convert.check_finite(source, params)
+        loader.check_finite(source, params)
         words = given or checkpoint.find_tokenizer(source)
     else:
         opened = _open(args, source)
         words = given or opened.tokenizer()
-        model, params = convert.load(opened, mesh, args.dtype or opened.dtype)
+        model, params = loader.load(opened, mesh, args.dtype or opened.dtype)
     if words is not None and words.vocab_size > model.config.vocab_size:
         raise InputError(
             f"{args.tokenizer or source}: the tokenizer has {words.vocab_size} ids and the model "
@@ -61,11 +65,11 @@ def main() -> None:
     if args.target_format == "orbax":
         checkpoint.save_model(target, model, params, words)
         for which, opened in of.items():
-            checkpoint.save_moments(target, which, convert.load(opened, mesh, "float32")[1], opened.steps)
+            checkpoint.save_moments(target, which, loader.load(opened, mesh, "float32")[1], opened.steps)
     else:
         dtype = np.dtype(params["embedding"]["embedding"].dtype)
         hf.save(target, model.config, params, words, dtype)
-    sizes = sum(leaf.size for leaf in convert.leaves(model).values())
+    sizes = sum(leaf.size for leaf in loader.leaves(model).values())
     print(f"{target}: {model.config.architecture}, {sizes:,} parameters, {_tokenizer_line(args, words)}")
 
 
@@ -105,16 +109,16 @@ def _check_target(target: Path) -> None:
         raise InputError(f"--target={target}: cannot be made ({error.strerror}); give another directory") from error
 
 
-def _open(args: argparse.Namespace, source: Path) -> convert.Source:
+def _open(args: argparse.Namespace, source: Path) -> loader.Source:
     if args.source_format == "hf":
         return hf.HfSource(source)
     return MeshTransformerSource(source, Path(args.source_config))
 
 
-def _tokenizer_line(args: argparse.Namespace, words: tokenizer.Tokenizer | None) -> str:
+def _tokenizer_line(args: argparse.Namespace, words: Tokenizer | None) -> str:
     if words is None:
         return "no tokenizer: set --config.tokenizer"
-    if args.target_format == "hf" and not isinstance(words, tokenizer.Gpt2Tokenizer):
+    if args.target_format == "hf" and not isinstance(words, byte_level_bpe.Gpt2Tokenizer):
         return "its tokenizer has no Hugging Face form and was not written"
     return f"a tokenizer of {words.vocab_size:,} ids"
 

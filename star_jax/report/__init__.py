@@ -22,7 +22,7 @@ from star_jax.errors import InputError
 from star_jax.report import blocks
 from star_jax.report.load import Run, read_run
 from star_jax.report.page import picture, render
-from star_jax.storage import write_whole
+from star_jax.runs.atomic_files import write_whole
 
 
 def write(workdirs: Path | Sequence[Path], target: Path | None = None, reload: int = 0) -> Path:

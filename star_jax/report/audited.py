@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from star_jax.errors import InputError
+from star_jax.evaluation.statistics import Stratum, stratified, wilson
 from star_jax.records import Example
 from star_jax.report import audit_file
 from star_jax.report.audit_file import MARKS, SOURCES, Item
 from star_jax.report.load import Iteration, Run, checked_steps, kept_examples, setting, stamp, train_classes
-from star_jax.significance import Stratum, stratified, wilson
 
 MOST_SHOWN = 40  # items of the page that are not sound
 

@@ -22,7 +22,7 @@ from star_jax.records import Completion, Example, Problem
 from star_jax.report import series
 from star_jax.report.load import Iteration, Run, is_number, records_of, stamp
 from star_jax.report.texts import asked, in_turn, script_json, shown
-from star_jax.storage import delete, write_whole
+from star_jax.runs.atomic_files import delete, write_whole
 
 EVALUATION, TRAINING = "evaluation", "training"
 BUDGET = 6_000_000  # characters of blocks in one page, so that it opens fast; the rest lies beside it

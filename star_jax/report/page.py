@@ -13,8 +13,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from star_jax import significance
 from star_jax.errors import InputError
+from star_jax.evaluation import statistics
 from star_jax.report import audited, blocks, draws, figures, panels, paper, series, state, texts, words
 from star_jax.report.health import health_series
 from star_jax.report.load import Iteration, Run, setting, verdicts
@@ -98,7 +98,7 @@ def render(runs: Sequence[Run], shelf: blocks.Shelf, folder: str, reload: int = 
 @functools.cache  # a run writes its page after every iteration, and a template takes a tenth of a second to compile
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("star_jax.report", "."),
+        loader=jinja2.PackageLoader("star_jax.report", "templates"),
         autoescape=True,
         finalize=lambda value: value if isinstance(value, Markup) else texts.visible(str(value)),
         undefined=jinja2.StrictUndefined,
@@ -127,11 +127,11 @@ def settings(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
     return [(key, values, len(set(values)) > 1) for key, values in rows]
 
 
-def _best_against(first: Run, second: Run) -> significance.Paired | None:
+def _best_against(first: Run, second: Run) -> statistics.Paired | None:
     """The best iterations of two runs, on the problems both were asked; None where there are none."""
     if first.split != second.split:
         return None
-    return significance.paired(_of_best(first), _of_best(second))
+    return statistics.paired(_of_best(first), _of_best(second))
 
 
 def _of_best(run: Run) -> dict[str, bool]:
@@ -159,7 +159,7 @@ def _run_view(run: Run, name: str, prefix: str) -> dict[str, Any]:
         "standing": state.standing(run),
         "base": overall.get(0),
         "best": series.best(run),
-        "gained": significance.paired(_of(run, 0), _of_best(run)),
+        "gained": statistics.paired(_of(run, 0), _of_best(run)),
         "means": {point.iteration: point.accuracy for point in series.mean_series(run)},
         "seconds": series.stage_seconds(run),
         "notices": state.notices(run),
@@ -230,4 +230,4 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _resource(name: str) -> str:
-    return importlib.resources.files("star_jax.report").joinpath(name).read_text(encoding="utf-8")
+    return importlib.resources.files("star_jax.report").joinpath("static", name).read_text(encoding="utf-8")

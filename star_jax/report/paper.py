@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from star_jax import significance
+from star_jax.evaluation import statistics
 from star_jax.report import series
 from star_jax.report.health import health_series
 from star_jax.report.load import Rate, Run, setting
@@ -140,7 +140,7 @@ def table(runs: Sequence[Run], names: Sequence[str]) -> Table | None:
 
 
 def _printed(accuracy: float, n: int) -> Rate:
-    low, high = significance.wilson(round(accuracy * n), n) if n else (None, None)
+    low, high = statistics.wilson(round(accuracy * n), n) if n else (None, None)
     return Rate(n or None, accuracy, low, high)
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 
-from star_jax import alarms
+from star_jax.evaluation import collapse
 from star_jax.report import draws
 from star_jax.report.load import Iteration, Run, is_number, setting
 from star_jax.report.words import count
@@ -102,14 +102,14 @@ def notices(run: Run) -> list[str]:
 
 
 def _alarms(run: Run) -> list[str]:
-    """What star_jax.alarms says of each iteration and the one before it."""
+    """What star_jax.evaluation.collapse says of each iteration and the one before it."""
     found = []
     for before, now in itertools.pairwise(run.iterations):
         signs = []
         if before.filtered and now.filtered:
-            signs += alarms.of_draws(before.filtered.counts, now.filtered.counts)
+            signs += collapse.of_draws(before.filtered.counts, now.filtered.counts)
         if before.evaluation and now.evaluation:
             rates = [(e.overall.accuracy, e.overall.low, e.overall.high) for e in (before.evaluation, now.evaluation)]
-            signs += alarms.of_accuracy(*rates)
+            signs += collapse.of_accuracy(*rates)
         found += [f"Iteration {now.number}: {sign}." for sign in signs]
     return found

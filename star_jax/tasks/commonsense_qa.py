@@ -17,8 +17,8 @@ import dataclasses
 from typing import Any, ClassVar
 
 from star_jax.records import Problem
-from star_jax.tasks import choices
-from star_jax.tasks.files import FileTask, text_of
+from star_jax.tasks.answers import choices
+from star_jax.tasks.data_files import FileTask, text_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 from star_jax.errors import InputError
 from star_jax.records import Problem
-from star_jax.tasks.files import FileTask, text_of
-from star_jax.tasks.numbers import calculations, canonical, last_number, parse_number
+from star_jax.tasks.answers.numbers import calculations, canonical, last_number, parse_number
+from star_jax.tasks.data_files import FileTask, text_of
 
 MARKER = "####"
 MOST_STEPS = 8  # solutions as long and longer (103 of 7,473, up to 9) share a class

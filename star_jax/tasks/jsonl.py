@@ -20,9 +20,9 @@ from typing import Any, ClassVar
 
 from star_jax.errors import InputError
 from star_jax.records import Problem
-from star_jax.tasks import choices
-from star_jax.tasks.files import FileTask, text_of
-from star_jax.tasks.numbers import canonical, parse_number
+from star_jax.tasks.answers import choices
+from star_jax.tasks.answers.numbers import canonical, parse_number
+from star_jax.tasks.data_files import FileTask, text_of
 
 KEYS = ("question", "answer", "choices", "rationale", "id", "category")
 MARK = "####"  # what follows it on its line is the answer

@@ -25,6 +25,8 @@ import importlib.util
 import os
 import time
 
+from star_jax.weights import placement
+
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")  # three quarters else; read when JAX starts
 
 import jax
@@ -33,10 +35,14 @@ import machine
 import numpy as np
 from jax.sharding import Mesh
 
-from star_jax import budget, config, data, sampler, sharding, train
-from star_jax import model as gpt
+from star_jax import config
+from star_jax.distributed import sharding
+from star_jax.models import decoder as gpt
+from star_jax.preflight import budget
 from star_jax.records import Prompt
-from star_jax.tokenizer import ByteTokenizer
+from star_jax.sampling import sampler
+from star_jax.tokenizers.simple import ByteTokenizer
+from star_jax.training import packing
 
 BAR = 180.0  # seconds of the loop on an H200
 # (weights, Adam's first moment, what the blocks keep for the backward pass), the widest first; second moment: float32.
@@ -125,7 +131,7 @@ def copy_rate(mib: int) -> float:
 
 def random_params(model: gpt.GPT, mesh: Mesh, dtype: str = "bfloat16") -> gpt.Params:
     """Normal weights of standard deviation 0.02, made on the device leaf by leaf; end-of-text is never drawn."""
-    shapes, tree = jax.tree.flatten(sharding.placed_shapes(model, mesh, dtype))
+    shapes, tree = jax.tree.flatten(placement.placed_shapes(model, mesh, dtype))
     make = jax.jit(lambda key, like: 0.02 * jax.random.normal(key, like.shape, like.dtype), static_argnums=1)
     keys = jax.random.split(jax.random.key(0), len(shapes))
     made = [jax.device_put(make(key, like), like.sharding) for key, like in zip(keys, shapes, strict=True)]
@@ -206,19 +212,19 @@ def training(
     settings = choose_widths(settings)
     model, weights, adam = gpt.GPT(settings.model), settings.train.param_dtype, settings.optimizer
     made = random_params(model, mesh, weights)
-    base = sharding.to_host(made)
+    base = placement.to_host(made)
     jax.tree.map(lambda leaf: leaf.delete(), made)
     batch = {name: sharding.put_rows(mesh, array) for name, array in rows_of(args, model).items()}
 
     def step(state):
-        return train.train_step(model, adam, state, batch, np.float32(1e-6))
+        return step.train_step(model, adam, state, batch, np.float32(1e-6))
 
     with sharding.use(mesh):
         started = time.perf_counter()
-        jax.block_until_ready(step(train.initial_state(adam, sharding.from_host(base))))
+        jax.block_until_ready(step(step.initial_state(adam, placement.from_host(base))))
         first = time.perf_counter() - started
         started = time.perf_counter()
-        state = jax.block_until_ready(train.initial_state(adam, sharding.from_host(base)))
+        state = jax.block_until_ready(step.initial_state(adam, placement.from_host(base)))
         load, started = time.perf_counter() - started, time.perf_counter()
         for _ in range(args.steps):
             state, metrics = step(state)
@@ -260,7 +266,7 @@ def rows_of(args: argparse.Namespace, model: gpt.GPT) -> dict[str, np.ndarray]:
     ids = np.random.default_rng(1).integers(0, model.config.vocab_size, shape).astype(np.int32)
     positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
     ones = np.ones(shape, np.int32)
-    packed = data.PackedRows(ids, positions, ones, ones.astype(np.float32), too_long=0, problem_ids=())
+    packed = packing.PackedRows(ids, positions, ones, ones.astype(np.float32), too_long=0, problem_ids=())
     return packed.take(np.arange(args.rows))
 
 

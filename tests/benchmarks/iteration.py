@@ -27,8 +27,11 @@ from typing import Any
 
 import jax
 
-from star_jax import checkpoint, checksums, config, metrics, star, storage
-from star_jax.ledger import Ledger
+from star_jax import config
+from star_jax.algorithms import star
+from star_jax.runs import atomic_files, checksums, metrics
+from star_jax.runs.run_directory import Ledger
+from star_jax.weights import checkpoint, train_state
 
 ROOT = Path(__file__).parents[2]
 WORK = ("sample", "rationalize", "evaluate", "fine_tune")  # what an iteration is for
@@ -61,12 +64,12 @@ class Storing:
         self._inside = False
         self._real: list[tuple[Any, str, Any]] = []
         wrapped = {
-            storage: ("write_whole", "append_text"),
+            atomic_files: ("write_whole", "append_text"),
             metrics: ("append_line",),
             checksums: ("check", "with_file"),
             checkpoint: ("save_model", "fingerprint"),
             checkpoint.Saving: ("__init__", "finish", "wait"),
-            checkpoint.StateKeeper: ("save", "restore"),
+            train_state.StateKeeper: ("save", "restore"),
             Ledger: ("open", "read_json", "read_lines", "remove", "discard", "whole"),
         }
         for owner, names in wrapped.items():

@@ -29,15 +29,17 @@ import jax.numpy as jnp
 import machine
 import numpy as np
 
-from star_jax import cached, prompting, sharding
-from star_jax import model as gpt
-from star_jax import sampler as sampling
 from star_jax.config import ModelConfig
-from star_jax.decoding import Decoding
+from star_jax.models import decoder as gpt
 from star_jax.records import Prompt
-from star_jax.sampler import Sampler
+from star_jax.sampling import kv_cache
+from star_jax.sampling import sampler as sampling
+from star_jax.sampling.sampler import Sampler
+from star_jax.sampling.token_sampling import Decoding
+from star_jax.tasks import few_shot
 from star_jax.tasks.arithmetic import Arithmetic
-from star_jax.tokenizer import SymbolTokenizer
+from star_jax.tokenizers.simple import SymbolTokenizer
+from star_jax.weights import placement
 
 TASK, HOW = Arithmetic(), Decoding(temperature=1.0)
 TOKENIZER = SymbolTokenizer(TASK.symbols)
@@ -53,7 +55,7 @@ def main() -> None:
     args = parser.parse_args()
 
     problems = random.Random(0).sample(TASK.problems("train"), args.problems)
-    prompts = [prompting.load("arithmetic", args.shots, direct=False).prompt(TASK, p) for p in problems]
+    prompts = [few_shot.load("arithmetic", args.shots, direct=False).prompt(TASK, p) for p in problems]
     mean = statistics.mean(len(TOKENIZER.encode(TASK.reference(p))) + 1 for p in problems)
     model, params = gpt.GPT(CONFIG), weights_that_stop_after(mean)
     ours = Sampler(
@@ -126,7 +128,7 @@ def draw_plain(sampler: Sampler, prompts: list[Prompt]) -> tuple[list[tuple[int,
 def plain_batch(model, shape, params, tokens_BT, lengths_B, keys_B2, count, automaton_SV):
     """(tokens [B, M], drawn [B], log p [B], decode steps) for the first `count` rows of a batch."""
     rows, length = tokens_BT.shape
-    no_prefix = cached.encode_prefix(model, params, jnp.zeros((0,), jnp.int32), 0)
+    no_prefix = kv_cache.encode_prefix(model, params, jnp.zeros((0,), jnp.int32), 0)
     keys_B = jax.random.wrap_key_data(keys_B2, impl="threefry2x32")
 
     def emit(state, logits_BV):
@@ -142,16 +144,16 @@ def plain_batch(model, shape, params, tokens_BT, lengths_B, keys_B2, count, auto
 
     def decode(carry):
         cache, state = carry
-        logits_BV, cache = cached.decode_step(model, params, state[1], cache, no_prefix)
+        logits_BV, cache = kv_cache.decode_step(model, params, state[1], cache, no_prefix)
         return cache, emit(state, logits_BV)
 
     def unfinished(carry):
         return jnp.any(carry[1][3]) & (carry[1][0] < shape.max_new_tokens)
 
-    layers = cached.encode_rows(model, params, tokens_BT[:, :-1], lengths_B - 1)  # a step takes the last token
+    layers = kv_cache.encode_rows(model, params, tokens_BT[:, :-1], lengths_B - 1)  # a step takes the last token
     room = ((0, 0), (0, 0), (0, shape.max_new_tokens), (0, 0))
     layers = jax.tree.map(lambda leaf: jnp.pad(leaf, room), layers)
-    cache = cached.RingCache(layers, jnp.asarray(length - 1), lengths_B - 1)
+    cache = kv_cache.RingCache(layers, jnp.asarray(length - 1), lengths_B - 1)
     zeros_B, active_B = jnp.zeros((rows,), jnp.int32), jnp.arange(rows) < count
     tokens_BM = jnp.zeros((rows, shape.max_new_tokens), jnp.int32)
     state = jnp.asarray(0), tokens_BT[:, -1], zeros_B, active_B, tokens_BM, zeros_B, jnp.zeros((rows,))
@@ -161,7 +163,7 @@ def plain_batch(model, shape, params, tokens_BT, lengths_B, keys_B2, count, auto
 
 def weights_that_stop_after(mean: float) -> gpt.Params:
     """Random weights that draw nearly flat over the symbols and end-of-text after `mean` tokens in the mean."""
-    params = sharding.unbox(jax.jit(functools.partial(gpt.init, gpt.GPT(CONFIG)))(jax.random.key(0)))
+    params = placement.unbox(jax.jit(functools.partial(gpt.init, gpt.GPT(CONFIG)))(jax.random.key(0)))
     budget, low, high = TASK.max_new_tokens, 1e-6, 1.0
     for _ in range(60):  # the mean of a geometric length, cut at the budget, falls with p
         p = (low + high) / 2

@@ -31,10 +31,13 @@ import numpy as np
 import plain_loop
 from sampler import least_work, machine_speed
 
-from star_jax import config, prompting, sharding, tasks, tokenizer
-from star_jax import model as gpt
+from star_jax import config, tasks
+from star_jax.models import decoder as gpt
 from star_jax.records import Prompt
-from star_jax.sampler import Sampler
+from star_jax.sampling.sampler import Sampler
+from star_jax.tasks import few_shot
+from star_jax.tokenizers import byte_level_bpe
+from star_jax.weights import placement
 
 SIZES = config.ModelConfig(8, 512, 8, 2048, 32, vocab_size=50400, max_positions=2048)
 SHORTEST, LONGEST, ODDS = 20, 96, 20  # of W with stops: tokens at least and most, 1 in ODDS ends a text
@@ -70,9 +73,9 @@ class Work:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.config = dataclasses.replace(SIZES, n_layers=args.layers)
-        self.words = tokenizer.Gpt2Tokenizer.load(Path(args.tokenizer))
+        self.words = byte_level_bpe.Gpt2Tokenizer.load(Path(args.tokenizer))
         task = tasks.make("commonsense_qa", data_dir=args.data)
-        shots = prompting.load("commonsense_qa", 7, direct=False)
+        shots = few_shot.load("commonsense_qa", 7, direct=False)
         self.dev = [shots.prompt(task, problem) for problem in task.problems("dev")[: args.problems]]
         self.train = [shots.prompt(task, problem) for problem in task.problems("train")[: args.stopping_problems]]
         self.prefix = self.words.encode(self.dev[0].parts[0])
@@ -89,10 +92,10 @@ class Work:
 def random_params(cfg: config.ModelConfig) -> gpt.Params:
     """Normal with a standard deviation of 0.1, so that tokens differ; norms as they begin."""
     rng = np.random.default_rng(0)
-    shapes = sharding.unbox(sharding.abstract_params(gpt.GPT(cfg)))
+    shapes = placement.unbox(placement.abstract_params(gpt.GPT(cfg)))
 
     def draw(path, leaf):
-        if "norm" in sharding.leaf_name(path):
+        if "norm" in placement.leaf_name(path):
             return jnp.full(leaf.shape, float(path[-1].key == "scale"))
         return jnp.asarray(0.1 * rng.standard_normal(leaf.shape, dtype=np.float32))
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import transformers
 
-from star_jax.convert import hf
+from star_jax.weights.sources import hf
 
 
 def load(config, params) -> torch.nn.Module:

@@ -37,6 +37,9 @@ from typing import Any
 import machine
 import numpy as np
 
+from star_jax.training import step
+from star_jax.weights import placement
+
 RATE, WEIGHT_DECAY, TEXTS = 1e-4, 0.01, 4
 MIB = 2**20
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
@@ -127,9 +130,10 @@ def ours(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     import jax
 
-    from star_jax import checkpoint, sharding, train
-    from star_jax import model as gpt
     from star_jax.config import MeshConfig, OptimizerConfig
+    from star_jax.distributed import sharding
+    from star_jax.models import decoder as gpt
+    from star_jax.weights import checkpoint
 
     jax.devices()
     facts: dict[str, Any] = {"imported": resident()}
@@ -137,11 +141,11 @@ def ours(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     model, params = checkpoint.load_model(args.weights, mesh)
     model = gpt.GPT(dataclasses.replace(model.config, remat=args.remat))
     adam = OptimizerConfig(weight_decay=WEIGHT_DECAY, clip_norm=0.0)
-    state = train.initial_state(adam, params)
+    state = step.initial_state(adam, params)
     batch = {name: sharding.put_rows(mesh, array) for name, array in rows(args).items()}
     rest = (np.float32(RATE), 0.0, args.microbatches)
     with sharding.use(mesh):
-        memory = train.train_step.lower(model, adam, state, batch, *rest).compile().memory_analysis()
+        memory = step.train_step.lower(model, adam, state, batch, *rest).compile().memory_analysis()
     facts["program"] = {
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
@@ -150,7 +154,7 @@ def ours(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield facts
     while True:
         with sharding.use(mesh):
-            state, metrics = train.train_step(model, adam, state, batch, *rest)
+            state, metrics = step.train_step(model, adam, state, batch, *rest)
             yield {"loss": float(metrics["loss"])}  # waits for the loss and so for the whole of a CPU's program
 
 
@@ -201,12 +205,11 @@ def write_weights(args: argparse.Namespace, directory: Path) -> None:
     """Random weights as a Hugging Face directory, which both sides read."""
     import jax
 
-    from star_jax import model as gpt
-    from star_jax import sharding
-    from star_jax.convert import hf
+    from star_jax.models import decoder as gpt
+    from star_jax.weights.sources import hf
 
     rng, config = np.random.default_rng(0), model_config(args)
-    shapes = sharding.unbox(sharding.abstract_params(gpt.GPT(config)))
+    shapes = placement.unbox(placement.abstract_params(gpt.GPT(config)))
     params = jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32), shapes)
     hf.save(directory, config, params, None, np.dtype(np.float32))
 
@@ -230,8 +233,8 @@ def rows(args: argparse.Namespace) -> dict[str, np.ndarray]:
 
 
 def table(args: argparse.Namespace, seconds: dict[str, float], facts: dict[str, dict[str, Any]]) -> None:
-    from star_jax import budget
-    from star_jax import model as gpt
+    from star_jax.models import decoder as gpt
+    from star_jax.preflight import budget
 
     config, packed = model_config(args), rows(args)
     tokens, with_loss = packed["tokens_RT"].size, int(packed["weights_RT"].sum())

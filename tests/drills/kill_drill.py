@@ -32,6 +32,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from star_jax.weights import fingerprint
+
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "tokenizer=symbols",
@@ -293,7 +295,8 @@ def stage_of(workdir: Path) -> str:
 
 def contents(workdir: Path) -> dict[str, Any]:
     """Name -> what a file holds, without times. Of weights the bytes count, not how Orbax laid them out."""
-    from star_jax import checkpoint, checksums
+    from star_jax.runs import checksums
+    from star_jax.weights import checkpoint
 
     found: dict[str, Any] = {}
     for path in sorted(workdir.rglob("*")):
@@ -314,7 +317,7 @@ def contents(workdir: Path) -> dict[str, Any]:
             params = checkpoint.load_model(path.parent)[1]
             digest = hashlib.sha256(b"".join(bytes(leaf.tobytes()) for leaf in leaves(params))).hexdigest()
             found[f"{name}'s weights"] = digest
-            assert json.loads(text)["fingerprint"] == checkpoint.fingerprint(params), f"{path}: not its weights"
+            assert json.loads(text)["fingerprint"] == fingerprint.fingerprint(params), f"{path}: not its weights"
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
     found["losses"] = {(v["iteration"], v["step"]): v["loss"] for v in lines if v["stage"] == "fine_tune"}
     return found

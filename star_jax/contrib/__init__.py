@@ -1,0 +1,1 @@
+"""Interoperability with other projects. The core never imports it."""

@@ -1,0 +1,1 @@
+"""Text generation: a compiled continuous-batching engine with a shared prefix cache, and its host side."""

@@ -1,0 +1,72 @@
+"""How a token is drawn from logits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from star_jax.distributed import cpu
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How a token is drawn from logits. Temperature 0 is greedy and ignores the other two.
+
+    top_k: only the k likeliest tokens (0: all). top_p: only the smallest set of likeliest tokens that holds
+    this much probability (1: all), after the temperature and top_k have been applied.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def draw(self, logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
+        """Token ids [B], one key a row (Gumbel-max for a positive temperature)."""
+        if self.temperature == 0:
+            return likeliest(logits_BV)[0]
+        kept_BV = self._truncate(logits_BV / self.temperature)
+        gumbel_BV = jax.vmap(lambda key: jax.random.gumbel(key, kept_BV.shape[1:]))(keys_B)
+        return jnp.argmax(kept_BV + gumbel_BV, axis=-1).astype(jnp.int32)
+
+    def _truncate(self, logits_BV: jax.Array) -> jax.Array:
+        if 0 < self.top_k < logits_BV.shape[-1]:
+            logits_BV = _truncated(logits_BV, jnp.ones_like(logits_BV), self.top_k)
+        if self.top_p < 1:
+            logits_BV = _truncated(logits_BV, jax.nn.softmax(logits_BV, axis=-1), self.top_p)
+        return logits_BV
+
+
+def likeliest(logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(the likeliest id [B], the first of equals; its log p [B], nats)."""
+    size = logits_BV.shape[-1]
+    parts = cpu.vocabulary_parts(size)
+    if parts == 1:
+        top_B = jnp.max(logits_BV, axis=-1)
+        log_p_B = -jnp.log(jnp.sum(jnp.exp(logits_BV - top_B[:, None]), axis=-1))
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), log_p_B
+    logits_BNV = logits_BV.reshape(-1, parts, size // parts)
+    part_B = jnp.argmax(jnp.max(logits_BNV, axis=-1), axis=-1)
+    found_BV = jnp.take_along_axis(logits_BNV, part_B[:, None, None], axis=1)[:, 0]
+    at_B = jnp.argmax(found_BV, axis=-1)
+    top_B = jnp.take_along_axis(found_BV, at_B[:, None], axis=1)[:, 0]
+    total_BN = jnp.exp(logits_BNV - top_B[:, None, None]) @ jnp.ones((size // parts,))
+    return (part_B * (size // parts) + at_B).astype(jnp.int32), -jnp.log(jnp.sum(total_BN, axis=-1))
+
+
+def _truncated(logits_BV: jax.Array, weights_BV: jax.Array, least: float) -> jax.Array:
+    """The smallest set of likeliest tokens whose weights sum to `least`, -inf elsewhere; of equals all stay.
+
+    The lowest logit that stays is found bit by bit, 32 sums over the vocabulary: no sort, and nothing to gather where
+    the vocabulary is split over devices.
+    """
+    bits_BV = jax.lax.bitcast_convert_type(logits_BV.astype(jnp.float32), jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    order_BV = jnp.where(bits_BV >= sign, ~bits_BV, bits_BV | sign)  # ascends as the logits do
+
+    def bit(n: jax.Array, bound_B: jax.Array) -> jax.Array:
+        higher_B = bound_B | (sign >> n.astype(jnp.uint32))
+        mass_B = jnp.sum(jnp.where(order_BV >= higher_B[:, None], weights_BV, 0), axis=-1)
+        return jnp.where(mass_B >= least, higher_B, bound_B)
+
+    bound_B = jax.lax.fori_loop(0, 32, bit, jnp.zeros(logits_BV.shape[:1], jnp.uint32))
+    return jnp.where(order_BV >= bound_B[:, None], logits_BV, -jnp.inf)

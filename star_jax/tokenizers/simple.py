@@ -1,0 +1,66 @@
+"""Tokenizers without a vocabulary file: UTF-8 bytes, and a closed set of words."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from star_jax.errors import InputError
+
+
+class ByteTokenizer:
+    """One token a byte of UTF-8, end-of-text behind them: 257 ids, any text."""
+
+    def __init__(self) -> None:
+        self.vocab_size = 257
+        self.end_of_text = 256
+        self.pieces = [bytes([i]) for i in range(256)] + [b""]
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8"))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+
+    def stop_bytes(self, stop: str) -> bytes:
+        return stop.encode("utf-8")
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "bytes"}
+
+
+class SymbolTokenizer:
+    """A closed set of words, one token each, for tiny models on a formal task.
+
+    Text is lines of words with one space between two words of a line; that space is implied, so a
+    five-digit sum with its scratchpad is 110 tokens and not 250. "\\n" is a symbol of its own.
+    Ids are the positions in `symbols`; end-of-text comes last.
+    """
+
+    def __init__(self, symbols: Sequence[str]) -> None:
+        if "\n" not in symbols or len(set(symbols)) != len(symbols) or any(" " in s or not s for s in symbols):
+            raise InputError('symbols must be distinct words without spaces, "\\n" among them')
+        self.symbols = tuple(symbols)
+        self.vocab_size = len(symbols) + 1
+        self.end_of_text = len(symbols)
+        self.pieces = [b"\n" if s == "\n" else b" " + s.encode() for s in symbols] + [b""]
+        self._ids = {symbol: i for i, symbol in enumerate(symbols)}
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for number, line in enumerate(text.split("\n")):
+            if number:
+                ids.append(self._ids["\n"])
+            for word in line.split():
+                if word not in self._ids:
+                    raise InputError(f"no symbol for {word!r}: only the task's words; tokenizer='bytes' takes any text")
+                ids.append(self._ids[word])
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        words = " ".join(self.symbols[i] for i in ids if i < self.end_of_text)
+        return "\n".join(line.strip(" ") for line in words.split("\n"))
+
+    def stop_bytes(self, stop: str) -> bytes:
+        return b"".join(self.pieces[i] for i in self.encode(stop))
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "symbols", "symbols": list(self.symbols)}

@@ -1,0 +1,160 @@
+"""The train state and the compiled train step."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from star_jax.config import OptimizerConfig
+from star_jax.models import decoder as gpt
+from star_jax.training import loss, optimizer
+from star_jax.weights import checkpoint, placement
+
+
+class TrainState(NamedTuple):
+    """Everything a step changes."""
+
+    step: jax.Array
+    params: gpt.Params
+    opt_state: optax.OptState
+
+
+def loss_sums(
+    model: gpt.GPT, params: gpt.Params, batch: dict[str, jax.Array], z_loss: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """(summed loss in nats, summed weight) of packed rows; each token is predicted by the one before it.
+
+    The loss is the cross-entropy + z_loss * log(sum(exp(logits - their maximum)))^2, as the released code has it (the
+    usual form does not subtract the maximum).
+    """
+    inputs = (batch[name] for name in ("tokens_RT", "positions_RT", "segment_ids_RT"))
+    logits_RTV = gpt.call(model, params, *inputs, method="segmented")[:, :-1]
+    losses_RT = -gpt.log_probability(logits_RTV, batch["tokens_RT"][:, 1:])
+    if z_loss:
+        top_RT1 = jax.lax.stop_gradient(jnp.max(logits_RTV, axis=-1, keepdims=True))
+        losses_RT += z_loss * jax.nn.logsumexp(logits_RTV - top_RT1, axis=-1) ** 2
+    weights_RT = batch["weights_RT"][:, 1:]
+    return jnp.sum(losses_RT * weights_RT), jnp.sum(weights_RT)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 5, 6), donate_argnums=2)
+def train_step(
+    model: gpt.GPT,
+    config: OptimizerConfig,
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    learning_rate: jax.Array,
+    z_loss: float = 0.0,
+    microbatches: int = 1,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step on the mean loss of the batch's weighted tokens. The old state's buffers are given up."""
+    weight = jnp.sum(batch["weights_RT"][:, 1:])
+
+    def share_of_loss(params, part):
+        if loss.pays(model.config):
+            return loss.loss_sums(model, params, part, loss.Options(z_loss))[0] / jnp.maximum(weight, 1.0)
+        return loss_sums(model, params, part, z_loss)[0] / jnp.maximum(weight, 1.0)
+
+    mean, gradients = _in_parts(jax.value_and_grad(share_of_loss), state.params, batch, microbatches)
+    # Summed over the devices and laid out as the parameters are, before anything is computed from them.
+    gradients = placement.constrain_params(model, gradients)
+    updates, opt_state = optimizer.chain(config).update(gradients, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates)
+    metrics = {
+        "loss": mean,
+        "loss_tokens": weight,
+        "tokens": jnp.sum(batch["segment_ids_RT"] > 0),
+        "gradient_norm": optax.tree.norm(gradients),
+    }
+    return TrainState(state.step + 1, placement.constrain_params(model, params), opt_state), metrics
+
+
+def _in_parts(
+    value_and_grad: Callable[..., tuple[jax.Array, gpt.Params]],
+    params: gpt.Params,
+    batch: dict[str, jax.Array],
+    microbatches: int,
+) -> tuple[jax.Array, gpt.Params]:
+    """The sum of value and float32 gradients over the batch's microbatches, one after the other."""
+
+    def widen(tree: gpt.Params) -> gpt.Params:
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+    if microbatches == 1:
+        value, gradients = value_and_grad(params, batch)
+        return value, widen(gradients)
+
+    def deal(array_RT: jax.Array) -> jax.Array:
+        # Row i goes into part i % microbatches: every device keeps its rows.
+        rows, length = array_RT.shape
+        return array_RT.reshape(rows // microbatches, microbatches, length).swapaxes(0, 1)
+
+    def add(total: tuple[jax.Array, gpt.Params], part: dict[str, jax.Array]) -> tuple[Any, None]:
+        value, gradients = value_and_grad(params, part)
+        return jax.tree.map(jnp.add, total, (value, widen(gradients))), None
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
+    return jax.lax.scan(add, (jnp.zeros(()), zeros), jax.tree.map(deal, batch))[0]
+
+
+def initial_state(config: OptimizerConfig, params: gpt.Params, moments: checkpoint.Moments | None = None) -> TrainState:
+    """Step 0 from these weights, whose buffers the first step gives up.
+
+    `moments`: Adam begins with them, and as many steps on, instead of with zeros.
+
+    Adam's moments lie where their parameters lie and the counts on every device, as a step returns them: without
+    that the moments would all begin on one device, and the second step would be compiled anew.
+    """
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
+    leaves, structure = jax.tree.flatten(like)
+    make, places = _maker(config, tuple(leaves), structure)
+    opt_state = make()
+    if moments is not None:
+        adam = optax.ScaleByAdamState(jnp.asarray(moments.steps, jnp.int32), moments.first, moments.second)
+        opt_state = jax.tree.map(
+            lambda part, place: _cast_like(adam, part, place) if isinstance(part, optax.ScaleByAdamState) else part,
+            opt_state,
+            places.opt_state,
+            is_leaf=lambda part: isinstance(part, optax.ScaleByAdamState),
+        )
+    return TrainState(jax.device_put(np.zeros((), np.int32), places.step), params, opt_state)
+
+
+@functools.lru_cache
+def _maker(config: OptimizerConfig, leaves: tuple[Any, ...], structure: Any) -> tuple[Callable[[], Any], TrainState]:
+    """(the program that makes a fresh optimizer state, where the train state lies); compiled once, not an iteration."""
+    params = jax.tree.unflatten(structure, leaves)
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, params))
+    return jax.jit(lambda: _fresh(config, params), out_shardings=places.opt_state), places
+
+
+def abstract_state(config: OptimizerConfig, params: gpt.Params) -> TrainState:
+    """Shapes, dtypes and shardings of the state of (possibly abstract) parameters that have shardings."""
+    opt_state = jax.eval_shape(lambda: _fresh(config, params))
+    state = TrainState(cast(jax.Array, jax.ShapeDtypeStruct((), jnp.int32)), params, opt_state)
+    places = state_shardings(config, state, jax.tree.map(lambda leaf: leaf.sharding, params))
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
+
+
+def _fresh(config: OptimizerConfig, params: gpt.Params) -> optax.OptState:
+    # From float32 whatever the parameters are: of them only shapes count, and moments take the dtype they see.
+    return optimizer.chain(config).init(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params))
+
+
+def _cast_like(tree: Any, like: Any, places: Any) -> Any:
+    return jax.tree.map(lambda x, y, place: jax.device_put(x.astype(y.dtype), place), tree, like, places)
+
+
+def state_shardings(config: OptimizerConfig, state: TrainState, params: gpt.Params) -> TrainState:
+    """The shardings of a (possibly abstract) train state whose parameters have the shardings `params`."""
+    some = jax.tree.leaves(params)[0]
+    scalar: Any = NamedSharding(some.mesh, PartitionSpec()) if isinstance(some, NamedSharding) else some
+    moments = optax.tree_map_params(
+        optimizer.chain(config), lambda _, place: place, state.opt_state, params, transform_non_params=lambda _: scalar
+    )
+    return TrainState(scalar, params, moments)

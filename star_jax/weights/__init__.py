@@ -1,0 +1,1 @@
+"""Weights on disk and on devices: checkpoints, fingerprints, placement, and other projects' formats."""

@@ -1,0 +1,149 @@
+"""star_jax.algorithms.setup: what is checked before the first long stage, on the real files where they are at hand."""
+
+import dataclasses
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from star_jax import config, tokenizers
+from star_jax.algorithms import setup
+from star_jax.errors import InputError
+from star_jax.evaluation import generate
+from star_jax.models import decoder as gpt
+from star_jax.records import write_lines
+from star_jax.tokenizers import byte_level_bpe
+from star_jax.weights import checkpoint
+from tests.support.models import TINY, numpy_params
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def settings(name: str, **changes) -> config.Config:
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    values = module.get_config()
+    values.base.path = "a/model"
+    for key, value in changes.items():
+        group, option = key.split("__")
+        values[group][option] = value
+    return config.from_dict(values)
+
+
+@pytest.mark.parametrize(("name", "data"), [("commonsense_qa_gptj", "commonsense_qa"), ("gsm8k_gptj", "gsm8k"),
+                                            ("arithmetic_gptj", "")])  # fmt: skip
+def test_every_real_prompt_fits_gpt_j_and_every_training_text_its_row(shared_dir, record_property, name, data):
+    """Shots, problem and budget of every problem, in GPT-2's tokens, hinted too; only few references are longer."""
+    words = byte_level_bpe.Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
+    changes = {"task__data_dir": str(shared_dir / "data" / data)} if data else {"task__train_per_length": 200}
+    typed = settings(name, **changes)
+    task, prompts = typed.make_task(), generate.prompts_of(typed, 1)
+    for split in ("train", "dev", "test"):
+        found = setup._lengths(typed, task, words, typed.model, split, task.problems(split))
+        record_property(f"{name} {split}", found)
+        assert found["prompt_tokens_max"] + found["new_tokens_budget"] <= typed.model.max_positions
+        assert found["references_over_budget"] <= 1
+        shared, own = zip(*(prompts.prompt(task, p).parts for p in task.problems(split)[:200]), strict=True)
+        joined = [words.encode(a) + words.encode(b) for a, b in zip(shared, own, strict=True)]
+        assert joined == [words.encode(a + b) for a, b in zip(shared, own, strict=True)] and len(set(shared)) == 1
+        shots = found["shots_tokens"] if typed.star.few_shot_train else 0
+        assert shots + found["body_tokens_max"] + found["new_tokens_budget"] + 1 <= typed.train.row_tokens
+
+
+def test_a_prompt_that_leaves_no_room_is_named_before_anything_is_done():
+    typed = settings("arithmetic", task__train_per_length=3)
+    task, small = typed.make_task(), dataclasses.replace(TINY, max_positions=100)
+    words = tokenizers.make("symbols", task.symbols)
+    with pytest.raises(InputError, match=r"train problem 'train-\d-\d+': 0 tokens of shots.*exceed the model's 100"):
+        setup._lengths(typed, task, words, small, "train", task.problems("train"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A model of the TINY sizes with no tokenizer."""
+    directory = tmp_path_factory.mktemp("base") / "model"
+    checkpoint.save_model(directory, gpt.GPT(TINY), numpy_params(TINY), None)
+    return directory
+
+
+def opened(base: Path, workdir: Path, words: str = "symbols", **changes) -> setup.Run:
+    task = dict(task__train_per_length=5, task__held_out_per_length=5, evaluation__report_split="")
+    sizes = dict.fromkeys(
+        (f"model__{n}" for n in ("n_layers", "d_model", "n_heads", "d_mlp", "rotary_dim", "vocab_size")), 0
+    )
+    values = settings("arithmetic", **{"base__path": str(base), "mesh__data": 1, **task, **sizes, **changes})
+    return setup.open_run(dataclasses.replace(values, tokenizer=words), workdir)
+
+
+def test_a_base_without_a_tokenizer_asks_for_one(base, tmp_path):
+    with pytest.raises(InputError, match=re.escape(f"{base}: has no tokenizer; set --config.tokenizer")):
+        opened(base, tmp_path / "run", words="")
+    assert not (tmp_path / "run").exists()
+    assert opened(base, tmp_path / "run").tokenizer.vocab_size == 19
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model__d_model": 64}, "model.d_model 64 (the base has 32)"),
+        ({"model__architecture": "gpt2"}, "model.architecture gpt2 (the base has gptj)"),
+        ({"train__row_tokens": 4096}, "train.row_tokens 4096 exceeds the model's"),
+        ({"evaluation__report_split": "moon"}, "unknown split 'moon'"),
+        ({"evaluation__report_split": "dev"}, "evaluation.report_split must differ"),
+        ({"words": "bytes"}, "model.vocab_size must be at least 257"),
+        ({"base__path": "no/such/model"}, "no/such/model"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_directory_is_made(base, tmp_path, changes, reason):
+    with pytest.raises(InputError, match=re.escape(reason)):
+        opened(base, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_rotary_positions_may_be_more_or_fewer_than_the_base_had(base, tmp_path):
+    run = opened(base, tmp_path / "run", model__max_positions=300)
+    assert run.model.config.max_positions == 300 and run.config.model == run.model.config
+
+
+def test_a_second_opening_says_the_same_and_writes_nothing_anew(base, tmp_path):
+    first = opened(base, tmp_path / "run")
+    first.close()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("problems_*")}
+    assert opened(base, tmp_path / "run").config == first.config
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("problems_*")} == before != {}
+
+
+def test_other_problems_than_the_run_began_with_are_refused(base, tmp_path, monkeypatch):
+    opened(base, tmp_path / "run").close()
+    before = (tmp_path / "run" / "problems_train.jsonl").read_bytes()
+    monkeypatch.setattr(setup, "write_lines", lambda records: write_lines(records[1:]))
+    with pytest.raises(
+        InputError, match=r"under other conditions: dev problems was .*; train problems was .*allow_changes"
+    ):
+        opened(base, tmp_path / "run")
+    assert (tmp_path / "run" / "problems_train.jsonl").read_bytes() == before
+
+
+def test_damaged_problems_are_written_anew(base, tmp_path):
+    opened(base, tmp_path / "run").close()
+    path = tmp_path / "run" / "problems_train.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(before[:-5])
+    opened(base, tmp_path / "run").close()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"mesh__data": 8, "train__batch_rows": 12}, "12 rows do not divide over 8 devices"),
+        ({"mesh__data": 1, "mesh__fsdp": 3, "train__batch_rows": 12}, "mesh.fsdp: 3 does not divide the 32 of"),
+        ({"mesh__data": 1, "mesh__tensor": 8}, "mesh.tensor: 8 does not divide the"),
+    ],
+)
+def test_devices_that_do_not_divide_the_work_are_named_at_once(base, tmp_path, changes, reason):
+    with pytest.raises(InputError, match=re.escape(reason)):
+        opened(base, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,124 @@
+"""tests/benchmarks: their short forms run, on this machine, and say what they would measure on a larger one."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from star_jax.algorithms import star
+from star_jax.config import GPTJ_6B, ModelConfig
+from star_jax.models import decoder as gpt
+from star_jax.preflight import budget
+from tests.support.runs import small_config
+
+BENCHMARKS = Path(__file__).parent
+GPTJ = ["--layers=2", "--d_model=64", "--problems=12", "--slots=4", "--new_tokens=8", "--prefix=32", "--body=16",
+        "--rows=2", "--row_tokens=64", "--steps=2", "--probe_mib=4", "--probe_side=64"]  # fmt: skip
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    with mock.patch.object(sys, "path", [str(BENCHMARKS), *sys.path]):  # as where it is run as a script
+        spec.loader.exec_module(module)
+    return module
+
+
+def test_the_iteration_s_table_says_where_the_time_went(tmp_path, capsys):
+    """From a tiny base; every phase has a row, and what is compiled is compiled in the first iteration."""
+    star.run(small_config(star__iterations=0), tmp_path / "run")
+    flags = ["--digits=2", "--problems=60", "--steps=3", "--iterations=2"]
+    load("iteration").main([f"--base={tmp_path / 'run' / 'base'}", *flags])
+    printed = capsys.readouterr().out
+    rows = {line.split()[0]: line for line in printed.splitlines() if line.strip()}
+    for name in ("sample", "rationalize", "filter", "pack", "load", "fine_tune", "save", "evaluate", "report", "other"):
+        assert re.fullmatch(rf"{name:14}( +\d+\.\d\d s +\d+\.\d%){{3}}", rows[name]), printed
+    assert "compilations after iteration 1: 0 (bar: 0)" in printed
+    assert re.search(r"^storing  .* s +[0-9.]+%", printed, re.MULTILINE) and "ledger and checkpoints: " in printed
+    shares = [float(n) for n in re.findall(r"([\d.]+)%", rows["outside"])]
+    assert all(0 < share < 100 for share in shares)
+
+
+def test_the_sampling_pass_draws_the_same_tokens_on_all_sides(shared_dir):
+    """The plain loop's tokens are ours; and with stops the script asserts that refilling changes none."""
+    data = [f"--data={shared_dir / 'data/commonsense_qa'}", f"--tokenizer={shared_dir / 'data/gpt2'}"]
+    sizes = ("layers=1", "problems=4", "new_tokens=4", "slots=4", "stopping_problems=6", "runs=1", "peers=plain")
+    command = [sys.executable, BENCHMARKS / "sampling_pass.py", *data, *(f"--{size}" for size in sizes)]
+    env = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parents[1]), "XLA_FLAGS": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    plain = next(line for line in done.stdout.splitlines() if line.startswith("plain JAX loop, batch 4"))
+    assert plain.split()[-1] == "100.00%"
+    assert "6 problems that stop after" in done.stdout and "a queue for each set of slots" in done.stdout
+
+
+def test_the_sampler_s_table_at_a_tiny_size():
+    """The script asserts that both sides draw the same tokens."""
+    command = [sys.executable, BENCHMARKS / "sampler.py", "--problems=8", "--slots=4", "--shots=1"]
+    env = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parents[1]), "XLA_FLAGS": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.fullmatch(r"plain / ours: [\d.]+", done.stdout.splitlines()[-1])
+
+
+def test_the_browser_of_rationales_table_at_a_tiny_size(capsys):
+    """Every action has its times; without a Chromium the sizes are there alone."""
+    pytest.importorskip("playwright", reason="needs playwright (pip install -e '.[test]')")
+    load("report_browser").main(["--problems=60", "--train_problems=30", "--iterations=1", "--repeats=1"])
+    printed = capsys.readouterr().out
+    assert re.search(r"^page 0\.\d\d MB; beside it 0 files, 0\.00 MB$", printed, re.MULTILINE), printed
+    if "no times: none of" not in printed:
+        rows = re.findall(r"^  (\S.*?) {2,}\d+ +\d+ +\d+$", printed, re.MULTILINE)
+        assert len(rows) == 2 * (7 + 2 + 2) and {"search: Reason", "page turned", "history"} <= set(rows), printed
+        assert re.search(r"^slowest answer \d+ ms: (under|OVER) the bar of 300 ms$", printed, re.MULTILINE)
+
+
+def test_gpt_j_s_tables_at_a_tiny_size(capsys):
+    load("gptj").main([*GPTJ, "--torch_device=cpu"])
+    printed = capsys.readouterr().out
+    numbers = r"[\d,]+(?:\.\d+)?"
+    for line in (
+        rf"matrix product {numbers} TFLOP/s, copy {numbers} TB/s",
+        rf"decode: +{numbers} tokens/s, -?{numbers} ms a step; floor {numbers} ms \({numbers} GB\), "
+        rf"-?{numbers}% of it; products {numbers} ms",
+        rf"prefill: +{numbers} tokens/s, {numbers} TFLOP/s, {numbers}% of the matrix rate",
+        rf"bfloat16 weights, bfloat16 first moment, remat full: {numbers} \+ {numbers} GiB, fits",
+        rf"first {numbers} s, then {numbers} s; {numbers} tokens/s; MFU {numbers}%, with recomputation {numbers}%",
+        rf"one loop, 12 problems, 2 steps: {numbers} s: sample {numbers}, rationalize {numbers}, load {numbers}, "
+        rf"fine_tune {numbers}  \(bar: 180 s on an H200",
+    ):
+        assert re.search(line, printed), (line, printed)
+    assert re.search(r"transformers' generate: (4 rows, .* new tokens/s|torch or transformers is absent)", printed)
+
+
+def test_gpt_j_s_benchmark_needs_neither_seqio_nor_tensorflow_nor_ml_collections():
+    """A machine with a GPU may have jax, flax, optax and orbax alone."""
+    hide = "for name in ('seqio', 'tensorflow', 'clu', 'ml_collections', 'tqdm', 'torch'): sys.modules[name] = None"
+    find = "sys.path.insert(0, sys.argv[1]); sys.path.insert(0, sys.argv[2])"
+    code = f"import sys\n{hide}\n{find}\nimport gptj, star_jax.weights.checkpoint"
+    paths = [str(BENCHMARKS), str(BENCHMARKS.parents[1])]
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("slots", [64, 256, 512])
+def test_the_least_work_of_gpt_j_6b_by_hand(slots):
+    """12.1 GB of weights in bfloat16 less the embedding's 0.4, and 458,752 bytes of keys and values a token."""
+    cfg = ModelConfig(**GPTJ_6B, compute_dtype="bfloat16")
+    lengths = budget.Lengths(prefix=785, body=55, new=96)
+    work = budget.least_sampling(cfg, slots, slots, lengths)
+    weights = 2 * (budget.parameters(gpt.GPT(cfg)) - 50400 * 4096)
+    assert weights == pytest.approx(12.1e9 - 0.413e9, rel=2e-3)
+    assert work.decode_steps == 95
+    own = 458_752 * (785 + slots * (55 + 48))
+    assert work.decode_bytes / 95 == pytest.approx(weights + own)
+    blocks, head = 28 * 12 * 4096**2, 50400 * 4096  # biases and norms are a thousandth
+    a_token = 2 * (blocks + head) + 4 * 28 * 4096 * (785 + 55 + 95 / 2)
+    assert work.decode_flops == pytest.approx(slots * 95 * a_token, rel=1e-3)
+    more = budget.least_sampling(cfg, 2 * slots, slots, lengths)
+    assert more.decode_bytes == 2 * work.decode_bytes and more.decode_flops == 2 * work.decode_flops

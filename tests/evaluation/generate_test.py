@@ -1,0 +1,239 @@
+"""Accuracy, intervals and votes against brute force; resuming and choosing by files."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from star_jax import tasks
+from star_jax.config import Config, default, from_dict
+from star_jax.errors import InputError
+from star_jax.evaluation import accuracy, generate, statistics, stored_run
+from star_jax.records import Completion, Problem, from_json, natural_order, read_jsonl, to_json
+from star_jax.runs.run_directory import Ledger
+from star_jax.sampling.sampler import Draw
+from star_jax.tasks.arithmetic import Arithmetic
+from star_jax.tasks.few_shot import PromptSet
+
+TASK = Arithmetic(train_per_length=2, max_digits=2)
+
+
+def completion(problem: Problem, draw: int, answer: str | None, verdict: str) -> Completion:
+    return Completion(
+        problem.id, 1, draw, False, text="", answer=answer, verdict=verdict, consistent=None,
+        log_probability=-1.0, tokens=3, seed="s",
+    )  # fmt: skip
+
+
+def random_completions(rng: np.random.Generator, draws: int) -> tuple[list[Problem], list[Completion]]:
+    """Seventeen sums of two classes, the right answers among four that are drawn, some cut off or without one."""
+    problems = [Problem(f"p{i}", "", "1 0", category=str(rng.integers(3))) for i in range(17)]
+    completions = []
+    for problem in problems:
+        for draw in range(draws):
+            answer = rng.choice(["1 0", "0", "2", "9 9"])
+            verdict = "right" if answer == "1 0" else "wrong"
+            completions.append(completion(problem, draw, str(answer), verdict))
+            if rng.random() < 0.3:
+                other = [dict(verdict="cut_off"), dict(verdict="unparsable", answer=None)][rng.integers(2)]
+                completions[-1] = dataclasses.replace(completions[-1], **other)
+    return problems, completions
+
+
+def test_score_counts_by_class():
+    for seed in range(20):
+        problems, completions = random_completions(np.random.default_rng(seed), draws=1)
+        result = accuracy.score(problems, completions)
+        right = [c.verdict == "right" for c in completions]
+        assert result["accuracy"] == sum(right) / 17 and result["n"] == 17
+        assert [result[v] for v in ("right", "wrong", "unparsable", "cut_off")] == [
+            sum(c.verdict == v for c in completions) for v in ("right", "wrong", "unparsable", "cut_off")
+        ]
+        shares = []
+        for name in {p.category for p in problems}:
+            own = [r for r, p in zip(right, problems, strict=True) if p.category == name]
+            shares.append(sum(own) / len(own))
+            assert (result["by_class"][name]["accuracy"], result["by_class"][name]["n"]) == (shares[-1], len(own))
+            assert result["by_class"][name]["ci95"] == [round(x, 4) for x in statistics.wilson(sum(own), len(own))]
+        assert result["mean_of_classes"] == pytest.approx(np.mean(shares))
+
+
+def test_majority_takes_the_earliest_of_the_commonest():
+    for seed in range(20):
+        problems, completions = random_completions(np.random.default_rng(seed), draws=5)
+        voted, solved = 0, 0
+        for problem in problems:
+            own = [c for c in completions if c.problem_id == problem.id]
+            votes = [c.answer for c in own if c.answer and c.verdict != "cut_off"]
+            most = max((votes.count(v) for v in votes), default=0)
+            voted += next((v == "1 0" for v in votes if votes.count(v) == most), False)
+            solved += any(c.verdict == "right" for c in own)
+        result = accuracy.vote(TASK, problems, completions)
+        assert result["majority"]["accuracy"] == voted / 17
+        assert result["pass@5"]["accuracy"] == solved / 17
+        single = sum(c.verdict == "right" for c in completions) / len(completions)
+        assert result["pass@1"]["accuracy"] == pytest.approx(single)
+        assert sum(line["n"] for line in result["majority_by_class"].values()) == 17
+
+
+@pytest.mark.parametrize(("draws", "right"), [(1, 0), (1, 1), (4, 1), (6, 2), (7, 7), (8, 0)])
+def test_pass_at_k_is_the_share_of_the_subsets_that_hold_a_right_draw(draws, right):
+    for k in range(1, draws + 1):
+        subsets = list(itertools.combinations([i < right for i in range(draws)], k))
+        assert accuracy.pass_at(k, draws, right) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+class StubSampler:
+    """Draws the reference for every second seed, in chunks of three; after `chunks` of them it is killed."""
+
+    def __init__(self, chunks: int = 1000) -> None:
+        self.chunks, self.seeds, self.texts = chunks, [], []
+
+    def __call__(self, prompts, seeds, progress, meanwhile=None) -> None:
+        self.seeds += seeds
+        self.texts += [p.text for p in prompts]
+        for start in range(0, len(seeds), 3):
+            if not self.chunks:
+                raise KeyboardInterrupt
+            self.chunks -= 1
+            places = list(range(start, min(start + 3, len(seeds))))
+            progress(
+                places, [Draw(f"<scratch>\n</scratch>\n{len(seeds[i]) % 10}", (1, 2), -0.5, i == 1) for i in places]
+            )
+
+
+def complete(workdir, sampler, log=None):
+    ledger = Ledger(workdir)
+    return generate.complete(
+        ledger, ledger.path(2, "samples.jsonl"), sampler, TASK, TASK.problems("train"), PromptSet("shots\n\n"),
+        what="sample", seed=7, iteration=2, draws=2, log=log,
+    )  # fmt: skip
+
+
+def test_complete_draws_only_what_is_missing(tmp_path):
+    """Killed after two chunks, with half a line behind them: the second call draws the other two, a third none."""
+    whole = complete(tmp_path / "whole", StubSampler())
+    killed, workdir = StubSampler(chunks=2), tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        complete(workdir, killed)
+    part = workdir / "iter_002" / "samples.jsonl.part"
+    with open(part, "a") as file:
+        file.write('{"problem_id": "train-2-0')
+    second, logged = StubSampler(), []
+    resumed = complete(workdir, second, logged.append)
+    assert len(killed.seeds) == 8 and second.seeds == killed.seeds[6:]
+    assert [c.seed for c in resumed] == killed.seeds and len(set(killed.seeds)) == 8
+    assert {c.seed for c in whole} == set(killed.seeds)
+    assert logged[0]["problems"] == 2 and logged[0]["tokens"] == 4
+    assert not part.exists()
+    third = StubSampler()
+    assert complete(workdir, third) == resumed == list(read_jsonl(Completion, part.with_suffix("")))
+    assert third.seeds == []
+
+
+def test_complete_makes_prompts_seeds_and_verdicts(tmp_path):
+    sampler = StubSampler()
+    completions = complete(tmp_path, sampler)
+    problems = [p for p in TASK.problems("train") for _ in range(2)]
+    assert sampler.texts == ["shots\n\n" + TASK.render(p) for p in problems]
+    assert sampler.seeds == [f"7/sample/2/{p.id}/{i % 2}/0" for i, p in enumerate(problems)]
+    assert [(c.problem_id, c.draw, c.iteration) for c in completions] == [
+        (p.id, i % 2, 2) for i, p in enumerate(problems)
+    ]
+    assert [c.verdict == "cut_off" for c in completions] == [i == 1 for i in range(8)]
+    for c, p in zip(completions, problems, strict=True):
+        assert c.verdict in ("cut_off", "right" if c.answer == p.answer else "wrong")
+        assert (c.tokens, c.log_probability, c.hinted) == (2, -0.5, False)
+
+
+def a_run(workdir, accuracies) -> Ledger:
+    """A run's directory with the files that choosing an iteration reads."""
+    ledger = Ledger(workdir)
+    values = from_dict(_config()).to_dict()
+    ledger.open(values)
+    for n, value in enumerate(accuracies):
+        ledger.write_json(ledger.path(n, "eval_dev.json"), {"iteration": n, "split": "dev", "accuracy": value})
+        (ledger.path(n, "params") if n else ledger.workdir / "base").mkdir()
+        ((ledger.path(n, "params") if n else ledger.workdir / "base") / "model.json").write_text("{}")
+    return ledger
+
+
+def _config():
+    config = default("arithmetic")
+    config.base.path = "somewhere"
+    return config
+
+
+@pytest.mark.parametrize("accuracies, best", [([0.1, 0.5, 0.5, 0.2], 1), ([0.9, 0.1], 0), ([0.0, 0.1, 0.11], 2)])
+def test_best_iteration_is_the_earliest_of_equals(tmp_path, accuracies, best):
+    ledger = a_run(tmp_path, accuracies)
+    assert stored_run.best_iteration(ledger, "dev") == best
+    opened = stored_run.open_run(str(tmp_path), "best")
+    assert opened.number == best and isinstance(opened.config, Config)
+    assert opened.directory == (ledger.path(best, "params") if best else tmp_path / "base")
+    assert stored_run.open_run(str(tmp_path), "base").directory == tmp_path / "base"
+    assert stored_run.open_run(str(tmp_path), "1").directory == ledger.path(1, "params")
+
+
+def test_open_run_says_what_is_wrong(tmp_path):
+    with pytest.raises(InputError, match=r"config\.json"):
+        stored_run.open_run(str(tmp_path / "nowhere"), "best")
+    a_run(tmp_path / "new", [])
+    with pytest.raises(InputError, match="no iteration has been evaluated"):
+        stored_run.open_run(str(tmp_path / "new"), "best")
+    a_run(tmp_path / "run", [0.1, 0.2])
+    for iteration in ("first", "-1", "1.5", "", "²"):
+        with pytest.raises(InputError, match="--iteration"):
+            stored_run.open_run(str(tmp_path / "run"), iteration)
+    with pytest.raises(InputError, match="no complete model"):
+        stored_run.open_run(str(tmp_path / "run"), "7")
+    broken = json.loads((tmp_path / "run" / "config.json").read_text()) | {"sead": 1}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(broken))
+    with pytest.raises(InputError, match="did you mean 'seed'"):
+        stored_run.open_run(str(tmp_path / "run"), "1")
+
+
+def test_prompts_and_problems_of_a_run():
+    """Shots in every iteration, or in the first alone; the first so many problems of a split."""
+    values = _config()
+    values.evaluation.problems = 3
+    config = from_dict(values)
+    assert generate.prompts_of(config, 1) == generate.prompts_of(config, 2) == PromptSet()
+    assert generate.split_problems(config, TASK, "dev") == TASK.problems("dev")[:3]
+    with pytest.raises(InputError, match="split"):
+        generate.split_problems(config, TASK, "validation")
+
+
+def drawn(answer, right: bool, problem_id: str = "p") -> Completion:
+    verdict = "right" if right else "wrong"
+    return Completion(problem_id, 0, 0, False, "", answer, verdict, None, -1.0, 3, "seed")
+
+
+def test_a_vote_is_the_same_from_memory_and_from_disk():
+    """A letter beside another choice's name is wrong; read back, the letter alone is left."""
+    problem = Problem("p", "?", "b", choices=("inkwell", "blotter"))
+    task = tasks.make("commonsense_qa")
+    for texts, expected in (
+        (["the answer is inkwell (b)."] * 4, 0.0),
+        (["the answer is inkwell (b).", *["the answer is blotter (b)."] * 3], 1.0),
+        (["(a).", "(b).", "(b)."], 1.0),
+    ):
+        answers = [task.parse(text) for text in texts]
+        completions = [drawn(a, task.grade(problem, a)) for a in answers]
+        read_back = [from_json(Completion, to_json(c)) for c in completions]
+        for found in (completions, read_back):
+            assert accuracy.vote(task, [problem], found)["majority"]["accuracy"] == expected
+
+
+def test_a_vote_counts_answers_and_not_their_spellings():
+    task, problem = tasks.make("jsonl"), Problem("p", "?", "72")
+    answers = ["5", "5", "72", "$72", "72.0"]
+    completions = [drawn(a, task.grade(problem, a)) for a in answers]
+    assert accuracy.vote(task, [problem], completions)["majority"]["accuracy"] == 1.0
+
+
+def test_classes_are_in_the_order_of_their_numbers():
+    names = ["10 digits", "2 digits", "1 digit", "8+ steps", "new", ""]
+    assert sorted(names, key=natural_order) == ["", "new", "1 digit", "2 digits", "8+ steps", "10 digits"]

@@ -1,0 +1,204 @@
+"""launch/colab_demo.ipynb runs top to bottom: its short form, in a kernel of this interpreter and this checkout."""
+
+import base64
+import html
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from star_jax.records import Completion, read_jsonl
+
+pytest.importorskip("nbclient", reason="no nbclient: install the test extra")
+nbformat = pytest.importorskip("nbformat", reason="no nbformat: install the test extra")
+pytest.importorskip("ipykernel", reason="no ipykernel: install the test extra")
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "launch" / "colab_demo.ipynb"
+
+
+def stored():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("colab")
+
+
+@pytest.fixture(scope="module")
+def cells(runs) -> dict:
+    """The cells after a run, by id."""
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+
+    notebook = stored()
+    place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
+    given = f"SHORT, OTHER_ARM, RUNS = True, True, {str(runs)!r}"
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(given, id="given"))
+    # No kernel that is installed on this machine may take the place of this interpreter.
+    kernel = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python"}
+    specs = runs / "kernels"
+    (specs / "here").mkdir(parents=True)
+    (specs / "here" / "kernel.json").write_text(json.dumps(kernel | {"display_name": "here"}))
+    manager = AsyncKernelManager(kernel_name="here", kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(specs)]))
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}  # one device, not eight
+    environment |= {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(runs / "ipython"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is most of the time
+    client = NotebookClient(notebook, km=manager, timeout=120, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
+    client.execute(cleanup_kc=True, env=environment)  # the manager is ours, and its kernel would live on
+    return {cell.id: cell for cell in notebook.cells}
+
+
+def printed(cell) -> str:
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream")
+
+
+def shown(cell, kind: str) -> list[str]:
+    return [output.data[kind] for output in cell.outputs if kind in output.get("data", {})]
+
+
+def picture(cell) -> np.ndarray:
+    """Pixels [H, W, 4] of the one picture of a cell, 0 to 1."""
+    (png,) = shown(cell, "image/png")
+    return matplotlib.image.imread(io.BytesIO(base64.b64decode(png)), format="png")
+
+
+def share_in_colour(pixels: np.ndarray) -> float:
+    return float((np.ptp(pixels[..., :3], axis=-1) > 0.3).mean())
+
+
+def test_it_is_stored_valid_without_outputs_and_asks_for_a_v5e():
+    notebook = stored()
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.accelerator == "TPU" and notebook.metadata.colab.gpuType == "V5E1"
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None, cell.id
+    settings = next(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    assert "SHORT = False" in settings and "OTHER_ARM = False" in settings
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """Runs the install cell as in a fresh session, in an empty folder; commands are recorded and not run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if Path(path or ".").resolve() != ROOT])
+    monkeypatch.delenv("TPU_ACCELERATOR_TYPE", raising=False)
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(()))  # whatever this machine's /dev holds
+    commands = []
+
+    def run(command, **_):
+        commands.append([str(word) for word in command])
+        if command[0] == "git":
+            (Path(command[-1]) / "star_jax").mkdir(parents=True)
+            (Path(command[-1]) / "star_jax" / "star.py").touch()
+        return subprocess.CompletedProcess(command, 0)
+
+    def install(failing: str = "") -> list[list[str]]:
+        commands.clear()
+        source = next(cell.source for cell in stored().cells if cell.id == "install")
+        status = subprocess.CompletedProcess([], 1)
+        monkeypatch.setattr(subprocess, "run", lambda c, **k: status if failing in c else run(c, **k))
+        exec(compile(source, "install", "exec"), {"REPOSITORY": "https://host.invalid/star_jax"})
+        return commands
+
+    return install
+
+
+@pytest.mark.parametrize(("kind", "package"), [("", "star_jax_checkout"), ("v5litepod-1", "star_jax_checkout[tpu]")])
+def test_a_fresh_session_clones_and_installs_for_its_device(fresh, kind, package, tmp_path, monkeypatch):
+    if kind:
+        monkeypatch.setenv("TPU_ACCELERATOR_TYPE", kind)
+    clone, pip = fresh()
+    assert clone[:2] == ["git", "clone"] and clone[-2:] == [
+        "https://host.invalid/star_jax",
+        f"{tmp_path}/star_jax_checkout",
+    ]
+    assert pip == [sys.executable, "-m", "pip", "install", "--quiet", "--editable", f"{tmp_path}/{package}"]
+    assert Path.cwd() == tmp_path / "star_jax_checkout" and sys.path[0] == str(Path.cwd())
+
+
+def test_a_v5e_is_known_by_its_node_too(fresh, monkeypatch):
+    """Colab's runtimes do not all name their accelerator in the environment."""
+    node = "vfio/[0-9]*"
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([self / "vfio/0"] if pattern == node else []))
+    assert fresh()[-1][-1].endswith("[tpu]")
+
+
+def test_a_failed_clone_or_installation_says_what_to_do(fresh):
+    with pytest.raises(RuntimeError, match="cannot be cloned: set REPOSITORY"):
+        fresh(failing="git")
+    with pytest.raises(RuntimeError, match="pip could not install"):
+        fresh(failing="pip")
+
+
+def test_an_old_jax_that_is_loaded_asks_for_a_restart(fresh, monkeypatch):
+    """Colab brings an older JAX; imported before the upgrade, it would stay in the session."""
+    monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(__version__="0.4.1"))
+    with pytest.raises(RuntimeError, match="jax: loaded in an older version"):
+        fresh()
+
+
+def test_no_cell_fails_and_nothing_is_installed(cells):
+    """Cells that fail end the run; an installation here would replace the checkout under test."""
+    assert "star_jax is installed" in printed(cells["install"]) and str(ROOT) in printed(cells["install"])
+    for cell in cells.values():
+        assert cell.cell_type != "code" or cell.execution_count
+        for output in cell.get("outputs", ()):
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr" or "Traceback" not in output.text, cell.id
+
+
+def test_the_run_says_what_it_does(cells):
+    text = printed(cells["run"])
+    for part in ("base: 150 steps", "iteration 0: dev accuracy", "iteration 2: dev accuracy", "report.html"):
+        assert part in text
+
+
+@pytest.mark.parametrize("name", ["figure", "arm", "own-run"])
+def test_figures_are_drawn(cells, name):
+    assert share_in_colour(picture(cells[name])) > 0.002
+
+
+def test_the_report_is_shown_whole(cells, runs):
+    (page,) = shown(cells["report"], "text/html")
+    assert html.escape((runs / "short" / "arithmetic" / "report.html").read_text()) in page
+
+
+def test_the_rationales_are_those_of_the_run(cells, runs):
+    samples = list(read_jsonl(Completion, runs / "short" / "arithmetic" / "iter_001" / "samples.jsonl"))
+    (page,) = shown(cells["rationales"], "text/html")
+    for sample in samples[:5]:
+        assert html.escape(sample.text) in page and sample.verdict in page
+    assert "<scratch>" not in page and "without a hint" in page
+    assert f"{len(samples):,}; page 1 of" in page
+
+
+def test_bars_and_pager_are_widgets_where_there_are_any(cells):
+    """Standard error is no terminal in a notebook: there the bars of `metrics.progress` were never seen."""
+    view = "application/vnd.jupyter.widget-view+json"
+    if importlib.util.find_spec("ipywidgets"):
+        assert len(shown(cells["run"], view)) >= 5 and len(shown(cells["pager"], view)) == 1
+    else:
+        assert "with the answer as a hint" in shown(cells["pager"], "text/html")[0]
+
+
+def test_sums_and_own_questions_get_answers(cells, runs):
+    assert "3 4 + 5 6:" in printed(cells["sums"]) and "iteration 0" in printed(cells["sums"])
+    problem = json.loads((runs / "short" / "own" / "run" / "problems_train.jsonl").read_text().split("\n")[0])
+    assert problem["question"] in printed(cells["own-file"])
+    kept = (runs / "short" / "own" / "run" / "iter_001" / "kept.jsonl").read_text()
+    assert "####" in kept and (runs / "short" / "own" / "run" / "iter_001" / "DONE").exists()
+    assert f"--config={runs}/short/own/my_questions.py" in printed(cells["real"])

@@ -1,0 +1,242 @@
+"""star_jax.report.blocks: what is packed is what the files say, and it lies in the page or beside it."""
+
+import base64
+import dataclasses
+import gzip
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from star_jax import report
+from star_jax.errors import InputError
+from star_jax.records import Example, Problem
+from star_jax.report import blocks, load, texts
+from tests.report.report_test import (
+    add_training,
+    browsers,
+    collections_of,
+    completion,
+    lines,
+    make_run,
+    page_of,
+    problem,
+    put,
+    remove,
+    shown,
+)
+
+
+def make_training(workdir: Path, iterations: int = 2) -> Path:
+    """`make_run` with two sampled and one hinted draw a train problem; kept is draw 1 of those with an even number."""
+    make_run(workdir, iterations)
+    put(workdir / "problems_train.jsonl", [problem(index, "train") for index in range(6)])
+    for number in range(1, iterations + 1):
+        drawn = []
+        for index in range(6):
+            for draw in range(2):
+                right = draw == 1 and index % 2 == 0
+                one = completion(index, number, "right" if right else "wrong", "train", f"{number}/{index}/{draw}")
+                drawn.append(dataclasses.replace(one, draw=draw, log_probability=-1.5 * draw, tokens=4))
+        hinted = [
+            dataclasses.replace(completion(index, number, "right", "train", f"hinted {index}"), hinted=True)
+            for index in (1, 3)
+        ]
+        kept = [Example(c.problem_id, "p", c.text, number, "sampled", draw=1) for c in drawn if c.verdict == "right"]
+        kept += [Example("train-1", "p", "hinted 1", number, "rationalized")]
+        kept += [Example("train-0", "p", "0/0/0", number - 1, "sampled", draw=0)]  # of the iteration before
+        folder = workdir / f"iter_{number:03d}"
+        put(folder / "samples.jsonl", drawn)
+        put(folder / "rationalizations.jsonl", hinted)
+        put(folder / "kept.jsonl", kept)
+    return workdir
+
+
+def shelf_of(*workdirs: Path) -> blocks.Shelf:
+    return blocks.shelve([load.read_run(workdir) for workdir in workdirs])
+
+
+def all_blocks(shelf: blocks.Shelf) -> dict[str, blocks.Block]:
+    """By their names without the digest, in the order in which a page takes them."""
+    ranked = [entry for of_run in shelf.collections for collection in of_run for entry in blocks._ranked(collection)]
+    return {block.name.rpartition("_")[0]: block for _, block in sorted(ranked, key=lambda entry: entry[0])}
+
+
+def test_the_training_draws_are_those_of_the_files(tmp_path):
+    found = collections_of(page_of(make_training(tmp_path)))["training"]
+    keys = [row[0] for row in found["problems"]["problems"]]
+    questions = {p["id"]: [p["question"], p["answer"], p["category"]] for p in lines(tmp_path / "problems_train.jsonl")}
+    for key, question, answer, label, solved in found["problems"]["problems"]:
+        assert questions[key] == [question, answer, found["problems"]["classes"][label]]
+        assert solved == (1 if int(key[-1]) % 2 == 0 else None)  # by a hint is not counted
+    assert list(found["draws"]) == [1, 2]
+    for number, rows in found["draws"].items():
+        folder = tmp_path / f"iter_{number:03d}"
+        kept = {(e["problem_id"], e["source"], e["draw"], e["iteration"]) for e in lines(folder / "kept.jsonl")}
+        wanted = []
+        for name, source in (("samples", "sampled"), ("rationalizations", "rationalized")):
+            for c in lines(folder / f"{name}.jsonl"):
+                was_kept = (c["problem_id"], source, c["draw"], number) in kept
+                rest = [c["answer"], c["consistent"], c["log_probability"] / c["tokens"], c["tokens"], c["text"]]
+                wanted.append([c["problem_id"], c["draw"], int(c["hinted"]), int(was_kept), c["verdict"], *rest])
+        got = [[keys[place], *rest[:5], rest[5], pytest.approx(rest[6], abs=6e-4), *rest[7:]] for place, *rest in rows]
+        assert len(got) == 14 and all(line in wanted for line in got)
+        assert [row[0] for row in rows] == sorted(row[0] for row in rows)
+
+
+def test_an_evaluation_is_its_draw_0(tmp_path):
+    path = make_run(tmp_path) / "iter_001/eval_dev.jsonl"
+    first = [completion(index, 1, "wrong") for index in range(4)]
+    put(path, [*first, *(dataclasses.replace(c, draw=1, verdict="right") for c in first)])
+    found = collections_of(page_of(tmp_path))["evaluation"]
+    assert [row[4] for row in found["draws"][1]] == ["wrong"] * 4 and len(found["draws"][0]) == 4
+
+
+def test_draws_that_are_not_filtered_yet_and_of_problems_not_on_record(tmp_path):
+    remove(make_run(tmp_path), "iter_002/[!sr]*", "problems_*.jsonl")
+    found = collections_of(page_of(tmp_path))
+    assert {row[3] for row in found["training"]["draws"][2]} == {None}
+    assert {row[3] for row in found["training"]["draws"][1]} == {0, 1}
+    assert {row[0] for row in found["training"]["draws"][1]} == {f"train-{index}" for index in range(8)}
+    keys = [row[0] for row in found["evaluation"]["problems"]["problems"]]
+    assert keys == [f"dev-{index}" for index in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("missing", "names"),
+    [
+        (["iter_00[12]"], ["evaluation"]),
+        (["iter_*"], ["evaluation"]),
+        (["iter_*/eval*"], ["evaluation", "training"]),
+        (["iter_*/eval*", "problems_dev.jsonl"], ["training"]),
+        (["iter_*", "problems_dev.jsonl"], None),
+    ],
+)
+def test_a_run_has_the_collections_that_it_can_fill(tmp_path, missing, names):
+    remove(make_run(tmp_path), *missing)
+    found = browsers(page := page_of(tmp_path))
+    assert [one["name"] for one in found[0]["collections"]] == names if found else names is None
+    assert ("No problem and no draw is on record yet." in shown(page)) == (names is None)
+
+
+def test_an_iteration_that_kept_nothing(tmp_path):
+    add_training(make_run(tmp_path, iterations=1) / "iter_001", 1, sampled=0, rationalized=0)
+    rows = collections_of(page_of(tmp_path))["training"]["draws"][1]
+    assert [row[3] for row in rows] == [0] * 8
+
+
+def test_numbers_of_a_damaged_file_are_left_out(tmp_path):
+    path = make_run(tmp_path) / "iter_002/samples.jsonl"
+    values = lines(path)
+    values[0] |= {"tokens": float("inf"), "log_probability": float("-inf"), "draw": float("nan"), "consistent": "yes"}
+    values[1] |= {"tokens": 0, "answer": 17}
+    values[2] |= {"tokens": 1e-290, "log_probability": 1e290}
+    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+    rows = {row[0]: row for row in collections_of(page_of(tmp_path))["training"]["draws"][2]}
+    assert rows["train-0"][1] is None and rows["train-0"][6:9] == [None] * 3
+    assert rows["train-1"][5] == "17" and rows["train-1"][7] is None and rows["train-2"][7] is None
+
+
+def test_keys_can_be_shown_and_do_not_collide():
+    ids = ["dev-1", "a\u200bb", "a\u200cb", "a\x00", "\ud800", "x" * 5000, "x" * 5001, "</script>", "a b&c=d#e%"]
+    keys = [blocks.key_of(one) for one in ids]
+    assert len(set(keys)) == len(ids) and keys[0] == "dev-1" and keys[-1] == ids[-1]
+    for key in keys:
+        key.encode()
+        assert len(key) < 300 and texts.visible(key) == key
+    assert texts.clipped("x" * 9_999).endswith("x … [cut for this page; 9,999 characters in all]")
+
+
+def test_what_matters_most_is_in_the_page(tmp_path, monkeypatch):
+    """Base, best and last evaluation, then the other ones; training behind them, the last iteration first."""
+    put((make_training(tmp_path / "a") / "iter_001/eval_dev.json"), {"n": 4, "accuracy": 0.9})
+    shutil.copytree(tmp_path / "a/iter_002", tmp_path / "a/iter_003")
+    shutil.copytree(tmp_path / "a/iter_002", tmp_path / "a/iter_004")
+    order = all_blocks(shelf_of(tmp_path / "a"))
+    numbers = ("problems", "000", "001", "004", "003", "002")
+    assert list(order) == [f"r0_evaluation_{n}" for n in numbers] + [
+        f"r0_training_{n}" for n in ("problems", "004", "003", "002", "001")
+    ]
+    sizes = [len(block.text) for block in order.values()]
+    for most in (0, 4, 8, len(sizes)):
+        monkeypatch.setattr(blocks, "BUDGET", sum(sizes[:most]))
+        shelf = shelf_of(tmp_path / "a")
+        assert {block.name for block in list(order.values())[:most]} <= shelf.inside
+        in_page = [len(block.text) for block in order.values() if block.name in shelf.inside]
+        assert sum(in_page) <= blocks.BUDGET and len(in_page) + len(shelf.beside) == len(sizes)
+
+
+def test_all_runs_of_a_page_share_the_budget(tmp_path, monkeypatch):
+    runs = [make_run(tmp_path / name) for name in "ab"]
+    order = all_blocks(shelf_of(*runs))
+    assert list(order)[:4] == ["r0_evaluation_problems", "r1_evaluation_problems", "r0_evaluation_000",
+                               "r1_evaluation_000"]  # fmt: skip
+    monkeypatch.setattr(blocks, "BUDGET", sum(len(block.text) for block in list(order.values())[:4]))
+    assert shelf_of(*runs).inside == {block.name for block in list(order.values())[:4]}
+
+
+def test_what_is_beside_the_page_is_written_once_and_goes_when_it_is_stale(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "BUDGET", 0)
+    page_of(make_training(tmp_path))
+    folder = tmp_path / "report_texts"
+    (folder / "mine.js").touch()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert all(re.fullmatch(r"r0_(evaluation|training)_(problems|\d{3})_[0-9a-f]{16}\.js|mine\.js", n) for n in before)
+    page = page_of(tmp_path)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert collections_of(page)["evaluation"]["draws"] == dict.fromkeys(range(3)) and "r0_" not in shown(page)
+    path = folder / next(name for name in before if name.startswith("r0_evaluation_002"))
+    name, text = re.fullmatch(r'starTexts\("(\w+)", "([\w+/=]+)"\);\n', path.read_text()).groups()
+    rows = json.loads(gzip.decompress(base64.b64decode(text)))
+    assert name == path.stem and [row[-1] for row in rows] == [f"steps of {index} in 2" for index in range(4)]
+    path.write_text("torn")
+    put(tmp_path / "iter_001/eval_dev.jsonl", [completion(0, 1, "right")])
+    page_of(tmp_path)
+    after = {path.name for path in folder.iterdir()}
+    assert "torn" not in path.read_text() and len(after) == len(before) and len(after - before.keys()) == 2
+    monkeypatch.undo()
+    page_of(tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["mine.js"]
+
+
+def test_only_a_page_with_files_beside_it_may_load_scripts(tmp_path, monkeypatch):
+    policy = r"script-src ('sha256-[\w+/=]+')(.*?);"
+    assert re.search(policy, html.unescape(page_of(make_run(tmp_path)))).group(2) == ""
+    assert not (tmp_path / "report_texts").exists()
+    monkeypatch.setattr(blocks, "BUDGET", 0)
+    assert re.search(policy, html.unescape(page_of(tmp_path))).group(2) == " 'self' file:"
+    report.write(tmp_path, tmp_path / "other" / "a page's.html")
+    assert len(list((tmp_path / "other" / "a page's_texts").iterdir())) == 7
+    assert '"folder":"a%20page%27s_texts/"' in (tmp_path / "other" / "a page's.html").read_text()
+
+
+def test_a_directory_is_no_page(tmp_path):
+    make_run(tmp_path)
+    with pytest.raises(InputError, match="is a directory; the page needs the name of a file"):
+        report.write(tmp_path, tmp_path)
+
+
+def test_the_same_run_gives_the_same_bytes_and_is_packed_once(tmp_path, monkeypatch):
+    make_training(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    blocks._pack_draws.cache_clear()
+    first, second = shelf_of(tmp_path / "a"), shelf_of(tmp_path / "b")
+    assert first == second
+    packed = []
+    real = gzip.compress
+    monkeypatch.setattr(gzip, "compress", lambda content, **how: packed.append(content) or real(content, **how))
+    assert shelf_of(tmp_path / "a") == first and len(packed) == 2  # the problems, which know who solved them
+    put(tmp_path / "a/iter_002/eval_dev.jsonl", [completion(0, 2, "wrong")])
+    shelf_of(tmp_path / "a")
+    assert len(packed) == 2 + 3
+
+
+def test_problems_are_in_class_balanced_order(tmp_path):
+    problems = [Problem(f"dev-{i}", f"q {i}", "a", "rare" if i == 3 else "common") for i in range(4)]
+    put(make_run(tmp_path) / "problems_dev.jsonl", problems)
+    found = collections_of(page_of(tmp_path))["evaluation"]
+    assert [row[0] for row in found["problems"]["problems"]] == ["dev-0", "dev-3", "dev-1", "dev-2"]
+    assert [row[-1] for row in found["draws"][1]] == [f"steps of {index} in 1" for index in (0, 3, 1, 2)]

@@ -1,0 +1,366 @@
+"""The sampler against independent oracles: full forward passes, float64 NumPy, and brute force on strings."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from star_jax.config import ModelConfig
+from star_jax.distributed import cpu
+from star_jax.errors import InputError
+from star_jax.models import decoder as gpt
+from star_jax.records import Prompt
+from star_jax.sampling import engine, stop_strings
+from star_jax.sampling import sampler as sampling
+from star_jax.sampling.sampler import Draw, Sampler
+from star_jax.sampling.token_sampling import Decoding
+from star_jax.tasks.arithmetic import Arithmetic
+from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
+from star_jax.tokenizers.simple import ByteTokenizer, SymbolTokenizer
+from tests.support.models import TINY, numpy_params
+
+SYMBOLS = SymbolTokenizer(Arithmetic.symbols)
+STOP, BUDGET = ("6 +", "3"), 12
+GREEDY, WARM = Decoding(), Decoding(temperature=0.8)
+COMMON = dict(stop=STOP, max_new_tokens=BUDGET, prefill_tokens=32, longest=32)
+
+
+@pytest.fixture(scope="module")
+def lively() -> tuple[gpt.GPT, gpt.Params]:
+    """A model over the 20 symbols (one of them padding) whose texts differ and sometimes stop by themselves."""
+    params = numpy_params(TINY, seed=1, scale=0.6)
+    params["blocks"]["norm"]["scale"][:] = params["final_norm"]["scale"][:] = 1
+    params["head"]["bias"][SYMBOLS.end_of_text] += 4
+    return gpt.GPT(TINY), jax.tree.map(jnp.asarray, params)
+
+
+@pytest.fixture(scope="module")
+def bodies() -> list[str]:
+    """Twenty texts of 1 to 30 symbols."""
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(SYMBOLS.symbols, n)) for n in [1, 30, *rng.integers(2, 30, 18)]]
+
+
+@pytest.fixture(scope="module")
+def expected(lively, bodies) -> dict[Decoding, list[Draw]]:
+    """What one full forward pass a token draws behind the bodies, with their places as seeds."""
+    return {how: plain_loop(*lively, bodies, [str(i) for i in range(len(bodies))], how) for how in (GREEDY, WARM)}
+
+
+def plain_loop(model, params, texts, seeds, how) -> list[Draw]:
+    """No cache, no slots, no automaton: the oracle. A row's next token comes from a pass over its whole text."""
+    forward = jax.jit(functools.partial(gpt.apply, model))
+    rows = [SYMBOLS.encode(text) for text in texts]
+    begins, log_p, used = [len(row) for row in rows], [0.0] * len(rows), SYMBOLS.vocab_size
+    done: dict[int, Draw] = {}
+    for step in range(BUDGET):
+        tokens_BT = np.zeros((len(rows), max(begins) + BUDGET), np.int32)
+        for i, row in enumerate(rows):
+            tokens_BT[i, : len(row)] = row
+        logits_BTV = np.asarray(forward(params, tokens_BT), np.float64)[..., :used]
+        for i in set(range(len(rows))) - done.keys():
+            logits_V = logits_BTV[i, len(rows[i]) - 1]
+            noise_V = np.zeros(used)
+            if how.temperature:
+                key = jax.random.wrap_key_data(sampling.key_data(seeds[i]), impl="threefry2x32")
+                noise_V = how.temperature * np.asarray(jax.random.gumbel(jax.random.fold_in(key, step), (20,)))[:used]
+            token = int(np.argmax(logits_V + noise_V))
+            log_p[i] += logits_V[token] - np.log(np.sum(np.exp(logits_V)))
+            rows[i].append(token)
+            ids = rows[i][begins[i] :]
+            text = SYMBOLS.decode(ids)
+            stopped = token == SYMBOLS.end_of_text or any(stop in text for stop in STOP)
+            if stopped or step == BUDGET - 1:
+                cut = min((text.find(stop) for stop in STOP if stop in text), default=len(text))
+                done[i] = Draw(text[:cut], tuple(ids), log_p[i], not stopped)
+    return [done[i] for i in range(len(rows))]
+
+
+def assert_same(drawn, wanted):
+    assert [d.token_ids for d in drawn] == [w.token_ids for w in wanted]
+    assert [(d.text, d.cut_off) for d in drawn] == [(w.text, w.cut_off) for w in wanted]
+    np.testing.assert_allclose([d.log_probability for d in drawn], [w.log_probability for w in wanted], atol=2e-4)
+
+
+def test_greedy_draws_what_a_plain_loop_draws(lively, bodies, expected):
+    """Texts, ends and log-probabilities, for prompts of 1 to 30 tokens."""
+    sampler = Sampler(*lively, SYMBOLS, decoding=GREEDY, slots=6, queue=16, **COMMON)
+    assert_same(sampler([Prompt("", body) for body in bodies]), expected[GREEDY])
+
+
+@pytest.mark.parametrize("slots, queue, tokens", [(1, 3, 32), (3, 7, 8), (8, 20, 500), (32, 64, 150)])
+def test_no_text_depends_on_slots_queue_prefill_or_order(lively, bodies, expected, slots, queue, tokens):
+    """Sampling at a temperature. Queues of 3 and 7 leave a tail; 32 slots are more than there are problems."""
+    options = COMMON | dict(slots=slots, queue=queue, prefill_tokens=tokens)
+    sampler = Sampler(*lively, SYMBOLS, decoding=WARM, **options)
+    order = np.random.default_rng(slots).permutation(len(bodies))
+    drawn = sampler([Prompt("", bodies[i]) for i in order], [str(i) for i in order])
+    assert_same(drawn, [expected[WARM][i] for i in order])
+    if slots == 1:  # one problem a call
+        alone = [sampler([Prompt("", bodies[i])], [str(i)])[0] for i in range(8)]
+        assert_same(alone, expected[WARM][:8])
+
+
+def test_groups_of_rows_draw_what_one_group_draws(lively, bodies, expected, monkeypatch):
+    """As large models' rows are cut up on CPUs; refills reach into every group."""
+    monkeypatch.setattr(cpu, "row_groups", lambda rows, row_bytes: 3)
+    options = COMMON | dict(slots=9, queue=20, prefill_tokens=64)
+    sampler = Sampler(*lively, SYMBOLS, decoding=WARM, **options)
+    assert_same(sampler([Prompt("", body) for body in bodies]), expected[WARM])
+
+
+@pytest.fixture(scope="module")
+def together_and_alone(lively):
+    """Two samplers: one of five slots, and one that draws a single text at a time."""
+    options = [dict(slots=5, queue=9), dict(slots=1, queue=3)]
+    return [Sampler(*lively, SYMBOLS, decoding=WARM, **option, **COMMON) for option in options]
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 2**31)), min_size=1, max_size=24))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_slots_for_any_lengths_and_ends(together_and_alone, asked):
+    """Whatever lengths stand in the queue and wherever their texts stop, each is what it is alone."""
+    bodies = [" ".join(np.random.default_rng(seed).choice(SYMBOLS.symbols, length)) for length, seed in asked]
+    seeds = [f"{i} {seed}" for i, (_, seed) in enumerate(asked)]
+    together, alone = (sampler([Prompt("", body) for body in bodies], seeds) for sampler in together_and_alone)
+    assert_same(together, alone)
+    assert len(together) == len(asked) and all(1 <= len(draw.token_ids) <= BUDGET for draw in together)
+
+
+@pytest.mark.parametrize("slots, tokens", [(8, 500), (16, 40), (3, 64)])
+def test_few_slots_stand_idle_while_problems_wait(lively, bodies, slots, tokens):
+    """Before the last problem has a slot, fewer than a quarter of them are free, so this many steps are enough."""
+    sampler = Sampler(*lively, SYMBOLS, decoding=WARM, slots=slots, queue=80, **COMMON | dict(prefill_tokens=tokens))
+    prompts = [Prompt("", body) for body in bodies * 4]
+    ((places, own, padded, shots),) = sampler._chunks(prompts)
+    out = sampler._run(own, padded, shots, [str(place) for place in places])
+    drawn = sum(len(draw.token_ids) for draw in sampler._read(out, len(places)))
+    assert drawn / slots <= out.steps_G.item() <= drawn / (slots - max(1, slots // 4) + 1) + BUDGET
+
+
+def test_what_is_done_meanwhile_is_done_once_and_first(lively, bodies):
+    sampler = Sampler(*lively, SYMBOLS, decoding=GREEDY, slots=5, queue=9, **COMMON)
+    calls = []
+    prompts = [Prompt("", body) for body in bodies]
+    drawn = sampler(prompts, None, lambda places, _: calls.append(len(places)), lambda: calls.append("meanwhile"))
+    assert calls == ["meanwhile", 9, 9, 2] and drawn == sampler(prompts)
+    assert sampler([], meanwhile=lambda: calls.append("meanwhile")) == [] and len(calls) == 4
+
+
+def test_the_oracle_sees_every_kind_of_end(expected):
+    kinds = {(w.cut_off, w.token_ids[-1] == SYMBOLS.end_of_text) for w in expected[WARM]}
+    assert kinds == {(True, False), (False, True), (False, False)}
+    assert len({len(w.token_ids) for w in expected[WARM]}) > 4
+    assert len({w.token_ids for w in expected[GREEDY]}) > 10
+
+
+def test_a_shared_prefix_draws_what_the_same_text_in_the_body_draws(lively, bodies, expected):
+    """Each text is cut into prefix and body elsewhere; prefixes of three sizes, none among them, in one call."""
+    sampler = Sampler(*lively, SYMBOLS, decoding=WARM, slots=4, queue=8, **COMMON)
+    prompts, places = [], []
+    for place, body in enumerate(bodies):
+        words = body.split(" ")
+        for cut in {0, min(5, len(words) - 1), min(20, len(words) - 1)}:
+            prompts.append(Prompt(" ".join(words[:cut]), " ".join(words[cut:])))
+            places.append(place)
+    assert_same(sampler(prompts, [str(p) for p in places]), [expected[WARM][p] for p in places])
+    assert {p.length.item() for p in sampler._prefixes.values()} >= {0, 5, 20}
+
+
+def test_padded_ids_are_never_drawn(lively, bodies):
+    """The last of the model's 20 rows belongs to no token: it is neither drawn nor counted in log p."""
+    model, params = lively
+    tempted = jax.tree.map(lambda x: x, params)
+    tempted["head"]["bias"] = params["head"]["bias"].at[19].set(50.0)
+    for how, slots, queue in [(GREEDY, 6, 16), (WARM, 3, 7)]:
+        sampler = Sampler(model, params, SYMBOLS, decoding=how, slots=slots, queue=queue, **COMMON)
+        prompts = [Prompt("", body) for body in bodies]
+        assert sampler.with_params(tempted)(prompts) == sampler(prompts)
+
+
+def test_draws_follow_the_distribution():
+    """4,000 draws of two tokens: each token and the pairs of them, by chi-square at p = 0.001."""
+    share_V = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
+    config = ModelConfig(1, 8, 1, 8, 2, vocab_size=20, max_positions=64)
+    params = jax.tree.map(np.zeros_like, numpy_params(config))
+    params["head"]["bias"][:] = -40
+    params["head"]["bias"][:5] = np.log(share_V)
+    sampler = Sampler(gpt.GPT(config), params, SYMBOLS, max_new_tokens=2, decoding=Decoding(1.0), queue=4096)
+    drawn = sampler([Prompt("", "7")] * 4000, [f"seed {i}" for i in range(4000)])
+    first, second = np.array([d.token_ids for d in drawn]).T
+    for tokens, p, bound in [(first, share_V, 18.5), (second, share_V, 18.5),
+                             (5 * first + second, np.outer(share_V, share_V).ravel(), 51.2)]:  # fmt: skip
+        counts = np.bincount(tokens, minlength=len(p))
+        assert np.sum((counts - 4000 * p) ** 2 / (4000 * p)) < bound
+
+
+@pytest.mark.parametrize(
+    "temperature, top_k, top_p", [(1, 3, 1), (0.7, 0, 0.8), (1.5, 6, 0.5), (1, 1, 1), (2, 0, 1e-6)]
+)
+def test_truncation_keeps_what_numpy_keeps_and_draws_in_proportion(temperature, top_k, top_p):
+    """The tokens that may be drawn, and how often, against float64 NumPy."""
+    logits_V = 1.5 * np.random.default_rng(2).standard_normal(9)
+    scaled_V = logits_V / temperature
+    order = np.argsort(-scaled_V)[: top_k or None]
+    p = np.exp(scaled_V[order]) / np.sum(np.exp(scaled_V[order]))
+    kept = 1 + np.argmax(np.append(np.cumsum(p), 2.0)[: len(p)] >= top_p) if top_p < 1 else len(p)
+    p = p[:kept] / np.sum(p[:kept])
+    keys_B = jax.random.split(jax.random.key(5), 4000)
+    rows_BV = jnp.broadcast_to(jnp.append(jnp.asarray(logits_V, jnp.float32), -jnp.inf), (4000, 10))
+    drawn_B = np.asarray(Decoding(temperature, top_k, top_p).draw(rows_BV, keys_B))
+    assert set(drawn_B.tolist()) == set(order[:kept].tolist())
+    counts = np.bincount(drawn_B, minlength=9)[order[:kept]]
+    assert np.sum((counts - 4000 * p) ** 2 / (4000 * p)) < 27.9  # chi-square, 9 degrees, p = 0.001
+
+
+def test_of_equally_likely_tokens_all_stay():
+    logits_BV = jnp.array([[1.0, 3.0, 3.0, -jnp.inf, -2.0], [-1.0, -1.0, -1.0, -5.0, -jnp.inf]])
+    for how in (Decoding(1.0, top_k=1), Decoding(1.0, top_p=0.1)):
+        kept_BV = np.isfinite(np.asarray(how._truncate(logits_BV)))
+        assert kept_BV.tolist() == [[False, True, True, False, False], [True, True, True, False, False]]
+
+
+class Pieces:
+    """A tokenizer with any pieces; a text for it to encode is a list of ids. The last id is end-of-text."""
+
+    def __init__(self, pieces):
+        self.pieces, self.vocab_size, self.end_of_text = [*pieces, b""], len(pieces) + 1, len(pieces)
+
+    def encode(self, text):
+        return [int(word) for word in text.split()]
+
+    def decode(self, ids):
+        return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
+
+    def stop_bytes(self, stop):
+        return stop.encode()
+
+
+def chain(follower: dict[int, int], vocab_size: int) -> tuple[gpt.GPT, gpt.Params]:
+    """A model that follows token t with `follower[t]`, whatever came before: embedding -> norm -> head, no blocks."""
+    wide = max(8, len(follower) + len(follower) % 2)
+    config = ModelConfig(1, wide, 1, 8, 2, vocab_size, max_positions=64)
+    params = jax.tree.map(np.zeros_like, numpy_params(config))
+    params["final_norm"]["scale"][:] = 1
+    for row, (token, after) in enumerate(follower.items()):
+        params["embedding"]["embedding"][token, row] = 1
+        params["head"]["kernel"][row, after] = 20
+    return gpt.GPT(config), params
+
+
+# Automata of one size, so that they share a compiled program.
+STOP_SETS = [("aab", "ab", "ba"), ("\n\n", "ab\n"), ("b\na", "aa", "\n"), ("é", "aé")]
+
+
+@pytest.mark.parametrize("stops", STOP_SETS, ids=repr)
+def test_nothing_after_a_stop_and_nothing_lost_before_it(stops):
+    """From each of 63 starts the model must emit the pieces that follow, of 1 to 3 bytes, till a stop or the budget."""
+    rng = np.random.default_rng(1)
+    parts = [stop.encode()[i : i + 1] for stop in stops for i in range(len(stop.encode()))] + [b"c"] * 20
+    tokenizer = Pieces([b"".join(rng.choice(parts, size)) for size in rng.integers(1, 4, 63)])
+    model, params = chain({i: min(i + 1, 63) for i in range(64)}, 64)
+    sampler = Sampler(model, params, tokenizer, stop=stops, max_new_tokens=9, slots=16, queue=63)
+    drawn = sampler([Prompt("", str(start)) for start in range(63)])
+    for start, draw in enumerate(drawn):
+        ids, emitted = [], b""
+        while len(ids) < 9 and tokenizer.end_of_text not in ids and not any(s.encode() in emitted for s in stops):
+            ids.append(start + 1 + len(ids))
+            emitted = b"".join(tokenizer.pieces[i] for i in ids)
+        cut = min((emitted.find(s.encode()) for s in stops if s.encode() in emitted), default=len(emitted))
+        stopped = cut < len(emitted) or ids[-1] == tokenizer.end_of_text
+        assert draw.token_ids == tuple(ids)
+        assert (draw.text, draw.cut_off) == (emitted[:cut].decode(errors="replace"), not stopped)
+    ends = {(len(d.token_ids) == 9, d.cut_off) for d in drawn}
+    assert (True, False) in ends, "some stop should come with the last token of the budget"
+    assert (True, True) in ends, "some budget should end without a stop"
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.text("ab\né", min_size=1, max_size=4), max_size=3), st.text("ab\né", max_size=24))
+def test_the_automaton_finds_a_stop_at_its_last_byte(stops, text):
+    tokenizer = ByteTokenizer()
+    check_automaton(stop_strings.automaton(tokenizer, stops), tokenizer, stops, tokenizer.encode(text))
+
+
+def check_automaton(table_SV, tokenizer, stops, ids):
+    """After each token the automaton has seen a stop exactly if the bytes so far hold one."""
+    state, emitted = 0, b""
+    for token in ids:
+        state = table_SV[state, token]
+        emitted += tokenizer.pieces[token]
+        assert (state == len(table_SV) - 1) == any(s.encode() in emitted for s in stops), (stops, emitted)
+    assert (table_SV[:, tokenizer.end_of_text] == len(table_SV) - 1).all()
+
+
+def test_stops_across_the_borders_of_gpt2_tokens(shared_dir):
+    """Every split of a text into tokens that exist finds the same stop; the sampler cuts inside a token."""
+    tokenizer = Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
+    stops = ["ne.\nQ", "n: a", "\n\n"]
+    table_SV = stop_strings.automaton(tokenizer, stops)
+    id_of = {piece: i for i, piece in enumerate(tokenizer.pieces)}
+    rng = np.random.default_rng(0)
+    for text in [b"So it is nine.\nQuestion: and", b"A man: and\n\n\nQ", b"nine.\n Question : a \n n:: an"] * 20:
+        ids = []
+        while text:
+            ids.append(id_of[text[: rng.choice([n for n in range(1, 9) if text[:n] in id_of])]])
+            text = text[len(tokenizer.pieces[ids[-1]]) :]
+        check_automaton(table_SV, tokenizer, stops, ids)
+
+    start, *ids = tokenizer.encode(" Yes, so it is nine.\nQuestion: and")
+    follower = dict(itertools.pairwise([start, *ids]))
+    sampler = Sampler(*chain(follower, 50400), tokenizer, stop=stops, max_new_tokens=24, slots=2, queue=2)
+    (draw,) = sampler([Prompt("", " Yes")])
+    assert draw.text == ", so it is ni" and not draw.cut_off
+    assert draw.token_ids == tuple(ids[: ids.index(id_of[b"Question"]) + 1])
+
+
+def test_nothing_compiles_anew_for_other_weights_prompts_or_counts(lively, bodies):
+    model, params = lively
+    options = COMMON | dict(decoding=WARM, slots=4, queue=8)
+    sampler = Sampler(model, params, SYMBOLS, **options)
+    shots = ["1 + 1 , 2", "3 + 4 \n , 7"]
+    sampler([Prompt(shot, body) for shot in ("", shots[0]) for body in bodies])
+    before = engine.sample_queues._cache_size(), sampling._encode_prefix._cache_size()
+    other = sampler.with_params(jax.tree.map(lambda leaf: 0.5 * leaf, params))
+    again = Sampler(gpt.GPT(TINY), params, SYMBOLS, **options)
+    fewer = [Prompt(shots[1], body + " 5") for body in bodies[3:]]
+    changed = other(fewer)
+    again([Prompt("", "4 4")])
+    assert (engine.sample_queues._cache_size(), sampling._encode_prefix._cache_size()) == before
+    assert changed != sampler(fewer), "other weights, other texts"
+    assert sampler._prefixes.keys() == {"", *shots} and other._prefixes.keys() == {shots[1]}
+
+
+def test_progress_tells_every_draw_once(lively, bodies, expected):
+    sampler = Sampler(*lively, SYMBOLS, decoding=WARM, slots=3, queue=7, **COMMON)
+    told: dict[int, Draw] = {}
+
+    def progress(places, draws):
+        assert not told.keys() & set(places) and 0 < len(places) <= 7
+        told.update(zip(places, draws, strict=True))
+
+    drawn = sampler([Prompt("", body) for body in bodies], progress=progress)
+    assert [told[i] for i in range(len(bodies))] == drawn
+    assert_same(drawn, expected[WARM])
+    assert sampler([]) == [] and sampler([], []) == []
+
+
+def test_bad_input_is_told_before_anything_is_drawn(lively):
+    model, params = lively
+    sampler = Sampler(model, params, SYMBOLS, decoding=WARM, slots=3, queue=7, **COMMON)
+    told = []
+    for bad in [Prompt("", "1 " * 501), Prompt("1 " * 500, "2"), Prompt("1 + 1", "")]:
+        with pytest.raises(InputError):
+            sampler([Prompt("", "2"), bad], progress=lambda *args: told.append(args))
+    assert not told
+    assert len(sampler([Prompt("", "2")])) == 1
+    for options in [dict(slots=0), dict(prefill_tokens=0), dict(queue=0), dict(max_new_tokens=0), dict(stop=("",))]:
+        with pytest.raises(InputError):
+            Sampler(model, params, SYMBOLS, **options)
+    with pytest.raises(InputError, match="257 ids"):
+        Sampler(model, params, ByteTokenizer())

@@ -1,0 +1,19 @@
+"""Tiny models and their weights, made without compiling anything."""
+
+import jax
+import numpy as np
+
+from star_jax.config import ModelConfig
+from star_jax.models import decoder as gpt
+from star_jax.weights import placement
+
+TINY = ModelConfig(
+    n_layers=2, d_model=32, n_heads=2, d_mlp=64, rotary_dim=8, vocab_size=20, max_positions=512, scan_unroll=2
+)
+
+
+def numpy_params(config: ModelConfig, seed: int = 0, scale: float = 0.2) -> gpt.Params:
+    """Random parameters of every leaf, made with NumPy (jit(init) would cost seconds of compiling)."""
+    rng = np.random.default_rng(seed)
+    shapes = placement.unbox(placement.abstract_params(gpt.GPT(config)))
+    return jax.tree.map(lambda s: (scale * rng.standard_normal(s.shape)).astype(np.float32), shapes)

@@ -1,0 +1,386 @@
+"""star_jax.tasks.answers.choices: which letter a completion chooses, what is named beside it, and in what time."""
+
+import copy
+import dataclasses
+import pickle
+
+import pytest
+
+from star_jax.records import Problem
+from star_jax.tasks.answers import choices
+from star_jax.tasks.answers.choices import Choice, agrees, parse_choice
+
+INK = Problem(
+    id="ink",
+    question="What do people use to absorb extra ink from a fountain pen?",
+    answer="e",
+    choices=("shirt pocket", "calligrapher's hand", "inkwell", "desk drawer", "blotter"),
+)
+
+# (text, letter, the choice's text beside it; None: it may be anything)
+CHOSEN = [
+    (" Therefore, the answer is blotter (e).", "e", "blotter"),
+    (" (e).", "e", ""),
+    ("(e)", "e", ""),
+    ("(E)", "e", ""),
+    ("e)", "e", ""),
+    ("[e]", "e", ""),
+    ("{e}", "e", ""),
+    (" (e) .", "e", ""),
+    ("E.", "e", ""),
+    ("E", "e", ""),
+    ("e", "e", ""),
+    ("**(e)**", "e", ""),
+    ("**E**", "e", ""),
+    ("answer: E", "e", ""),
+    ("Answer: (e) blotter", "e", "blotter"),
+    ("the answer is (e)", "e", ""),
+    ("the answer is E.", "e", ""),
+    ("the answer is e: blotter", "e", "blotter"),
+    ("the correct answer is option E", "e", ""),
+    ("choice (e)", "e", ""),
+    ("so E is correct", "e", ""),
+    ("(e) blotter", "e", "blotter"),
+    ("e. blotter", "e", "blotter"),
+    ("blotter (e)", "e", "blotter"),
+    ('(e)" ', "e", ""),
+    ("'E'", "e", ""),
+    ("The answer is therefore (e) blotter.", "e", "blotter"),
+    (r"\boxed{E}", "e", ""),
+    (r"$\boxed{\text{E}}$", "e", ""),
+    (r"\(E\)", "e", ""),
+    (r"\[\boxed{(E)}\]", "e", ""),
+    ("$E$", "e", ""),
+    ("__E__", "e", ""),
+    ("_e_", "e", ""),
+    ("`e`", "e", ""),
+    ("（ｅ）", "e", ""),
+    ("(Ｅ)", "e", ""),
+    ("“e”", "e", ""),
+    ("( e )", "e", ""),
+    ("(e.)", "e", ""),
+    ("((e))", "e", ""),
+    ("(**e**)", "e", ""),
+    ("The answer is a.", "a", ""),
+    ("a", "a", ""),
+    ("A", "a", ""),
+    ("the answer, I think, is (e)", "e", ""),
+    ("(a) is wrong since it is small; therefore, the answer is river (c).", "c", "river"),
+    ("The answer is (c), not (a).", "c", ""),
+    ("The answer is not (a) but (c).", "c", ""),
+    ("The answer is not A but C.", "c", ""),
+    ("the answer is (c) because (a) and (b) are both wrong.", "c", ""),
+    ("the answer is (c) since (a) is too small.", "c", ""),
+    ("the answer is (c). (a) is wrong.", "c", ""),
+    ("The answer is (c) rather than (a).", "c", ""),
+    ("the answer is (a). No wait, the answer is (b).", "b", ""),
+    ("The answer is (c). The answer is not (a).", "c", ""),
+    ("The answer must be a place. Only a river flows. Therefore, the answer is river (c).", "c", "river"),
+    ("The answer is (c). The answer must flow.", "c", ""),
+    ("Therefore, the answer is he had a word with the driver. (c).", "c", "he had a word with the driver"),
+    ("Therefore, the answer is washington d.c (e).", "e", "washington d.c"),
+    ("Therefore, the answer is washington d.c. (e).", "e", "washington d.c"),
+    ("the answer is u.s. capital (b).", "b", "u.s. capital"),
+    ("the answer is trial or error (d).", "d", "trial or error"),
+    ("the answer is not enough money (b).", "b", "not enough money"),
+    ("the answer is answer questions (c).", "c", "answer questions"),
+    ("the answer is a bed (a).", "a", "bed"),
+    ('The answer is "bed" (b).', "b", "bed"),
+    ("the answer is B (a).", "a", "b"),
+    ("the answer is blotter, which is option (e).", "e", "blotter"),
+    ("the answer is blotter (option e).", "e", "blotter"),
+    ("the answer is blotter: e.", "e", "blotter"),
+    ("the answer is blotter, E.", "e", "blotter"),
+    ("The answer is blotter - (e)", "e", "blotter"),
+    ("the answer is blotter(e).", "e", "blotter"),
+    ("the answer is shirt(s) (e).", "e", "shirt(s"),
+    ("Answer:\n(e)", "e", ""),
+    ("The answer is:\n\n\\boxed{E}", "e", ""),
+    ("**Answer:** E", "e", ""),
+    ("**Answer: E**", "e", ""),
+    ("Final answer: E", "e", ""),
+    ("Answer - E", "e", ""),
+    ("Answer (e)", "e", ""),
+    ("Option E", "e", ""),
+    ("Option E: blotter", "e", "blotter"),
+    ("the answer is option E blotter", "e", "blotter"),
+    ("(e) is the correct answer.", "e", ""),
+    ("Blotter (e) is the best answer.", "e", "blotter"),
+    ("(e) blotter is correct.", "e", "blotter"),
+    ("So option E is the right choice.", "e", ""),
+    ("I choose (e).", "e", ""),
+    ("I would pick E.", "e", ""),
+    ("I'll go with (e) blotter.", "e", "blotter"),
+    ("I think it is (e).", "e", ""),
+    ("I think E.", "e", ""),
+    ("The best choice is (e).", "e", ""),
+    ("The correct option would be E.", "e", ""),
+    ("The answer must be (e).", "e", ""),
+    ("The answer, therefore, is (e).", "e", ""),
+    ("The answer to this question is (e).", "e", ""),
+    ("The answer should be E because it holds ink.", "e", ""),
+    ("The answer is E, because it holds ink.", "e", ""),
+    ("The answer is A because it holds ink.", "a", ""),
+    ("(e) because it holds ink.", "e", ""),
+    ("(e). It holds ink.", "e", ""),
+    ("E. It holds ink.", "e", None),
+    ("Because ink spills, people use a blotter (e).", "e", "people use a blotter"),
+    ("Therefore, blotter (e).", "e", "blotter"),
+    ("Hence (e).", "e", ""),
+    ("since (a) is small, blotter (e).", "e", "blotter"),
+    ("A: (e)", "e", ""),
+    ("A: E", "e", ""),
+    ("(e) (blotter)", "e", "blotter"),
+    ("E (blotter)", "e", "blotter"),
+    ("the answer is E - blotter", "e", "blotter"),
+    ("the answer is E – blotter", "e", "blotter"),
+    ("z", "z", ""),
+    ("(z)", "z", ""),
+    ("the answer is (e) (e).", "e", None),
+    ("so it must be (e).", "e", ""),
+    ("We can rule out (a). The answer is (b).", "b", ""),
+    ("The answer is not blotter (e).", "e", "not blotter"),
+    ("the answer is (c) and it is clear.", "c", ""),
+    ("the answer is probably E.", "e", ""),
+    ("Maybe (e).", "e", ""),
+    ("Maybe the answer is (d).", "d", ""),
+    ("The answer is E!", "e", ""),
+    ("the answer is a: a bed", "a", "bed"),
+    ("the answer is (a) a bed", "a", "bed"),
+    ("the answer is a, the bed", "a", None),
+    ("I", "i", ""),
+    ("(b) people who read", "b", None),
+    ("The answer is (B)", "b", ""),
+    ("Answer is (b) .", "b", ""),
+    ("he said (a)", "a", None),
+    ("My answer: C)", "c", ""),
+    ("The answer is **blotter** (**e**).", "e", "blotter"),
+    ('The answer is "blotter" (e).', "e", "blotter"),
+    ("The answer is the blotter (e).", "e", "blotter"),
+    ("THE ANSWER IS BLOTTER (E).", "e", "blotter"),
+    ("The answer is blotter (e) because (a) cannot hold ink.", "e", "blotter"),
+    ("Of (a), (b), (c), (d) and (e), only a blotter absorbs. So the answer is (e).", "e", ""),
+    (r"The answer is $\boxed{\textbf{(E)}}$.", "e", ""),
+    (r"The answer is \boxed{E. blotter}", "e", "blotter"),
+    ("The answer is: E) blotter", "e", "blotter"),
+    ("the answer is [E]", "e", ""),
+]
+
+NOT_CHOSEN = [
+    "he slept in a bed.",
+    "the answer is a bed.",
+    "I think so.",
+    "I am not sure.",
+    "the answer is I think bed",
+    "(e.g. ink)",
+    "i.e. ink",
+    "e.g. ink",
+    "plan B",
+    "They went with plan B.",
+    "vitamin C",
+    "The answer is vitamin C.",
+    "(a) or (b)",
+    "(a)/(b)",
+    "(a), (b)",
+    "either A or B",
+    "A or B",
+    "A, B",
+    "A and B",
+    "C/D",
+    "A & B",
+    "the answer is (a) and (c)",
+    "the answer is (a) or (c)",
+    "the answer is A or B.",
+    "The answer is A and C.",
+    "the answer is C/D",
+    "the answer is C, D",
+    "the answer is either A or B",
+    "The answer is both (a) and (b).",
+    "the answer is not (a).",
+    "The answer is not A.",
+    "the answer isn't (a).",
+    "the answer cannot be (a).",
+    "The answer is neither (a) nor (b).",
+    "It is not (a).",
+    "I would not choose (a).",
+    "(a) is wrong.",
+    "(a) is not the answer.",
+    "the answer is (c). Or maybe (d).",
+    "the answer is (c). Or maybe D.",
+    "The answer is (c) or river.",
+    "the answer is (c), but (d) is also possible.",
+    "the answer is (c). (d) is also correct.",
+    "the answer is (c). Or maybe it is (d).",
+    "the answer is (c). Or maybe the answer is (d).",
+    "Either the answer is (a) or the answer is (b).",
+    "the answer is shirt(s).",
+    "The answer is blotter. (a) could be too.",
+    "The answer is blotter. I also considered (a).",
+    "The answer is blotter.",
+    "the answer is A bed",
+    "the answer is e-mail.",
+    "The answer is T shirt.",
+    "the answer is A+",
+    "the answer is 5",
+    "The answer is",
+    "",
+    "   ",
+    ".",
+    "()",
+    "(1)",
+    "(ab)",
+    "(vitamin e)",
+    "(a) is a place where people swim.",
+    "(a) would be too small.",
+    "(a) bank (b) library (c) mall (d) shop (e) town",
+    "(e) blotter\n(d) bottle",
+    "He had (a) a cat and (b) a dog.",
+    "it is (a) small and (b) cheap",
+    "(e)/(e)",
+    "The answer is (e",
+    "Ans. B",
+    "The answer is (d)? No, it is (b).",
+    "Not (e)",
+    "The claim that the answer is (a) is wrong.",
+    "the answer is salt and (e)",
+    "the answer is blotter or (e)",
+    "I, too, think so",
+    "grade A",
+    "type O",
+    "x-ray",
+    "f(x)",
+    "the answer is f(x)",
+    "He got a B.",
+    "(e) and (d)",
+    "A) or B)",
+    "the answer is e.g. a bed",
+    "the answer is i.e. a bed",
+    "The answer is a matter of taste.",
+    "The answer is I do not know.",
+    "A person would be in bed.",
+    "a bed",
+    "A bed.",
+    "e blotter",
+    "I don't know.",
+    "The answer is none of the above.",
+    "The answer is unclear: (a) or (b).",
+    "the answer is (a), (b)",
+    "the answer is (a) / (b)",
+    "The answer could be (a) or (b).",
+    "Answer Choices:\n(a) bank\n(b) library",
+]
+
+
+@pytest.mark.parametrize(("text", "letter", "named"), CHOSEN)
+def test_a_choice_a_person_would_accept_is_read(text, letter, named):
+    choice = parse_choice(text)
+    assert choice == letter
+    assert named is None or choice.named == named
+
+
+@pytest.mark.parametrize("text", NOT_CHOSEN)
+def test_what_chooses_nothing_or_several_is_not_read(text):
+    assert parse_choice(text) is None
+
+
+@pytest.mark.parametrize("letter", choices.LETTERS)
+@pytest.mark.parametrize("form", ["({})", " ({}).", "{}", "{}.", "{})", "[{}]", "the answer is ({}).", "Answer: {}"])
+def test_every_letter_is_read_in_either_case(letter, form):
+    for written in (letter, letter.upper()):
+        assert parse_choice(form.format(written)) == letter
+
+
+def test_a_choice_is_its_letter():
+    choice = Choice("e", "blotter")
+    assert choice == "e" and hash(choice) == hash("e") and {choice} == {"e"} and f"{choice}" == "e"
+    assert choice.named == "blotter" and Choice("e").named == ""
+    for again in (copy.deepcopy(choice), pickle.loads(pickle.dumps(choice))):
+        assert (again, again.named) == ("e", "blotter")
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        (" Therefore, the answer is blotter (e).", True),
+        (" (e).", True),
+        ("e", True),
+        ("E", True),
+        ("(E)", True),
+        ("the answer is good blotter paper (e)", True),
+        ("the answer is a Blotter. (e)", True),
+        ("the answer is blotting paper (e)", True),
+        ("the answer is shirt pocket (e)", False),
+        ("the answer is the Shirt  Pocket (e).", False),
+        ("the answer is probably shirt pocket (e)", False),
+        ("the answer is calligrapher’s hand (e)", False),
+        ("(e) inkwell", False),
+        ("(e) inkwell because it holds ink", False),
+        ("e. desk drawer", False),
+        ("So shirt pocket (e) is correct.", False),
+        ("the answer is not blotter (e)", False),
+        ("the answer is A (e)", False),
+        ("the answer is blotter (a)", False),
+        ("(a)", False),
+        ("z", False),
+        ("the answer is blotter", False),
+        ("", False),
+    ],
+)
+def test_the_letter_must_be_right_and_no_other_choice_named(text, right):
+    assert agrees(INK, text) is right
+    choice = parse_choice(text)
+    assert choice is None or agrees(INK, choice) is right
+
+
+@pytest.mark.parametrize("letter", "abcd")
+def test_choices_of_equal_text_do_not_contradict_each_other(letter):
+    twice = dataclasses.replace(INK, choices=("a bed", "Bed", "bed.", "the bed"), answer=letter)
+    assert agrees(twice, f" the answer is bed ({letter}).")
+    assert agrees(twice, choices.conclusion(twice))
+    assert not any(agrees(twice, f" the answer is bed ({other}).") for other in "abcd" if other != letter)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("A", "B", "AB", "O"),
+        ("B", "A"),
+        ("(a) and (b)", "both A and B", "A or B", "all of the above"),
+        ("neither (a) nor (b)", "not (a)", "(c)", "the answer is (a)"),
+        ("+", "-", "*", "/"),
+        ("he had a word.", "washington d.c", "why not?", "never; not once", "the answer", "answer is no", "(e.g. x)"),
+        tuple(f"choice {number}" for number in range(26)),
+    ],
+)
+def test_the_shortest_right_completion_is_right_for_any_texts(texts):
+    for letter in choices.LETTERS[: len(texts)]:
+        problem = dataclasses.replace(INK, choices=texts, answer=letter)
+        assert agrees(problem, choices.conclusion(problem))
+        assert parse_choice(choices.conclusion(problem)) == letter
+
+
+def test_the_conclusion_names_the_choice():
+    assert choices.conclusion(INK) == " Therefore, the answer is blotter (e)."
+
+
+def test_a_problem_and_its_hint():
+    plain = (
+        "Q: What do people use to absorb extra ink from a fountain pen?\nAnswer Choices:\n(a) shirt pocket\n"
+        "(b) calligrapher's hand\n(c) inkwell\n(d) desk drawer\n(e) blotter\nA:"
+    )
+    assert choices.render(INK) == plain
+    assert choices.render(INK, hint=True) == plain.replace("blotter", "blotter (CORRECT)")
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["(", "a", " ", "\n", ".", ". ", '"', "-", "*", "_a_ ", "a ", "E. ", "e) ", "(a)", "(a) ", "((a", "(a)(b)",
+     "not (a) ", "answer ", "answer is ", "answer: the ", "answer---", "the answer is (",
+     "the answer is blotter. ", "answer is so ", "answer is (a), not (b) ", "so a is the ", "(e) is ",
+     "it is (a) ", "because (b) ", "(b) is wrong. ", "A: ", "(e) good good good good ",
+     "the answer is b, or maybe it. ", "or a ", "s(e)", "\\text{", "\u0301"],
+)  # fmt: skip
+@pytest.mark.parametrize(("before", "behind"), [("", ""), ("the answer is (a) ", ""), ("the answer is ", " (e)")])
+def test_long_texts_of_any_kind_are_read_in_linear_time(unit, before, behind):
+    """A quarter of a megabyte: seconds at the most, but hours where time grows with its square."""
+    parse_choice(before + unit * (250_000 // len(unit)) + behind)

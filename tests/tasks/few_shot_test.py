@@ -1,0 +1,112 @@
+"""star_jax.tasks.few_shot, and the prompt files of the package."""
+
+import itertools
+import re
+
+import pytest
+
+from star_jax import tasks
+from star_jax.errors import InputError
+from star_jax.tasks import few_shot
+from star_jax.tasks.arithmetic import make_problem
+from star_jax.tasks.few_shot import PACKAGED, PromptSet
+
+TASK = tasks.make("arithmetic")
+DIRECT = tasks.make("arithmetic", direct=True)
+PROBLEM = make_problem("p", 34, 56, digits=2)
+KINDS = [("arithmetic.txt", TASK, False), ("arithmetic_hint.txt", TASK, True), ("arithmetic_direct.txt", DIRECT, False)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "t.txt").write_text("one\n1\n\ntwo\n2\n\n\n\nthree\n3\n", encoding="utf-8")
+    (tmp_path / "t_hint.txt").write_text("\n\none (h)\n1\n\ntwo (h)\n2", encoding="utf-8")
+    (tmp_path / "t_direct.txt").write_text("one\n\ntwo\n\nthree", encoding="utf-8")
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shots", "direct", "plain", "hinted"),
+    [
+        (0, False, "", ""),
+        (0, True, "", ""),
+        (1, False, "one\n1\n\n", "one (h)\n1\n\n"),
+        (2, False, "one\n1\n\ntwo\n2\n\n", "one (h)\n1\n\ntwo (h)\n2\n\n"),
+        (3, True, "one\n\ntwo\n\nthree\n\n", ""),
+    ],
+)
+def test_the_first_shots_each_with_a_blank_line_behind(folder, shots, direct, plain, hinted):
+    assert few_shot.load("t", shots, direct, folder) == PromptSet(plain, hinted)
+
+
+@pytest.mark.parametrize(
+    ("name", "shots", "direct", "reason"),
+    [
+        ("t", 3, False, "t_hint.txt holds 2 shots, 3 are asked for; lower --config.prompt.shots"),
+        ("t", 4, True, "t_direct.txt holds 3 shots, 4 are asked for"),
+        ("absent", 1, False, "absent.txt: cannot read the few-shot prompts"),
+    ],
+)
+def test_missing_shots_are_bad_input(folder, name, shots, direct, reason):
+    with pytest.raises(InputError, match=re.escape(reason)):
+        few_shot.load(name, shots, direct, folder)
+
+
+def test_no_shots_need_no_file():
+    assert few_shot.load("no such task", 0, direct=False) == PromptSet()
+
+
+def test_a_file_that_is_not_text_is_bad_input(tmp_path):
+    (tmp_path / "t_direct.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="cannot read the few-shot prompts"):
+        few_shot.load("t", 1, direct=True, directory=str(tmp_path))
+
+
+def test_a_hint_changes_the_shots_and_the_problem():
+    prompts = PromptSet("plain\n\n", "hinted\n\n")
+    plain, hinted = prompts.prompt(TASK, PROBLEM), prompts.prompt(TASK, PROBLEM, hint=True)
+    assert (plain.prefix, plain.body) == ("plain\n\n", "Input:\n3 4 + 5 6\nTarget:\n")
+    assert (hinted.prefix, hinted.body) == ("hinted\n\n", "Input:\n3 4 + 5 6\nTarget: 9 0\n")
+    assert prompts.without_shots().prompt(TASK, PROBLEM).text == plain.body
+
+
+def test_the_fingerprint_tells_any_two_sets_apart():
+    sets = [PromptSet(), PromptSet("a"), PromptSet("", "a"), PromptSet("a", "b"), PromptSet("ab"), PromptSet("b", "a")]
+    prints = [s.fingerprint for s in sets]
+    assert len(set(prints)) == len(sets)
+    assert all(re.fullmatch("[0-9a-f]{12}", p) for p in prints)
+    assert prints == [PromptSet(s.plain, s.hinted).fingerprint for s in sets]
+
+
+def packaged(name):
+    """[(shot, its two operands)] of a packaged arithmetic file."""
+    shots = few_shot.read_shots(PACKAGED / name)
+    sums = [shot.split("\n")[1].replace(" ", "").split("+") for shot in shots]
+    return [(shot, (int(a), int(b))) for shot, (a, b) in zip(shots, sums, strict=True)]
+
+
+@pytest.mark.parametrize(("name", "task", "hint"), KINDS)
+def test_packaged_shots_are_what_the_task_writes(name, task, hint):
+    for shot, (a, b) in packaged(name):
+        problem = make_problem("shot", a, b, digits=len(str(a)))
+        assert shot == task.render(problem, hint) + task.reference(problem)
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in KINDS])
+def test_packaged_shots_are_two_of_each_length_and_mixed(name):
+    lengths = [len(str(a)) for _, (a, _) in packaged(name)]
+    assert sorted(lengths) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert sorted(lengths[:5]) == [1, 2, 3, 4, 5]  # five shots show every length
+    assert all(first != second for first, second in itertools.pairwise(lengths))
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in KINDS])
+def test_packaged_shots_hold_no_dev_or_test_pair(name):
+    held_out = {pair for digits in range(1, 6) for split in TASK.held_out(digits).values() for pair in split}
+    assert not held_out & {pair for _, pair in packaged(name)}
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in KINDS])
+def test_packaged_files_have_one_blank_line_between_shots(name):
+    text = (PACKAGED / name).read_text(encoding="utf-8")
+    assert text == "\n\n".join(shot for shot, _ in packaged(name)) + "\n"

@@ -1,0 +1,329 @@
+"""Malformed models: every one ends in one line that names the file and the reason, and leaves nothing at the target."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from star_jax.config import ModelConfig
+from star_jax.models import decoder as gpt
+from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
+from star_jax.tokenizers.simple import ByteTokenizer
+from star_jax.weights import checkpoint
+from star_jax.weights.sources import hf
+from tests.support import mesh_transformer
+from tests.support.damages import (
+    Trap,
+    as_npy,
+    content,
+    cut_off,
+    every,
+    index_with,
+    json_with,
+    leaves_with,
+    model_json_with,
+    spoiled,
+    step_file,
+    tensors_with,
+    torch_file,
+    trapped,
+    without,
+)  # fmt: skip
+from tests.support.models import numpy_params
+from tests.support.weights import bpe, convert, convert_with
+
+CONFIG = ModelConfig(
+    n_layers=2, d_model=8, n_heads=2, d_mlp=32, rotary_dim=2, vocab_size=300, max_positions=16, architecture="gptj"
+)
+HF, OURS, MESH = "hf", "orbax", "mesh_transformer"
+ONE, INDEX, BIN = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+SHARD = "model-00002-of-00004.safetensors"
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> Path:
+    """A folder with one good model of each kind: hf, sharded (the same in four files), orbax and mesh_transformer."""
+    folder, params = tmp_path_factory.mktemp("good"), numpy_params(CONFIG)
+    words = bpe(["a few words"], size=270)
+    words.save(str(folder / "words.json"))
+    tokenizer = Gpt2Tokenizer((folder / "words.json").read_text())
+    hf.save(folder / HF, CONFIG, params, tokenizer, np.dtype("float32"))
+    hf.save(folder / "sharded", CONFIG, params, None, np.dtype("float32"), shard_bytes=10_000)
+    assert len(list((folder / "sharded").glob("*.safetensors"))) == 4
+    checkpoint.save_model(folder / OURS, gpt.GPT(CONFIG), jax.tree.map(jax.numpy.asarray, params), ByteTokenizer())
+    mesh_transformer.write(folder / MESH / "step_3", mesh_transformer.cut(originals(), 2), full=True)
+    mesh_transformer.write(folder / "slim" / "step_3", mesh_transformer.cut(originals(), 2))
+    sizes = {"layers": 2, "d_model": 8, "n_heads": 2, "n_vocab": 300, "seq": 16, "pe": "rotary", "pe_rotary_dims": 2}
+    for kind in (MESH, "slim"):
+        (folder / kind / "c.json").write_text(json.dumps({**sizes, "norm": "layernorm"}))
+    return folder
+
+
+def originals() -> mesh_transformer.Named:
+    """Random leaves of the original's names in CONFIG's sizes."""
+    rng = np.random.default_rng(0)
+    shapes = {"embedding/w": (300, 8), "projection/w": (8, 300), "projection/b": (300,)}
+    for n in range(2):
+        shapes |= {f"layer_{n}/linear{m}/w": (8, 8) for m in ("", "_1", "_2", "_3")}
+        shapes |= {f"layer_{n}/linear_4/b": (32,), f"layer_{n}/linear_4/w": (8, 32), f"layer_{n}/linear_5/w": (32, 8)}
+    return {n: rng.standard_normal(shapes.get(n, (8,))).astype(np.float32) for n in mesh_transformer.names(2)}
+
+
+H0 = "transformer.h.0"
+BAD_HF = [
+    ("no config.json", without("config.json"), "config.json: cannot be read"),
+    ("empty config.json", content("config.json", b""), "config.json: not JSON"),
+    ("broken config.json", cut_off("config.json", 40), "config.json: not JSON"),
+    ("config.json of no text", content("config.json", b"\xff\xfe\x00"), "config.json: not JSON"),
+    ("nested config.json", content("config.json", b"[" * 100_000), "config.json: not JSON"),
+    ("config.json is a list", content("config.json", b"[1]"), "config.json: not a JSON object"),
+    ("llama", json_with("config.json", model_type="llama"), "model_type is 'llama'; star_jax knows gptj and gpt2"),
+    ("a list as kind", json_with("config.json", model_type=["gptj"]), "model_type is ['gptj']"),
+    ("relu", json_with("config.json", activation_function="relu"), "activation_function is 'relu'"),
+    ("epsilon", json_with("config.json", layer_norm_epsilon=1e-6), "layer_norm_epsilon is 1e-06"),
+    ("tied", json_with("config.json", tie_word_embeddings=True), "tie_word_embeddings is True"),
+    ("no n_layer", json_with("config.json", n_layer=None), "n_layer must be a whole number, got None"),
+    ("n_embd in words", json_with("config.json", n_embd="eight"), "n_embd must be a whole number, got 'eight'"),
+    ("n_head 3", json_with("config.json", n_head=3), "config.json: model: d_model must divide by n_heads"),
+    ("n_head 0", json_with("config.json", n_head=0), "config.json: model.n_heads must be at least 1"),
+    ("rotary_dim 3", json_with("config.json", rotary_dim=3), "rotary_dim must be even"),
+    ("n_inner in words", json_with("config.json", n_inner="wide"), "model.d_mlp must be int, got 'wide'"),
+    ("vocab_size", json_with("config.json", vocab_size=301), "transformer.wte.weight has shape [300, 8], config.json"),
+    ("deeper", json_with("config.json", n_layer=3), "transformer.h.2.attn.k_proj.weight [8, 8] is missing"),
+    ("flatter", json_with("config.json", n_layer=1), "transformer.h.1."),
+    ("missing", tensors_with(f"{H0}.ln_1.bias", lambda _: None), f"{H0}.ln_1.bias [8] is missing"),
+    ("surplus", tensors_with(f"{H0}.x", lambda a: a), f"{H0}.x has no place in a gptj model"),
+    ("misshapen", tensors_with("lm_head.weight", np.transpose), "lm_head.weight has shape [8, 300], config.json"),
+    ("integers", tensors_with("lm_head.bias", lambda a: a.astype(np.int8)), "lm_head.bias does not hold floating"),
+    ("NaN", tensors_with(f"{H0}.attn.q_proj.weight", spoiled(np.nan)), f"{H0}.attn.q_proj.weight holds values that"),
+    ("inf", tensors_with("transformer.ln_f.bias", spoiled(-np.inf)), "transformer.ln_f.bias holds values that are not"),
+    ("empty weights", content(ONE, b""), f"{ONE}: not a whole safetensors file"),
+    ("seven bytes", cut_off(ONE, 7), f"{ONE}: not a whole safetensors file"),
+    ("half a header", cut_off(ONE, 300), f"{ONE}: not a whole safetensors file"),
+    ("no tensors", cut_off(ONE, 4000), f"{ONE}: not a whole safetensors file"),
+    ("a byte short", cut_off(ONE, -1), f"{ONE}: not a whole safetensors file"),
+    ("garbage", content(ONE, os.urandom(5000)), f"{ONE}: not a whole safetensors file"),
+    ("a folder as weights", lambda f: [without(ONE)(f), (f / ONE).mkdir()], "no weights are there"),
+    ("no weights", without(ONE), "no weights are there"),
+    ("a pickle", torch_file(lambda _: {"a": 1}, by="pickle"), f"{BIN}: not a file of weights"),
+    ("a program", torch_file(lambda f: Trap(f / "trap"), by="pickle"), f"{BIN}: not a file of weights"),
+    ("a program by torch", torch_file(lambda f: {"a": Trap(f / "trap")}), f"{BIN}: not a file of weights"),
+    ("a list by torch", torch_file(lambda _: [1, 2]), f"{BIN}: holds something else than named tensors"),
+    ("numbers by torch", torch_file(lambda _: {"lm_head.bias": 3}), f"{BIN}: holds something else than named tensors"),
+    ("an empty dict by torch", torch_file(lambda _: {}), "is missing; get the whole model"),
+    ("torch garbage", torch_file(lambda _: b"PK\3\4" * 99, by="bytes"), f"{BIN}: not a file of weights"),
+    ("torch nothing", torch_file(lambda _: b"", by="bytes"), f"{BIN}: not a file of weights"),
+    ("tokenizer.json", cut_off("tokenizer.json", 500), "tokenizer.json: no tokenizer can be made of it"),
+    ("tokenizer list", content("tokenizer.json", b"[]"), "tokenizer.json: no tokenizer can be made of it"),
+    ("vocab alone", lambda f: [without("tokenizer.json")(f), content("vocab.json", b"{}")(f)], "merges.txt is there"),
+]
+BAD_SHARDS = [
+    ("file missing", without(SHARD), f"{INDEX}: the file '{SHARD}' it names is not beside it"),
+    ("path", index_with("lm_head.bias", f"../{HF}/{ONE}"), f"the file '../{HF}/{ONE}' it names is not beside it"),
+    ("absolute path", index_with("lm_head.bias", "/etc/passwd"), "the file '/etc/passwd' it names is not beside it"),
+    ("wrong file", index_with("lm_head.bias", SHARD), f"{SHARD}: the tensor lm_head.bias is missing, which {INDEX}"),
+    ("number", index_with("lm_head.bias", 3), f"{INDEX}: has no weight_map"),
+    ("truncated", cut_off(SHARD, -1), f"{SHARD}: not a whole safetensors file"),
+    ("index broken", cut_off(INDEX, 90), f"{INDEX}: not JSON"),
+    ("index of nothing", content(INDEX, b"{}"), f"{INDEX}: has no weight_map"),
+    ("index names none", content(INDEX, b'{"weight_map": {}}'), "is missing; get the whole model"),
+]
+BAD_OURS = [
+    ("truncated", cut_off("model.json", 60), "model.json: not a model description"),
+    ("missing", without("model.json"), "no complete model is there: neither model.json"),
+    ("a list", content("model.json", b"[]"), "model.json: not a model description"),
+    ("format", json_with("model.json", format="star_jax model 9"), "unknown format 'star_jax model 9'"),
+    ("no tokenizer", json_with("model.json", tokenizer=None), "model.json: not a model description (KeyError('tok"),
+    ("dtype", json_with("model.json", dtype="int8"), "model.json: dtype is 'int8'"),
+    ("no weights", without("weights"), "weights: cannot be restored"),
+    ("empty weights", lambda f: [without("weights")(f), (f / "weights").mkdir()], "weights: cannot be restored"),
+    ("wider", model_json_with(d_mlp=40), "weights: cannot be restored"),
+    ("deeper", model_json_with(n_layers=3), "weights: cannot be restored"),
+    ("another kind", model_json_with(architecture="gpt2", rotary_dim=0), "weights: cannot be restored"),
+    ("sizes in words", model_json_with(d_model="8"), "model.json.d_model must be int, got '8'"),
+    ("surplus size", model_json_with(depth=8), "model.json has no option 'depth'"),
+]
+BAD_MESH = [
+    ("no config", without("c.json"), "c.json: cannot be read"),
+    ("no layers", json_with("c.json", layers=None), "c.json: layers must be a whole number, got None"),
+    ("three layers", json_with("c.json", layers=3), "shard_0: holds 81 arrays; the config's layers make 37 (slim)"),
+    ("other positions", json_with("c.json", pe="fixed"), "c.json: pe is 'fixed'"),
+    ("three heads", json_with("c.json", n_heads=3), "c.json: model: d_model must divide by n_heads"),
+    ("wider", json_with("c.json", d_model=16), "layer_0/linear_2/w has shape [8, 4], the config asks for [16, 8]"),
+    ("vocabulary", json_with("c.json", n_vocab=301), "embedding/w [301, 8] does not divide over 2 shards"),
+    ("a gap", lambda f: (f / "step_3/shard_1").rename(f / "step_3/shard_2"), "without a gap; there are shard_0, sh"),
+    ("no shards", without("step_3/shard_0", "step_3/shard_1"), "step_3: needs the folders shard_0, shard_1"),
+    ("one of two", without("step_3/shard_1"), "has shape [8, 4], the config asks for [8, 8] (1 shards"),
+    ("no npz", without(step_file("15.npz")), "shard_1/15.npz: not a whole npz archive"),
+    ("half an npz", cut_off(step_file("9.npz"), 700), "shard_1/9.npz: not a whole npz archive"),
+    ("empty npz", content(step_file("0.npz"), b""), "shard_1/0.npz: not a whole npz archive"),
+    ("garbage npz", content(step_file("0.npz"), b"PK\3\4" * 300), "shard_1/0.npz: not a whole npz archive"),
+    ("a single array", as_npy, "shard_1/7.npz: not a whole npz archive (a single array)"),
+    ("a program", content(step_file("3.npz"), pickle.dumps(Path("x"))), "shard_1/3.npz: not a whole npz archive"),
+    ("objects", leaves_with(trapped, number=12), "shard_1/12.npz: cannot be read (Object arrays cannot be loaded"),
+    ("objects all over", every(trapped), "15.npz: cannot be read (Object arrays cannot be loaded"),
+    ("texts", leaves_with(lambda a: [np.full(x.shape, "x") for x in a], number=12), "shard_1/12.npz: holds an array"),
+    ("a leaf more", leaves_with(lambda a: [*a, a[0]]), "shard_1: holds 82 arrays"),
+    ("wrong shapes", leaves_with(lambda a: [x[:-1] for x in a], number=13), "shard_1: layer_1/linear_2/w has shape"),
+    ("NaN", leaves_with(lambda a: [x * np.nan for x in a], number=13), "layer_1/linear_2/w holds values that are not"),
+    ("another step", leaves_with(lambda a: [*a[:-1], np.array(4)], number=15), "shard_1: is of step 4 and shard_0 of"),
+    ("two slim, one of three", lambda f: shutil.copytree(f / "step_3/shard_0", f / "step_3/shard_2"), "over 3 shards"),
+]
+
+
+def refused(result, expected: str, target: Path) -> None:
+    """One line that says what was expected, status 2, and no target."""
+    status, out, err = result
+    assert status == 2, (out, err)
+    assert len(err.splitlines()) == 1 and err.startswith("star_jax: ") and err.endswith("\n"), err
+    assert expected in err
+    assert "Traceback" not in err and not out
+    assert not target.exists()
+
+
+def damaged(good, tmp_path, kind, damage) -> Path:
+    shutil.copytree(good / kind, tmp_path / "model")
+    (tmp_path / "model/checksums.json").unlink(missing_ok=True)  # it would know of any change; here it is not at hand
+    damage(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def cases(table):
+    return pytest.mark.parametrize(("damage", "expected"), [row[1:] for row in table], ids=[row[0] for row in table])
+
+
+@pytest.mark.parametrize("target_format", [HF, OURS])
+def test_the_undamaged_models_convert(good, tmp_path, target_format):
+    """What the tables below damage is accepted as it is."""
+    options = [f"--source_config={good / MESH / 'c.json'}"]
+    sources = [(HF, HF, []), ("sharded", HF, []), (OURS, OURS, []), (f"{MESH}/step_3", MESH, options)]
+    for n, (name, form, more) in enumerate(sources):
+        assert convert(good / name, form, tmp_path / str(n), target_format, *more)[::2] == (0, "")
+
+
+@cases(BAD_HF)
+def test_a_bad_hugging_face_directory_is_one_line(good, tmp_path, damage, expected):
+    model = damaged(good, tmp_path, HF, damage)
+    refused(convert(model, HF, tmp_path / "out", OURS), expected, tmp_path / "out")
+    assert not (model / "trap").exists()
+
+
+@cases(BAD_SHARDS)
+def test_a_bad_sharded_directory_is_one_line(good, tmp_path, damage, expected):
+    model = damaged(good, tmp_path, "sharded", damage)
+    refused(convert(model, HF, tmp_path / "out", HF), expected, tmp_path / "out")
+
+
+@cases(BAD_OURS)
+def test_a_bad_directory_of_ours_is_one_line(good, tmp_path, damage, expected):
+    model = damaged(good, tmp_path, OURS, damage)
+    refused(convert(model, OURS, tmp_path / "out", HF), expected, tmp_path / "out")
+
+
+@cases(BAD_MESH)
+def test_a_bad_mesh_transformer_checkpoint_is_one_line(good, tmp_path, monkeypatch, damage, expected):
+    monkeypatch.setenv("STAR_TEST_TRAP", str(tmp_path / "trap"))
+    model = damaged(good, tmp_path, MESH, damage)
+    result = convert(model / "step_3", MESH, tmp_path / "out", OURS, f"--source_config={model / 'c.json'}")
+    refused(result, expected, tmp_path / "out")
+    assert not (tmp_path / "trap").exists()
+
+
+def test_a_full_shard_beside_a_slim_one(good, tmp_path):
+    model = damaged(good, tmp_path, MESH, lambda folder: shutil.rmtree(folder / "step_3/shard_1"))
+    shutil.copytree(good / "slim/step_3/shard_1", model / "step_3/shard_1")
+    result = convert(model / "step_3", MESH, tmp_path / "out", OURS, f"--source_config={model / 'c.json'}")
+    refused(result, "shard_1: holds 27 arrays and shard_0 81", tmp_path / "out")
+
+
+def test_a_tokenizer_larger_than_the_model(good, tmp_path):
+    result = convert(good / OURS, OURS, tmp_path / "out", HF, f"--tokenizer={words(tmp_path, 400)}")
+    refused(result, "ids and the model 300 rows for them", tmp_path / "out")
+
+
+def words(tmp_path, size) -> Path:
+    (tmp_path / "words").mkdir()
+    made = bpe([chr(i) + chr(j) for i in range(97, 123) for j in range(97, 123)] * 2, size=size)
+    made.save(str(tmp_path / "words" / "tokenizer.json"))
+    return tmp_path / "words"
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--source_format=hf"], "there is no such directory"),
+        (["--source_format=onnx"], "--source_format: invalid choice: 'onnx'"),
+        (["--source_format=mesh_transformer"], "--source_config=FILE goes with --source_format=mesh_transformer"),
+        (["--source_format=hf", "--source_config=c.json"], "--source_config=FILE goes with --source_format=mesh_tra"),
+        (["--source_format=hf", "--moments"], "--moments: only mesh_transformer checkpoints hold them"),
+        (["--source_format=hf", "--dtype=int8"], "--dtype: invalid choice: 'int8'"),
+        (["--source_format=hf", "--nonsense=1"], "--nonsense=1"),
+        (["--source_form=hf"], "--source_format"),
+        ([], "the following arguments are required: --source_format"),
+    ],
+)
+def test_a_wrong_invocation_is_one_line(more, expected, tmp_path):
+    base = [f"--source={tmp_path / 'none'}", f"--target={tmp_path / 'out'}", "--target_format=orbax"]
+    refused(convert_with(*base, *more), expected, tmp_path / "out")
+
+
+def test_a_slim_checkpoint_with_moments_asked_for(good, tmp_path):
+    more = (f"--source_config={good / 'slim/c.json'}", "--moments")
+    result = convert(good / "slim/step_3", MESH, tmp_path / "out", OURS, *more)
+    refused(result, "shard_0: a slim checkpoint, which holds no Adam moments", tmp_path / "out")
+
+
+@pytest.mark.parametrize("target_format", [HF, OURS])
+@pytest.mark.parametrize("there", [HF, OURS, MESH, "a file", "under a file", "itself"])
+def test_a_target_that_is_taken_keeps_its_files(good, tmp_path, there, target_format):
+    """A model of another format, a checkpoint folder, the source itself: nothing of it is replaced."""
+    model = damaged(good, tmp_path, HF, lambda _: None)
+    target = {"a file": tmp_path / "file", "under a file": tmp_path / "file/x", "itself": model}.get(there)
+    (tmp_path / "file").write_text("mine")
+    if target is None:
+        target = tmp_path / "out"
+        shutil.copytree(good / there, target)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    status, _, errors = convert(model, HF, target, target_format)
+    assert status == 2 and len(errors.splitlines()) == 1 and str(target) in errors
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "expected"),
+    [
+        (HF, tensors_with("lm_head.bias", lambda a: a.astype(np.int8)), "lm_head.bias does not hold"),
+        (HF, tensors_with("lm_head.bias", spoiled(np.nan)), "lm_head.bias holds values"),
+        (HF, torch_file(lambda f: {"a": Trap(f / "trap")}), f"{BIN}: not a file of weights"),
+        (OURS, without("weights"), "weights: cannot be restored"),
+        (OURS, model_json_with(n_layers=3), "weights: cannot be restored: blocks/"),
+    ],
+    ids=["integers", "NaN", "a program", "no weights", "deeper"],
+)
+def test_a_process_of_its_own_says_no_more(good, tmp_path, kind, damage, expected):
+    """Nothing native or logged comes beside the line."""
+    model = damaged(good, tmp_path, kind, damage)
+    args = [f"--source={model}", f"--source_format={kind}", f"--target={tmp_path / 'out'}", "--target_format=hf"]
+    done = subprocess.run(
+        [sys.executable, "-m", "star_jax.convert", *args],
+        cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    refused((done.returncode, done.stdout, done.stderr), expected, tmp_path / "out")
+
+
+def test_bfloat16_nan_is_seen(good, tmp_path):
+    """In the dtype of the file, before it is widened."""
+
+    def spoil(array):
+        return spoiled(np.nan)(array).astype(ml_dtypes.bfloat16)
+
+    model = damaged(good, tmp_path, HF, tensors_with("lm_head.weight", spoil))
+    refused(convert(model, HF, tmp_path / "out", HF), "lm_head.weight holds values", tmp_path / "out")

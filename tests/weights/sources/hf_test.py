@@ -1,0 +1,358 @@
+"""star_jax.weights.sources.hf and the command line: what transformers wrote is read, and what is written it reads."""
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from star_jax.config import MeshConfig, ModelConfig
+from star_jax.distributed import sharding
+from star_jax.errors import InputError
+from star_jax.models import decoder as gpt
+from star_jax.records import Prompt
+from star_jax.sampling.sampler import Sampler
+from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
+from star_jax.weights import checkpoint
+from star_jax.weights.sources import hf, loader
+from tests.support.models import numpy_params
+from tests.support.weights import IdsTokenizer, bpe, convert, libraries, torch_config, torch_logits, torch_model
+
+_SIZES = functools.partial(ModelConfig, vocab_size=61, max_positions=32)
+SHAPES = {
+    "gptj, three heads of eight": _SIZES(n_layers=2, d_model=24, n_heads=3, d_mlp=96, rotary_dim=4),
+    "gptj, the whole head rotates": _SIZES(n_layers=3, d_model=16, n_heads=4, d_mlp=64, rotary_dim=4),
+    "gptj, narrow mlp": _SIZES(n_layers=2, d_model=32, n_heads=2, d_mlp=40, rotary_dim=8),
+    "gpt2, three heads of eight": _SIZES(n_layers=2, d_model=24, n_heads=3, d_mlp=96, architecture="gpt2"),
+    "gpt2, narrow mlp": _SIZES(n_layers=3, d_model=32, n_heads=4, d_mlp=40, architecture="gpt2"),
+}
+GPTJ, GPT2 = SHAPES["gptj, narrow mlp"], SHAPES["gpt2, narrow mlp"]
+BOTH = pytest.mark.parametrize("config", [GPTJ, GPT2], ids=["gptj", "gpt2"])
+DTYPES = ("float32", "bfloat16", "float16")
+TOKENS_BT = np.random.default_rng(0).integers(0, 61, (2, 20)).astype(np.int32)
+TEXTS = [
+    "!",
+    "!! a\n\nb\r\n\tc  d ",
+    "Q: 48/2 = <<48/2=24>>24\n#### 24\n",
+    "naïve café — “quotes” 日本語 🙂\u0301\x00\x7f",
+    "".join(map(chr, range(256))),
+    "".join(map(chr, range(0x100, 0x110000, 997))).encode("utf-8", "ignore").decode(),
+]
+forward = jax.jit(gpt.apply, static_argnums=0)
+
+
+def worst(found, expected) -> float:
+    return float(np.max(np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64))))
+
+
+def load(directory):
+    """(config, parameters as NumPy arrays in the dtype of the files)."""
+    source = hf.HfSource(directory)
+    model, params = loader.load(source, sharding.make_mesh(MeshConfig(data=1)), source.dtype)
+    return model.config, jax.tree.map(np.asarray, params)
+
+
+def assert_same_bits(found, expected) -> None:
+    """Two trees with equal names, shapes, dtypes and bits."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def assert_same_state(found, expected) -> None:
+    """Two torch state dicts with equal names and bits."""
+    import torch
+
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+def half(config: ModelConfig, dtype: str, seed: int = 1):
+    """The torch model of these sizes in this dtype."""
+    theirs = torch_model(config, seed)
+    import torch
+
+    return theirs.to(getattr(torch, dtype))
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes a small model by transformers: (config, dtype) -> (directory, model)."""
+
+    def write(config=GPTJ, dtype="float32", **options):
+        theirs = half(config, dtype)
+        theirs.save_pretrained(tmp_path / "theirs", **options)
+        return tmp_path / "theirs", theirs
+
+    return write
+
+
+def rewrite(directory: Path, change) -> None:
+    """Applies `change` to the dict of tensors of a directory's model.safetensors."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = change(load_file(directory / "model.safetensors"))
+    save_file({name: t.contiguous().clone() for name, t in tensors.items()}, directory / "model.safetensors")
+
+
+def save_bin(directory: Path, theirs, files: int, **options) -> None:
+    """The same weights as pytorch_model.bin, in place of the safetensors."""
+    import torch
+
+    for path in directory.glob("model*.safetensors*"):
+        path.unlink()
+    state = theirs.state_dict()
+    if files == 1:
+        torch.save(state, directory / "pytorch_model.bin", **options)
+        return
+    weight_map = {name: f"pytorch_model-{i % files + 1:05d}.bin" for i, name in enumerate(state)}
+    for file in set(weight_map.values()):
+        torch.save({name: state[name] for name, f in weight_map.items() if f == file}, directory / file)
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("files", ["one file", "sharded"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_of_a_loaded_directory_are_those_of_torch(shape, dtype, files, written, record_property):
+    directory, theirs = written(SHAPES[shape], dtype, max_shard_size="8KB" if files == "sharded" else "5GB")
+    assert (directory / "model.safetensors.index.json").exists() == (files == "sharded")
+    model, params = checkpoint.load_model(directory)
+    expected = torch_logits(theirs, TOKENS_BT)
+    found = forward(model, params, TOKENS_BT)
+    record_property("logits", worst(found, expected))
+    assert dataclasses.replace(model.config, architecture="") == dataclasses.replace(SHAPES[shape], architecture="")
+    assert hf.HfSource(directory).dtype == jnp.dtype(dtype)
+    assert 3 < np.max(np.abs(expected)) < 50
+    assert worst(found, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("files", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+@BOTH
+def test_torch_files_hold_what_safetensors_hold(config, dtype, files, written):
+    directory, theirs = written(config, dtype)
+    expected = load(directory)
+    save_bin(directory, theirs, files)
+    assert_same_bits(load(directory)[1], expected[1])
+
+
+def test_torch_files_from_before_torch_1_6_and_parameters_in_them(written):
+    """GPT-2's own file is no zip archive; a dict of parameters is as good as one of tensors."""
+    directory, theirs = written(GPT2)
+    expected = load(directory)
+    theirs.state_dict = lambda: dict(theirs.named_parameters())
+    save_bin(directory, theirs, 1, _use_new_zipfile_serialization=False)
+    assert_same_bits(load(directory)[1], expected[1])
+
+
+@pytest.mark.parametrize("files", ["one file", "sharded"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ["gptj, three heads of eight", "gpt2, three heads of eight"])
+def test_transformers_reads_back_the_bits_that_were_saved(shape, dtype, files, written, tmp_path):
+    directory, theirs = written(SHAPES[shape], dtype)
+    before = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    config, params = load(directory)
+    shard_bytes = 5000 if files == "sharded" else 2**31
+    hf.save(tmp_path / "ours", config, params, None, jnp.dtype(dtype), shard_bytes)
+    assert (tmp_path / "ours" / "model.safetensors.index.json").exists() == (files == "sharded")
+    back = type(theirs).from_pretrained(tmp_path / "ours", dtype=theirs.dtype, attn_implementation="eager")
+    assert_same_state(back.state_dict(), before)
+    assert_same_bits(load(tmp_path / "ours")[1], params)
+    np.testing.assert_array_equal(torch_logits(back.eval(), TOKENS_BT), torch_logits(theirs, TOKENS_BT))
+
+
+@pytest.mark.parametrize("masks", ["with masks", "without"])
+@BOTH
+def test_old_names_and_mask_buffers_are_read(config, masks, written):
+    """No "transformer." in front, and the causal mask of each layer as a buffer, as the first published files."""
+    directory, _ = written(config, "float16")
+    expected = load(directory)
+    import torch
+
+    def age(tensors):
+        old = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+        for n in range(config.n_layers if masks == "with masks" else 0):
+            old[f"h.{n}.attn.bias"] = torch.ones(1, 1, 32, 32, dtype=torch.uint8 if n else torch.float32)
+            old[f"h.{n}.attn.masked_bias"] = torch.tensor(-1e4)
+        return old
+
+    rewrite(directory, age)
+    assert hf.HfSource(directory).dtype == np.float16
+    assert_same_bits(load(directory)[1], expected[1])
+
+
+def test_a_gpt2_with_its_head_written_out_is_read_if_it_is_the_embedding(written):
+    directory, _ = written(GPT2)
+    expected = load(directory)
+    rewrite(directory, lambda tensors: {**tensors, "lm_head.weight": tensors["transformer.wte.weight"]})
+    assert_same_bits(load(directory)[1], expected[1])
+    rewrite(directory, lambda tensors: {**tensors, "lm_head.weight": tensors["transformer.wte.weight"] + 1})
+    with pytest.raises(InputError, match=r"lm_head\.weight differs from the embedding"):
+        load(directory)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [("float16", "bfloat16", "float32"), ("bfloat16", "float32", "float32"), ("float64", "float64", "float32")],
+)
+def test_weights_of_several_dtypes_keep_every_bit(one, other, expected, written):
+    """The narrowest of our dtypes that holds both; float64, which JAX does not compute in, is narrowed."""
+    directory, _ = written(GPTJ)
+    import torch
+
+    def mix(tensors):
+        return {n: t.to(getattr(torch, one if "ln" in n else other)) for n, t in tensors.items()}
+
+    rewrite(directory, mix)
+    found = load(directory)[1]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {expected}
+    wide = checkpoint.load_model(directory)[1]
+    assert_same_bits(found, jax.tree.map(np.asarray, wide))
+
+
+@BOTH
+def test_greedy_continuations_are_those_of_transformers(config, tmp_path, record_property):
+    """generate() on the exported model against the sampler, up to a tie; some of them reach the end of the text."""
+    torch, transformers = libraries()
+    end, budget = 60, 10
+    params = numpy_params(config, seed=3)
+    params["blocks"]["norm"]["scale"][:] = params["final_norm"]["scale"][:] = 1
+    if not config.is_gpt2:
+        params["head"]["bias"][end] += 1.6
+    hf.save(tmp_path / "ours", config, params, None, np.dtype("float32"))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
+    rng = np.random.default_rng(5)
+    prompts = [rng.integers(0, 60, n).tolist() for n in (1, 2, 7, 8, 15, 20, 3, 11)]
+    sampler = Sampler(
+        gpt.GPT(config), jax.tree.map(jnp.asarray, params), IdsTokenizer(61, end), max_new_tokens=budget, slots=3,
+        queue=8, prefill_tokens=32,
+    )  # fmt: skip
+    drawn = sampler([Prompt("", " ".join(map(str, ids))) for ids in prompts])
+    settings = dict(max_new_tokens=budget, do_sample=False, eos_token_id=end, pad_token_id=end)
+    compared = 0
+    for ids, draw in zip(prompts, drawn, strict=True):
+        out = theirs.generate(
+            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), **settings,
+            output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
+        top = torch.stack(out.logits)[:, 0].topk(2).values.numpy()
+        sure = np.append(top[:, 0] - top[:, 1] > 1e-3, False).argmin()
+        expected = tuple(out.sequences[0, len(ids) :].tolist())
+        assert draw.token_ids[:sure] == expected[:sure]
+        assert draw.token_ids == expected or sure < len(expected)
+        compared += int(sure)
+    record_property("tokens", compared)
+    assert compared >= 40 and len({draw.token_ids for draw in drawn}) > 3
+    assert config.is_gpt2 or any(not draw.cut_off for draw in drawn)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@BOTH
+def test_there_and_back_by_the_command_line_keeps_every_bit(config, dtype, written, tmp_path):
+    directory, theirs = written(config, dtype)
+    before = theirs.state_dict()
+    assert convert(directory, "hf", tmp_path / "ours", "orbax")[::2] == (0, "")
+    status, said, errors = convert(tmp_path / "ours", "orbax", tmp_path / "back", "hf")
+    assert (status, errors) == (0, "")
+    assert f"{config.architecture or 'gptj'}, {sum(p.numel() for p in theirs.parameters()):,} parameters" in said
+    assert "no tokenizer" in said
+    back = type(theirs).from_pretrained(tmp_path / "back", dtype="auto")
+    assert_same_state(back.state_dict(), before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_target_has_the_dtype_that_was_asked_for(dtype, written, tmp_path):
+    """Rounded once, to the nearest, on the way in or on the way out."""
+    directory, _ = written(GPTJ)
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    expected = jax.tree.map(lambda leaf: leaf.astype(kind), load(directory)[1])
+    assert convert(directory, "hf", tmp_path / "a", "hf", f"--dtype={dtype}")[0] == 0
+    assert convert(directory, "hf", tmp_path / "wide", "orbax")[0] == 0
+    assert convert(tmp_path / "wide", "orbax", tmp_path / "b", "hf", f"--dtype={dtype}")[0] == 0
+    assert_same_bits(load(tmp_path / "a")[1], expected)
+    assert_same_bits(load(tmp_path / "b")[1], expected)
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["dtype"] == dtype
+
+
+@pytest.mark.parametrize("form", ["hf", "orbax"])
+def test_weights_beyond_float16_are_refused(form, written, tmp_path):
+    """No infinity is written in their place."""
+    directory, _ = written(GPTJ)
+    rewrite(directory, lambda tensors: {**tensors, "lm_head.bias": tensors["lm_head.bias"] + 1e5})
+    if form == "orbax":
+        assert convert(directory, "hf", tmp_path / "ours", "orbax")[0] == 0
+        directory = tmp_path / "ours"
+    status, _, errors = convert(directory, form, tmp_path / "out", "hf", "--dtype=float16")
+    assert status == 2 and "not finite numbers of float16" in errors
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return bpe([*TEXTS, "the quick brown fox jumps over the lazy dog. " * 20], extra=5)
+
+
+def test_the_tokenizer_beside_the_weights_survives(trained, written, tmp_path):
+    """hf -> orbax -> hf: our ids, transformers' ids and the trained tokenizer's are the same, for every byte."""
+    config = dataclasses.replace(GPTJ, vocab_size=trained.get_vocab_size() + 3)
+    directory, _ = written(config)
+    trained.save(str(directory / "tokenizer.json"))
+    assert convert(directory, "hf", tmp_path / "ours", "orbax")[0] == 0
+    _, said, _ = convert(tmp_path / "ours", "orbax", tmp_path / "back", "hf")
+    used = trained.get_vocab_size() - 5  # GPT-J's file names its padding rows <|extratoken_1|> ...
+    assert f"a tokenizer of {used} ids" in said
+    for place in (directory, tmp_path / "ours", tmp_path / "back"):
+        ours = checkpoint.load_tokenizer(place)
+        assert (ours.vocab_size, ours.end_of_text) == (used, trained.token_to_id("<|endoftext|>"))
+        assert {piece for piece in ours.pieces if len(piece) == 1} == {bytes([i]) for i in range(256)}
+        assert [ours.encode(text) for text in TEXTS] == [trained.encode(text).ids for text in TEXTS]
+        assert [ours.decode(ours.encode(text)) for text in TEXTS] == TEXTS
+    _, transformers = libraries()
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    assert [theirs(text)["input_ids"] for text in TEXTS] == [trained.encode(text).ids for text in TEXTS]
+    assert (theirs.eos_token_id, theirs.bos_token_id) == (ours.end_of_text, ours.end_of_text)
+    about = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert about["eos_token_id"] == ours.end_of_text
+
+
+def test_a_tokenizer_of_two_files_is_given_by_option(trained, written, tmp_path):
+    directory, _ = written(dataclasses.replace(GPT2, vocab_size=400))
+    (tmp_path / "words").mkdir()
+    trained.save_model(str(tmp_path / "words"))
+    status, said, _ = convert(directory, "hf", tmp_path / "ours", "hf", f"--tokenizer={tmp_path / 'words'}")
+    assert status == 0 and "a tokenizer of" in said
+    found = Gpt2Tokenizer.load(tmp_path / "ours")
+    assert [found.encode(text) for text in TEXTS] == [trained.encode(text).ids for text in TEXTS]
+
+
+def test_bytes_have_no_hugging_face_form(written, tmp_path):
+    directory, _ = written(dataclasses.replace(GPT2, vocab_size=257))
+    assert convert(directory, "hf", tmp_path / "ours", "orbax", "--tokenizer=bytes")[0] == 0
+    assert checkpoint.load_tokenizer(tmp_path / "ours").encode("é") == list("é".encode())
+    _, said, _ = convert(tmp_path / "ours", "orbax", tmp_path / "back", "hf")
+    assert "no Hugging Face form" in said
+    assert not list((tmp_path / "back").glob("tokenizer*"))
+
+
+def test_the_command_runs_as_a_process_of_its_own(tmp_path):
+    """Not a word but its own line."""
+    hf.save(tmp_path / "a", GPT2, numpy_params(GPT2), None, np.dtype("float32"))
+    args = ["--source_format=hf", f"--source={tmp_path / 'a'}", f"--target={tmp_path / 'b'}", "--target_format=hf"]
+    done = subprocess.run(
+        [sys.executable, "-m", "star_jax.convert", *args],
+        cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1 and done.stdout.startswith(str(tmp_path / "b"))
+    assert_same_bits(load(tmp_path / "b")[1], numpy_params(GPT2))
+    assert torch_config(GPT2).n_embd == json.loads((tmp_path / "b" / "config.json").read_text())["n_embd"]
