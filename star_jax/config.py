@@ -121,7 +121,7 @@ class StarConfig:
 
     iterations: int = 5  # 0: only the base is evaluated (the few-shot rows)
     problems_per_iteration: int = 0  # drawn afresh each iteration, in a seeded order; 0: all train problems
-    draws: int = 1  # completions a problem
+    samples_per_problem: int = 1  # completions a problem
     keep_per_problem: int = 1  # distinct right completions kept a problem; 0: all of them
     min_kept: int = 1  # an iteration that keeps fewer examples ends the run with advice
     rationalize: bool = True  # a second try with the answer as a hint for what failed
@@ -154,7 +154,7 @@ class StarConfig:
             "iterations",
         )
         _at_least(0, self, "max_steps")
-        _at_least(1, self, "draws", "steps", "rationalize_from", "min_kept")
+        _at_least(1, self, "samples_per_problem", "steps", "rationalize_from", "min_kept")
         _share(self, "rationalize_probability", "hint_keep_probability")
         _one_of(self, "restart_from", ("base", "previous"))
         _one_of(self, "schedule", ("exponential", "linear", "epochs"))

@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{self.prog.rpartition('.')[2]}: {message}; see {self.prog} --help")
 
 
-def tells_a_death(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether an error of the runtime says that another process went away: a JaxRuntimeError, or a bare ValueError."""
     words = (
         "Gloo",
@@ -37,13 +37,13 @@ def tells_a_death(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def storing(path: Path, *also: type[Exception]) -> Iterator[None]:
+def disk_errors_as_input_errors(path: Path, *also: type[Exception]) -> Iterator[None]:
     """Makes one line of what a disk that is full, broken, read-only or gone answers; of errors `also`, too."""
     kinds: tuple[type[Exception], ...] = (OSError, *also)
     try:
         yield
     except kinds as error:
-        if tells_a_death(error):
+        if is_peer_failure(error):
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
         raise InputError(f"{path}: cannot be written ({reason}); mend that and run again") from error

@@ -7,8 +7,8 @@ from star_jax.distributed import processes, sharding
 from star_jax.errors import InputError, exit_on_bad_input
 from star_jax.evaluation.accuracy import score, vote
 from star_jax.evaluation.generate import complete, prompts_of, split_problems
-from star_jax.evaluation.stored_run import open_run
-from star_jax.records import VERDICTS
+from star_jax.evaluation.stored_run import open_iteration
+from star_jax.records import RIGHT_WRONG_STEPS, Verdict
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.weights import checkpoint
 
@@ -26,13 +26,13 @@ def main() -> None:
         raise InputError("--samples and --temperature must not be negative; --samples=0 is greedy")
     if args.temperature and not args.samples:
         raise InputError("--temperature goes with --samples=K; without it decoding is greedy")
-    with processes.joined():
+    with processes.distributed_context():
         _evaluate(args)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    opened = open_run(args.workdir, args.iteration)
-    config, ledger, number = opened.config, opened.ledger, opened.number
+    opened = open_iteration(args.workdir, args.iteration)
+    config, run_dir, number = opened.config, opened.run_dir, opened.number
     task = config.make_task()
     problems, name = split_problems(config, task, args.split), f"eval_{args.split}"
     decoding = Decoding()
@@ -43,23 +43,23 @@ def _evaluate(args: argparse.Namespace) -> None:
         name += f"_{args.samples}_samples_t{decoding.temperature:g}"
     sampler = opened.sampler(task, sharding.make_mesh(config.mesh), decoding)
     completions = complete(
-        ledger, ledger.path(number, name + ".jsonl"), sampler, task, problems, prompts_of(config, number + 1),
+        run_dir, run_dir.path(number, name + ".jsonl"), sampler, task, problems, prompts_of(config, number + 1),
         what="evaluate", seed=config.seed, iteration=number, draws=max(1, args.samples),
     )  # fmt: skip
-    weights = processes.agree(lambda: checkpoint.stored_fingerprint(opened.directory))
+    weights = processes.broadcast_from_leader(lambda: checkpoint.stored_fingerprint(opened.directory))
     result = {"iteration": number, "split": args.split, "weights": weights}
     result |= {"temperature": decoding.temperature}
     result |= vote(task, problems, completions) if args.samples else score(problems, completions)
-    ledger.write_json(ledger.path(number, name + ".json"), result)
-    if processes.first():
+    run_dir.write_json(run_dir.path(number, name + ".json"), result)
+    if processes.is_leader():
         _print(result)
-        print(f"written to {ledger.path(number, name + '.json')}")
+        print(f"written to {run_dir.path(number, name + '.json')}")
 
 
 def _print(result: dict[str, Any]) -> None:
     """A line for each accuracy, by class where there are several, and the verdicts."""
     lines = {key: value for key, value in result.items() if isinstance(value, dict) and "ci95" in value}
-    classes = result.get("by_class") or result["majority_by_class"]
+    classes = result.get("by_category") or result["majority_by_category"]
     if "accuracy" in result:
         lines = {"accuracy": result}
     if len(classes) > 1:
@@ -67,7 +67,7 @@ def _print(result: dict[str, Any]) -> None:
     for key, line in lines.items():
         low, high = line["ci95"]
         print(f"{key:10} {line['accuracy']:.4f}  [{low:.4f}, {high:.4f}]  n = {line['n']}")
-    print(", ".join(f"{result[verdict]} {verdict.replace('_', ' ')}" for verdict in (*VERDICTS, "right_wrong_steps")))
+    print(", ".join(f"{result[verdict]} {verdict.replace('_', ' ')}" for verdict in (*Verdict, RIGHT_WRONG_STEPS)))
 
 
 if __name__ == "__main__":

@@ -36,15 +36,15 @@ def main() -> None:
     typed = config.from_dict(values)
     file, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     name = "_".join(filter(None, [Path(file).stem, variant]))
-    with processes.joined():
+    with processes.distributed_context():
         from star_jax.algorithms import star
         from star_jax.distributed import preemption
 
         preemption.listen()
-        if not processes.first():  # what concerns the run is said once
+        if not processes.is_leader():  # what concerns the run is said once
             logging.getLogger("star_jax").setLevel(logging.WARNING)
         path = star.run(typed, _WORKDIR.value or Path("runs") / name, _ALLOW_CHANGES.value)
-        if processes.first():
+        if processes.is_leader():
             print(path, flush=True)
     preemption.end()
 

@@ -1,6 +1,11 @@
-"""What travels between the stages: plain frozen dataclasses, one JSON object a line on disk. No JAX here."""
+"""What travels between the stages: frozen dataclasses, one JSON object per line on disk. No JAX here.
+
+Token ids and per-token log-probabilities are too many for JSON: fields marked `_side` are left out of the line and
+stored by `runs.run_directory` in a binary file next to it.
+"""
 
 import dataclasses
+import enum
 import functools
 import json
 import re
@@ -10,9 +15,42 @@ from typing import Any, TypeVar, cast
 
 from star_jax.errors import InputError
 
-# How a completion was judged. "cut_off": the token budget ran out before a stop, so that even an answer in
-# it may be half of one; "unparsable": it stopped by itself and holds no answer.
-VERDICTS = ("right", "wrong", "unparsable", "cut_off")
+
+class Verdict(enum.StrEnum):
+    """How a completion was judged."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    UNPARSABLE = "unparsable"  # it stopped by itself and holds no answer
+    TRUNCATED = "truncated"  # the token budget ran out before a stop: even an answer in it may be half of one
+
+
+class Source(enum.StrEnum):
+    """Where the completion of a training example comes from."""
+
+    SAMPLED = "sampled"
+    RATIONALIZED = "rationalized"  # sampled with the answer as a hint
+    REFERENCE = "reference"  # the data set's own (star.direct)
+    PRETRAINING = "pretraining"
+
+
+# How tables and the report name them; the one place.
+LABELS: dict[Verdict | Source, str] = {
+    Verdict.RIGHT: "right",
+    Verdict.WRONG: "wrong",
+    Verdict.UNPARSABLE: "unparsable",
+    Verdict.TRUNCATED: "truncated",
+    Source.SAMPLED: "sampled",
+    Source.RATIONALIZED: "rationalized",
+    Source.REFERENCE: "reference",
+    Source.PRETRAINING: "pretraining",
+}
+RIGHT_WRONG_STEPS = "right_wrong_steps"  # count next to the verdicts: right answers whose steps fail the task's check
+
+
+def _side(dtype: str) -> Any:
+    """A field stored as a `dtype` array in the binary side file; empty where it is not known."""
+    return dataclasses.field(default=(), metadata={"side": dtype})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +93,17 @@ class Completion:
 
     problem_id: str
     iteration: int  # the iteration that drew it; it was drawn from the weights of the iteration before
-    draw: int  # 0, 1, ... of the draws for this problem
+    sample_index: int  # 0, 1, ... of the samples of this problem
     hinted: bool  # the prompt held the answer
     text: str  # cut at the stop; the stop itself is not part of it
     answer: str | None  # as parsed; None: there is none
-    verdict: str  # one of VERDICTS
+    verdict: Verdict
     consistent: bool | None  # the steps check out; None: this task cannot tell, or there is no answer
     log_probability: float  # sum of log p of the drawn tokens (stop included), nats, at temperature 1
     tokens: int  # how many were drawn, the stop's included
     seed: str  # what its random key was made from
+    token_ids: tuple[int, ...] = _side("int32")  # as sampled, the stop's included
+    token_log_probs: tuple[float, ...] = _side("float32")  # of each of them, nats, at temperature 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,16 +114,18 @@ class Example:
     prompt: str  # hint-free unless `hint_kept`
     completion: str
     iteration: int
-    source: str  # "sampled", "rationalized", "reference" (answers given, star.direct) or "pretraining"
+    source: Source
     hint_kept: bool = False
-    draw: int = 0
+    sample_index: int = 0
     seed: str = ""
-    verdict: str = ""
+    verdict: Verdict | None = None
     log_probability: float | None = None
     prompt_set: str = ""  # fingerprint of the few-shot text it was drawn behind
     weights: str = ""  # fingerprint of the weights it was drawn from
     # Spans [start, end) of `completion` in characters that carry no loss; only the embedded base uses them.
     unweighted: tuple[tuple[int, int], ...] = ()
+    # The sampled ids of `completion` if it was cut on a token border; training uses them. Empty: it is encoded again.
+    token_ids: tuple[int, ...] = _side("int32")
 
 
 Record = TypeVar("Record", Problem, Completion, Example)
@@ -91,7 +133,10 @@ Record = TypeVar("Record", Problem, Completion, Example)
 
 def to_json(record: Any) -> str:
     """One line of JSON (no newline at its end), keys in the order of the dataclass."""
-    return json.dumps(record.__dict__, ensure_ascii=False)  # dataclasses.asdict copies every value, ten times as slow
+    values = record.__dict__  # dataclasses.asdict copies every value, ten times as slow
+    if side := side_fields(cast(Any, type(record))):
+        values = {name: value for name, value in values.items() if name not in side}
+    return json.dumps(values, ensure_ascii=False)
 
 
 def from_json(kind: type[Record], line: str) -> Record:
@@ -107,13 +152,22 @@ def from_json(kind: type[Record], line: str) -> Record:
     for key, value in values.items():
         if isinstance(value, list):
             values[key] = _freeze(value)
+    for key, enumeration in (("verdict", Verdict), ("source", Source)):
+        if isinstance(values.get(key), str):
+            values[key] = enumeration(values[key])
     return kind(**values)
 
 
 @functools.cache
+def side_fields(kind: type) -> dict[str, str]:
+    """Name -> dtype of the fields that the JSON line leaves out."""
+    return {f.name: f.metadata["side"] for f in dataclasses.fields(kind) if "side" in f.metadata}
+
+
+@functools.cache
 def _keys(kind: type) -> tuple[frozenset[str], frozenset[str]]:
-    """The names of a record's fields, and of those that have no default."""
-    fields = dataclasses.fields(kind)
+    """The names of a line's keys, and of those that must be there."""
+    fields = [field for field in dataclasses.fields(kind) if "side" not in field.metadata]
     return frozenset(f.name for f in fields), frozenset(f.name for f in fields if f.default is dataclasses.MISSING)
 
 

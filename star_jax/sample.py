@@ -4,7 +4,7 @@
 
 Each line of standard input is {"question": ..., for multiple choice "choices": [...], and, where it is known,
 "answer": ...} (the letter, for choices); on a terminal the questions are asked for one by one. Each draw is one JSON
-line on standard output: question, text, answer, right (null where no answer was given), cut_off, log_probability.
+line on standard output: question, text, answer, right (null where no answer was given), truncated, log_probability.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.draws < 1 or args.temperature < 0:
         raise InputError("--draws must be at least 1 and --temperature must not be negative")
-    opened = stored_run.open_run(args.workdir, args.iteration)
+    opened = stored_run.open_iteration(args.workdir, args.iteration)
     config = opened.config
     task, mesh = config.make_task(), sharding.make_mesh(config.mesh)
     sampler = opened.sampler(task, mesh, Decoding(args.temperature))
@@ -43,13 +43,13 @@ def main() -> None:
             [prompts.prompt(task, p) for p, _ in wanted], [f"{config.seed}/{p.question}/{d}" for p, d in wanted]
         )
         for (problem, _), drawn in zip(wanted, draws, strict=True):
-            answer = None if drawn.cut_off else task.parse(drawn.text)
+            answer = None if drawn.truncated else task.parse(drawn.text)
             line = {
                 "question": problem.question,
                 "text": drawn.text,
                 "answer": answer,
                 "right": answer is not None and task.grade(problem, answer) if problem.answer else None,
-                "cut_off": drawn.cut_off,
+                "truncated": drawn.truncated,
                 "log_probability": round(drawn.log_probability, 4),
             }
             print(json.dumps(line, ensure_ascii=False), flush=True)

@@ -22,7 +22,7 @@ import pytest  # noqa: E402
 from filelock import FileLock  # noqa: E402
 
 from star_jax.algorithms import star  # noqa: E402
-from star_jax.models import decoder as gpt  # noqa: E402
+from star_jax.models import decoder  # noqa: E402
 from tests.support.models import TINY, numpy_params  # noqa: E402
 from tests.support.runs import small_config  # noqa: E402
 
@@ -38,9 +38,9 @@ def optimized() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> tuple[gpt.GPT, gpt.Params]:
+def tiny() -> tuple[decoder.GPT, decoder.Params]:
     """A two-layer model over the 20 symbols of the arithmetic task, with random weights."""
-    return gpt.GPT(TINY), jax.tree.map(jax.numpy.asarray, numpy_params(TINY))
+    return decoder.GPT(TINY), jax.tree.map(jax.numpy.asarray, numpy_params(TINY))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from star_jax.errors import InputError, exit_on_bad_input, storing, tells_a_death
+from star_jax.errors import InputError, disk_errors_as_input_errors, exit_on_bad_input, is_peer_failure
 
 
 def raising(error: BaseException):
@@ -52,8 +52,11 @@ def test_a_main_that_succeeds_returns():
 def test_the_loss_of_another_process_is_no_matter_of_the_disk(kind, tmp_path):
     """The runtime says it with errors that a damaged file or a full disk might raise, too."""
     lost = kind("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
-    with pytest.raises(kind, match="Gloo"), storing(tmp_path / "file", kind):
+    with pytest.raises(kind, match="Gloo"), disk_errors_as_input_errors(tmp_path / "file", kind):
         raise lost
-    with pytest.raises(InputError, match=r"file: cannot be written \(no space\)"), storing(tmp_path / "file", kind):
+    with (
+        pytest.raises(InputError, match=r"file: cannot be written \(no space\)"),
+        disk_errors_as_input_errors(tmp_path / "file", kind),
+    ):
         raise kind("no space")
-    assert tells_a_death(lost) and not tells_a_death(kind("no space")) and not tells_a_death(KeyError("Gloo"))
+    assert is_peer_failure(lost) and not is_peer_failure(kind("no space")) and not is_peer_failure(KeyError("Gloo"))

@@ -34,7 +34,7 @@ def test_lists_come_back_as_tuples_so_that_records_hash():
 
 
 def test_keys_keep_the_order_of_the_fields():
-    assert list(json.loads(to_json(COMPLETION)))[:4] == ["problem_id", "iteration", "draw", "hinted"]
+    assert list(json.loads(to_json(COMPLETION)))[:4] == ["problem_id", "iteration", "sample_index", "hinted"]
 
 
 def test_defaults_may_be_absent_from_a_line():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from star_jax.evaluation.judging import counts
-from star_jax.records import Completion, Example, Problem
+from star_jax.records import Completion, Example, Problem, Source, Verdict
 from star_jax.tasks.base import Task
 from star_jax.tasks.few_shot import PromptSet
 
@@ -16,7 +16,7 @@ def usable(completion: Completion, require_consistent: bool) -> bool:
 
     Steps that the task cannot check (consistent = None) do not count against it.
     """
-    return completion.verdict == "right" and not (require_consistent and completion.consistent is False)
+    return completion.verdict == Verdict.RIGHT and not (require_consistent and completion.consistent is False)
 
 
 def to_rationalize(
@@ -58,7 +58,7 @@ def keep(
     examples = []
     for problem in problems:
         texts: dict[str, Completion] = {}
-        for completion in sorted(by_problem[problem.id], key=lambda c: (c.hinted, c.draw)):
+        for completion in sorted(by_problem[problem.id], key=lambda c: (c.hinted, c.sample_index)):
             texts.setdefault(completion.text, completion)
         chosen = list(texts.values())
         for completion in chosen[:per_problem] if per_problem else chosen:
@@ -72,9 +72,9 @@ def keep(
                     prompt=prompt.text if few_shot_train else prompt.body,
                     completion=completion.text,
                     iteration=completion.iteration,
-                    source="rationalized" if completion.hinted else "sampled",
+                    source=Source.RATIONALIZED if completion.hinted else Source.SAMPLED,
                     hint_kept=hint,
-                    draw=completion.draw,
+                    sample_index=completion.sample_index,
                     seed=completion.seed,
                     verdict=completion.verdict,
                     log_probability=completion.log_probability,
@@ -100,7 +100,7 @@ def references(
                     prompt=prompt.text if few_shot_train else prompt.body,
                     completion=text,
                     iteration=iteration,
-                    source="reference",
+                    source=Source.REFERENCE,
                     prompt_set=prompts.fingerprint,
                 )
             )
@@ -116,7 +116,9 @@ def summary(
 ) -> dict[str, Any]:
     """The content of filter.json."""
     category = {p.id: p.category for p in problems}
-    kept: dict[str, dict[str, int]] = {c: {"sampled": 0, "rationalized": 0, "reference": 0} for c in category.values()}
+    kept: dict[str, dict[str, int]] = {
+        c: dict.fromkeys((Source.SAMPLED, Source.RATIONALIZED, Source.REFERENCE), 0) for c in category.values()
+    }
     own = [e for e in examples if e.iteration == iteration]
     for example in own:
         kept[category[example.problem_id]][example.source] += 1
@@ -124,20 +126,20 @@ def summary(
     return {
         "iteration": iteration,
         "problems": len(problems),
-        "draws": len(samples),
+        "samples": len(samples),
         **counts(samples),
         "distinct": len({c.text for c in samples}),
         "mean_tokens": round(sum(c.tokens for c in samples) / max(1, len(samples)), 2),
         "rationalization_tried": len(rationalizations),
         "rationalization_right": counts(rationalizations)["right"],
         "kept": len(examples),
-        "kept_sampled": sources["sampled"],
-        "kept_rationalized": sources["rationalized"],
-        "kept_reference": sources["reference"],
+        "kept_sampled": sources[Source.SAMPLED],
+        "kept_rationalized": sources[Source.RATIONALIZED],
+        "kept_reference": sources[Source.REFERENCE],
         "kept_from_earlier": len(examples) - len(own),
         "hints_kept": sum(e.hint_kept for e in own),
-        "kept_by_class": kept,
-        "problems_by_class": dict(collections.Counter(category.values())),
+        "kept_by_category": kept,
+        "problems_by_category": dict(collections.Counter(category.values())),
     }
 
 

@@ -19,10 +19,10 @@ from star_jax.config import SIZES, Config, ModelConfig
 from star_jax.distributed import processes, sharding
 from star_jax.errors import InputError
 from star_jax.evaluation import generate as ev
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.records import Problem, write_lines
 from star_jax.runs import metrics, trackers
-from star_jax.runs.run_directory import Ledger
+from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling import kv_cache
 from star_jax.sampling.sampler import Sampler
 from star_jax.sampling.token_sampling import Decoding
@@ -39,31 +39,31 @@ class Run:
     """What all stages need."""
 
     config: Config
-    ledger: Ledger
+    run_dir: RunDirectory
     task: Task
     tokenizer: base.Tokenizer
     mesh: Mesh  # for training
     sampling_mesh: Mesh
-    model: gpt.GPT
+    model: decoder.GPT
     train_problems: list[Problem]
     eval_problems: dict[str, list[Problem]]  # of the split that selects, first, and of the one that is only reported
     log: metrics.MetricsLog
     longest_body: int  # tokens of the longest body of a prompt, hint included: all draws share their programs
     phases: metrics.Phases = dataclasses.field(default_factory=metrics.Phases)
-    _drawing: tuple[int, gpt.Params] | None = None  # the iteration whose weights are on the sampling mesh
-    _start: tuple[int, gpt.Params] | None = None  # the iteration the next fine-tuning starts from, in host memory
-    _saving: tuple[checkpoint.Saving, Callable[[], None]] | None = None  # what `settle` is to bring to an end
+    _drawing: tuple[int, decoder.Params] | None = None  # the iteration whose weights are on the sampling mesh
+    _start: tuple[int, decoder.Params] | None = None  # the iteration the next fine-tuning starts from, in host memory
+    _saving: tuple[checkpoint.AsyncModelSave, Callable[[], None]] | None = None  # what `settle` is to bring to an end
     _samplers: dict[Decoding, Sampler] = dataclasses.field(default_factory=dict)
 
     def directory(self, n: int) -> Path:
         """Where the model of iteration n is, 0 for the base."""
-        return self.ledger.path(n, "params") if n else self.ledger.workdir / "base"
+        return self.run_dir.path(n, "params") if n else self.run_dir.workdir / "base"
 
     def has_model(self, n: int) -> bool:
         """Whether iteration n's model is complete."""
-        return processes.agree(lambda: checkpoint.exists(self.directory(n)))
+        return processes.broadcast_from_leader(lambda: checkpoint.exists(self.directory(n)))
 
-    def load(self, n: int) -> gpt.Params:
+    def load(self, n: int) -> decoder.Params:
         """The weights of iteration n, on the training mesh; the base is made where there is none yet.
 
         Those that fine-tuning starts from wait in the host's memory where it has the room, and come from disk
@@ -80,17 +80,17 @@ class Run:
             self._remember(n, params)
             return params
 
-    def _remember(self, n: int, params: gpt.Params) -> None:
+    def _remember(self, n: int, params: decoder.Params) -> None:
         """Copies weights that a later fine-tuning starts from into the host's memory."""
         wanted = n == 0 or self.config.star.restart_from == "previous"
-        if wanted and n < self.config.star.iterations and processes.have_room(placement.host_bytes(params)):
+        if wanted and n < self.config.star.iterations and processes.host_memory_available(placement.host_bytes(params)):
             self._start = n, placement.to_host(params)
 
     def fingerprint(self, n: int) -> str:
         """What provenance calls the weights of iteration n."""
-        return processes.agree(lambda: checkpoint.stored_fingerprint(self.directory(n)))
+        return processes.broadcast_from_leader(lambda: checkpoint.stored_fingerprint(self.directory(n)))
 
-    def keep(self, n: int, params: gpt.Params, then: Callable[[], None] = lambda: None) -> None:
+    def keep(self, n: int, params: decoder.Params, then: Callable[[], None] = lambda: None) -> None:
         """Stores the weights of iteration n, and puts them on the sampling mesh, where they are drawn from.
 
         `then` is called when they are complete on disk. Where the host has the room for a copy, that is in `settle`,
@@ -99,8 +99,8 @@ class Run:
         with self.phases("save"):
             if self.has_model(n):
                 then()
-            elif n and processes.have_room(placement.host_bytes(params)):
-                self._saving = checkpoint.Saving(self.directory(n), self.model, params, self.tokenizer), then
+            elif n and processes.host_memory_available(placement.host_bytes(params)):
+                self._saving = checkpoint.AsyncModelSave(self.directory(n), self.model, params, self.tokenizer), then
             else:
                 checkpoint.save_model(self.directory(n), self.model, params, self.tokenizer)
                 then()
@@ -127,7 +127,7 @@ class Run:
         if self._saving is not None and processes.count() == 1:
             with contextlib.suppress(Exception):  # the error that led here is the one to tell
                 self._saving[0].wait()
-        self.ledger.close()
+        self.run_dir.close()
 
     def let_go(self) -> None:
         """Frees the weights that were drawn from: training needs the room."""
@@ -162,12 +162,12 @@ class Run:
 
 
 def open_run(config: Config, workdir: Path, allow_changes: bool = False) -> Run:
-    """A run that is checked, stored and locked, and has done nothing yet; see Ledger.open. Raises InputError."""
+    """A run that is checked, stored and locked, and has done nothing yet; see RunDirectory.open. Raises InputError."""
     task = config.make_task()
     ev.prompts_of(config, 1)
-    ledger = Ledger(workdir, processes)
+    run_dir = RunDirectory(workdir, processes)
     # The run's own copy of the base, once it is there: going on needs nothing outside its directory.
-    copied = processes.agree(lambda: checkpoint.exists(workdir / "base"))
+    copied = processes.broadcast_from_leader(lambda: checkpoint.exists(workdir / "base"))
     base = workdir / "base" if copied else Path(config.base.path)
     sizes = model_config(config, base)
     config = dataclasses.replace(config, model=sizes)  # what is stored says what was run
@@ -198,36 +198,46 @@ def open_run(config: Config, workdir: Path, allow_changes: bool = False) -> Run:
         processes.check_equal(f"the {split} split", text)
     world = _world(config, words, lines)
     harmless = ("star.iterations", "tensorboard", "wandb")
-    ledger.open(config.to_dict(), world, may_change=harmless, allow_changes=allow_changes)
+    run_dir.open(config.to_dict(), world, may_change=harmless, allow_changes=allow_changes)
     try:
         # Completions name their problem by id: with these files the directory can be read by itself.
         for split, text in lines.items():
-            _store_problems(ledger, split, text)
+            _store_problems(run_dir, split, text)
         log = metrics.MetricsLog(workdir, _sinks(config, workdir))
         for split, values in lengths.items():
             _report_lengths(log, split, values)
     except BaseException:
-        ledger.close()
+        run_dir.close()
         raise
     longest = max(values["body_tokens_max_hinted"] for values in lengths.values())
     return Run(
-        config, ledger, task, words, mesh, sampling_mesh, gpt.GPT(sizes), train_problems, eval_problems, log, longest
+        config,
+        run_dir,
+        task,
+        words,
+        mesh,
+        sampling_mesh,
+        decoder.GPT(sizes),
+        train_problems,
+        eval_problems,
+        log,
+        longest,
     )
 
 
 def _sinks(config: Config, workdir: Path) -> list[trackers.Sink]:
     """Where the first process's numbers go besides metrics.jsonl."""
     wanted: list[trackers.Sink] = []
-    if processes.first():
+    if processes.is_leader():
         wanted += [trackers.TensorBoard(workdir)] if config.tensorboard else []
         wanted += [trackers.WeightsAndBiases(workdir, config.wandb, config.to_dict())] if config.wandb else []
     return wanted
 
 
-def _store_problems(ledger: Ledger, split: str, lines: str) -> None:
-    path = ledger.workdir / f"problems_{split}.jsonl"
-    if not processes.agree(lambda: path.is_file() and path.read_bytes() == lines.encode()):
-        ledger.write_text(path, lines)
+def _store_problems(run_dir: RunDirectory, split: str, lines: str) -> None:
+    path = run_dir.workdir / f"problems_{split}.jsonl"
+    if not processes.broadcast_from_leader(lambda: path.is_file() and path.read_bytes() == lines.encode()):
+        run_dir.write_text(path, lines)
 
 
 def _world(config: Config, words: base.Tokenizer, lines: Mapping[str, str]) -> dict[str, str]:
@@ -243,7 +253,7 @@ def meshes(config: Config, devices: Sequence[Any] | None = None) -> tuple[Mesh, 
 
     Raises InputError where the model or the rows do not divide.
     """
-    mesh, model = sharding.make_mesh(config.mesh, devices), gpt.GPT(config.model)
+    mesh, model = sharding.make_mesh(config.mesh, devices), decoder.GPT(config.model)
     sharding.check_rows(mesh, config.train.batch_rows, config.train.microbatches)
     placement.param_shardings(model, mesh)
     drawing = sharding.sampling_mesh(
@@ -336,7 +346,7 @@ def _report_lengths(log: metrics.MetricsLog, split: str, values: dict[str, int])
         )  # fmt: skip
 
 
-def _make_base(run: Run) -> gpt.Params:
+def _make_base(run: Run) -> decoder.Params:
     """Takes the base from `base.path`, or pretrains it."""
     config = run.config
     if config.base.path:

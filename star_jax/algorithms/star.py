@@ -19,7 +19,7 @@ from star_jax.distributed import processes
 from star_jax.errors import InputError, Stopped
 from star_jax.evaluation import accuracy, collapse, stored_run
 from star_jax.evaluation import generate as ev
-from star_jax.records import Completion, Example, Problem, write_lines
+from star_jax.records import Completion, Example, Problem, Verdict, write_lines
 from star_jax.runs import console, metrics
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.training import fine_tune, packing
@@ -53,8 +53,8 @@ def run(config: Config, workdir: Path | str, allow_changes: bool = False) -> Pat
 
 def _whole(star: Run, n: int) -> bool:
     """Whether nothing of an iteration is to be made: its files are there, and its weights if the next needs them."""
-    needed = n < star.config.star.iterations and not star.ledger.done(n + 1)
-    return star.ledger.whole(n) and (not needed or star.has_model(n))
+    needed = n < star.config.star.iterations and not star.run_dir.done(n + 1)
+    return star.run_dir.whole(n) and (not needed or star.has_model(n))
 
 
 def _iterate(star: Run, n: int) -> None:
@@ -75,7 +75,7 @@ def _iterate(star: Run, n: int) -> None:
 
 def _report(star: Run) -> Path:
     with star.phases("report"):
-        return Path(processes.agree(lambda: str(report.write(star.ledger.workdir))))
+        return Path(processes.broadcast_from_leader(lambda: str(report.write(star.run_dir.workdir))))
 
 
 def _sample(star: Run, n: int, problems: list[Problem]) -> list[Completion]:
@@ -101,8 +101,8 @@ def _draw(star: Run, n: int, name: str, problems: list[Problem], hinted: bool) -
     sampler = star.sampler(n - 1, decoding)
     with star.phases("rationalize" if hinted else "sample"):
         return ev.complete(
-            star.ledger,
-            star.ledger.path(n, name),
+            star.run_dir,
+            star.run_dir.path(n, name),
             sampler,
             star.task,
             problems,
@@ -110,7 +110,7 @@ def _draw(star: Run, n: int, name: str, problems: list[Problem], hinted: bool) -
             what=stage,
             seed=star.config.seed,
             iteration=n,
-            draws=star.config.star.draws,
+            draws=star.config.star.samples_per_problem,
             hinted=hinted,
             log=lambda values: star.log.log(stage, n, 0, values),
             meanwhile=packing.warm_up,
@@ -121,9 +121,9 @@ def _filter(
     star: Run, n: int, problems: list[Problem], samples: list[Completion], rationalizations: list[Completion]
 ) -> list[Example]:
     """Lines 5 and 6: what reached the right answer, hint-free, with its provenance."""
-    kept_path, options = star.ledger.path(n, "kept.jsonl"), star.config.star
-    if star.ledger.done(n, "filter.json") and star.ledger.exists(kept_path):
-        return star.ledger.read_lines(Example, kept_path)
+    kept_path, options = star.run_dir.path(n, "kept.jsonl"), star.config.star
+    if star.run_dir.done(n, "filter.json") and star.run_dir.exists(kept_path):
+        return star.run_dir.read_lines(Example, kept_path)
     prompts = ev.prompts_of(star.config, n)
     if options.direct:
         examples = selection.references(
@@ -144,7 +144,7 @@ def _filter(
         )
     for earlier in range(max(1, n - options.keep_previous), n):
         # Only what that iteration itself kept: its file may hold still earlier ones.
-        before = star.ledger.read_lines(Example, star.ledger.path(earlier, "kept.jsonl"))
+        before = star.run_dir.read_lines(Example, star.run_dir.path(earlier, "kept.jsonl"))
         examples += [e for e in before if e.iteration == earlier]
     if len(examples) < options.min_kept:
         raise InputError(
@@ -152,14 +152,14 @@ def _filter(
             f"(star.min_kept = {options.min_kept}); give shots (prompt.shots), a base that can solve some problems, "
             "or star.rationalize=True"
         )
-    star.ledger.write_text(kept_path, write_lines(examples))
+    star.run_dir.write_text(kept_path, write_lines(examples))
     counts = selection.summary(n, problems, samples, rationalizations, examples)
-    star.ledger.write_json(star.ledger.path(n, "filter.json"), counts)
+    star.run_dir.write_json(star.run_dir.path(n, "filter.json"), counts)
     star.log.log("filter", n, 0, {k: v for k, v in counts.items() if isinstance(v, int | float) and k != "iteration"})
     if options.direct:
         LOG.info("iteration %d: %d reference answers kept", n, counts["kept_reference"])
     else:
-        solved = len({s.problem_id for s in samples if s.verdict == "right"})
+        solved = len({s.problem_id for s in samples if s.verdict == Verdict.RIGHT})
         LOG.info("iteration %d: %d of %d problems right, %d rationalized, %d kept", n, solved, len(problems),
                  counts["kept_rationalized"], len(examples))  # fmt: skip
     return examples
@@ -167,14 +167,14 @@ def _filter(
 
 def _fine_tune(star: Run, n: int, examples: list[Example]) -> None:
     """Line 7: the ORIGINAL model, fine-tuned on what was kept."""
-    config, ledger = star.config, star.ledger
-    if ledger.done(n, "finetune.json") and star.has_model(n):
-        ledger.remove(ledger.path(n, "train_state"))  # a kill may have come between the two
+    config, run_dir = star.config, star.run_dir
+    if run_dir.done(n, "finetune.json") and star.has_model(n):
+        run_dir.remove(run_dir.path(n, "train_state"))  # a kill may have come between the two
         return
     star.let_go()
     # Weights may be evaluated while they are being saved. If that was cut short, these are trained anew, and what was
     # drawn from the others goes with them.
-    ledger.discard(n, "eval_*")
+    run_dir.discard(n, "eval_*")
     seed = 1_000_000 * (config.seed + 1) + n
     with star.phases("pack"):
         rows = packing.pack(examples, star.tokenizer, config.train.row_tokens, seed)
@@ -198,7 +198,7 @@ def _fine_tune(star: Run, n: int, examples: list[Example]) -> None:
             optimizer_config=config.optimizer,
             mesh=star.mesh,
             moments=moments,
-            state_dir=ledger.path(n, "train_state"),
+            state_dir=run_dir.path(n, "train_state"),
             on_step=on_step,
         )
     if rows.too_long:
@@ -208,8 +208,8 @@ def _fine_tune(star: Run, n: int, examples: list[Example]) -> None:
 
     def record() -> None:
         weights = {"learning_rate": config.optimizer.learning_rate, "weights": star.fingerprint(n)}
-        ledger.write_json(ledger.path(n, "finetune.json"), {**about, **weights, **dataclasses.asdict(done)})
-        ledger.remove(ledger.path(n, "train_state"))
+        run_dir.write_json(run_dir.path(n, "finetune.json"), {**about, **weights, **dataclasses.asdict(done)})
+        run_dir.remove(run_dir.path(n, "train_state"))
 
     star.keep(n, params, then=record)
     LOG.info(
@@ -226,11 +226,11 @@ def _evaluate(star: Run, n: int) -> None:
 
 def _evaluate_split(star: Run, n: int, split: str, problems: list[Problem]) -> None:
     """Drawn greedily behind the prompts that iteration n + 1 would use."""
-    if star.ledger.done(n, f"eval_{split}.json"):
+    if star.run_dir.done(n, f"eval_{split}.json"):
         return
     completions = ev.complete(
-        star.ledger,
-        star.ledger.path(n, f"eval_{split}.jsonl"),
+        star.run_dir,
+        star.run_dir.path(n, f"eval_{split}.jsonl"),
         star.sampler(n, Decoding()),
         star.task,
         problems,
@@ -247,20 +247,20 @@ def _evaluate_split(star: Run, n: int, split: str, problems: list[Problem]) -> N
         "weights": star.fingerprint(n),
         **accuracy.score(problems, completions),
     }
-    star.ledger.write_json(star.ledger.path(n, f"eval_{split}.json"), result)
-    by_class = {f"accuracy {name}": value["accuracy"] for name, value in result["by_class"].items()}
+    star.run_dir.write_json(star.run_dir.path(n, f"eval_{split}.json"), result)
+    by_category = {f"accuracy {name}": value["accuracy"] for name, value in result["by_category"].items()}
     flat = {k: v for k, v in result.items() if isinstance(v, int | float) and k != "iteration"}
     stage = "evaluate" if split == star.config.evaluation.split else f"evaluate_{split}"
-    star.log.log(stage, n, 0, {**flat, **by_class})
-    classes = ", ".join(f"{name} {value['accuracy']:.2f}" for name, value in result["by_class"].items() if name)
+    star.log.log(stage, n, 0, {**flat, **by_category})
+    classes = ", ".join(f"{name} {value['accuracy']:.2f}" for name, value in result["by_category"].items() if name)
     LOG.info("iteration %d: %s accuracy %.3f [%.3f, %.3f]%s", n, split, result["accuracy"], *result["ci95"],
-             f"; mean of classes {result['mean_of_classes']:.3f} ({classes})" if classes else "")  # fmt: skip
+             f"; mean of classes {result['mean_of_categories']:.3f} ({classes})" if classes else "")  # fmt: skip
 
 
 def _finish(star: Run, n: int) -> None:
     """Marks an iteration as done and brings the report up to date."""
-    if not star.ledger.done(n):
-        star.ledger.write_text(star.ledger.path(n, "DONE"), f"{time.time():.0f}\n")
+    if not star.run_dir.done(n):
+        star.run_dir.write_text(star.run_dir.path(n, "DONE"), f"{time.time():.0f}\n")
         _warn(star, n)
         _let_weights_go(star, n)
         path = _report(star)
@@ -271,20 +271,20 @@ def _finish(star: Run, n: int) -> None:
 
 def _summarize(star: Run, n: int, path: Path) -> None:
     """Prints the figures of the iterations so far."""
-    ledger, name = star.ledger, f"eval_{star.config.evaluation.split}.json"
-    evaluations = [ledger.read_json(ledger.path(i, name)) for i in range(n + 1)]
-    counts = [ledger.read_json(ledger.path(i, "filter.json")) if i else None for i in range(n + 1)]
-    if processes.first():
+    run_dir, name = star.run_dir, f"eval_{star.config.evaluation.split}.json"
+    evaluations = [run_dir.read_json(run_dir.path(i, name)) for i in range(n + 1)]
+    counts = [run_dir.read_json(run_dir.path(i, "filter.json")) if i else None for i in range(n + 1)]
+    if processes.is_leader():
         console.show(evaluations, counts, str(path))
 
 
 def _warn(star: Run, n: int) -> None:
     """Says what looks like a collapse beside the iteration before."""
-    ledger, name, signs = star.ledger, f"eval_{star.config.evaluation.split}.json", []
+    run_dir, name, signs = star.run_dir, f"eval_{star.config.evaluation.split}.json", []
     if n > 1:  # nothing is drawn for iteration 0, nor where answers are trained on: no alarm
-        signs += collapse.of_draws(*(ledger.read_json(ledger.path(i, "filter.json")) for i in (n - 1, n)))
+        signs += collapse.of_draws(*(run_dir.read_json(run_dir.path(i, "filter.json")) for i in (n - 1, n)))
     if n > 0:
-        results = [ledger.read_json(ledger.path(i, name)) for i in (n - 1, n)]
+        results = [run_dir.read_json(run_dir.path(i, name)) for i in (n - 1, n)]
         signs += collapse.of_accuracy(*((result["accuracy"], *result["ci95"]) for result in results))
     for sign in signs:
         LOG.warning("iteration %d: %s", n, sign)
@@ -303,7 +303,7 @@ def _let_weights_go(star: Run, n: int) -> None:
     """Deletes the weights of earlier iterations that star.keep_weights does not ask for; the best's stay."""
     keep = star.config.star.keep_weights
     if keep:
-        best = stored_run.best_iteration(star.ledger, star.config.evaluation.split)
+        best = stored_run.best_iteration(star.run_dir, star.config.evaluation.split)
         for earlier in range(1, n - keep + 1):
             if earlier != best:
-                star.ledger.remove(star.directory(earlier))
+                star.run_dir.remove(star.directory(earlier))

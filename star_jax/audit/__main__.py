@@ -24,7 +24,7 @@ from star_jax.report import audit_file, audited
 from star_jax.report.audit_file import MARKS, SOURCES, Item
 from star_jax.report.audited import Cell, Row
 from star_jax.report.load import Run, checked_steps, read_run, setting, train_problems
-from star_jax.runs.atomic_files import write_whole
+from star_jax.runs.atomic_files import atomic_write
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def extend(run: Run, path: Path, n: int, which: str | None) -> Sample:
     items, strange = audited.sort_out(found, kept)
     if strange:
         raise InputError(
-            f"{path}:{strange[0].line}: {audited.strangers(strange)} Take those items out, or give another --output"
+            f"{path}:{strange[0].line}: {audited.unknown_items(strange)} Take those items out, or give another --output"
         )
     numbers = _iterations(run, which, {cell.iteration for _, cell in items})
     kept |= audited.kept_of(run, numbers)
@@ -85,7 +85,7 @@ def extend(run: Run, path: Path, n: int, which: str | None) -> Sample:
         newline = "\r\n" if "\r\n" in text else "\n"
         addition = ("" if text else audit_file.head()) + audit_file.write_items(item for item, _ in added)
         gap = "" if not text or text.endswith("\n") else newline
-        write_whole(path, text + gap + addition.replace("\n", newline), shared=True)
+        atomic_write(path, text + gap + addition.replace("\n", newline), shared=True)
     items += added
     return Sample(
         items=items,

@@ -33,7 +33,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from star_jax.distributed import sharding
 from star_jax.errors import InputError, exit_on_bad_input
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.records import Example, read_jsonl
 from star_jax.sampling import kv_cache
 from star_jax.training import packing
@@ -224,7 +224,7 @@ def decoder_only(
     config.check()
     t5x: Any = import_t5x()
     model = _model_class()(
-        module=gpt.GPT(config),
+        module=decoder.GPT(config),
         vocabulary=words,
         optimizer_def=optimizer_def,
         decode_fn=decode_fn or functools.partial(t5x.decoding.temperature_sample, temperature=0.0, topk=0),
@@ -243,7 +243,7 @@ def _model_class() -> type:
         """GPT-J or GPT-2 behind t5x's interface."""
 
         def get_initial_variables(self, rng: Any, input_shapes: Any, input_types: Any = None) -> Any:
-            params = placement.unbox(gpt.init(self.module, rng))
+            params = placement.unbox(decoder.init(self.module, rng))
             return flax.core.freeze({"params": params, "params_axes": _params_axes(self.module)})
 
         def loss_fn(self, params: Any, batch: Batch, dropout_rng: Any) -> Any:
@@ -273,20 +273,20 @@ def _model_class() -> type:
     return StarModel
 
 
-def training_logits(model: gpt.GPT, params: gpt.Params, batch: Batch, end_of_text: int) -> jax.Array:
+def training_logits(model: decoder.GPT, params: decoder.Params, batch: Batch, end_of_text: int) -> jax.Array:
     """Logits [B, T, 1 + V] over t5x's ids for a batch of seqio.DecoderFeatureConverter's, packed or not."""
     inputs_BT = batch["decoder_input_tokens"]
     segments_BT = batch.get("decoder_segment_ids", jnp.ones_like(inputs_BT))
     positions_BT = batch.get("decoder_positions", jnp.broadcast_to(jnp.arange(inputs_BT.shape[1]), inputs_BT.shape))
     # The place in front of a text is segment 0, as padding is.
     segments_BT, positions_BT = jnp.where(inputs_BT > 0, segments_BT, 0), jnp.maximum(positions_BT - 1, 0)
-    return _over_t5x_ids(gpt.apply(model, params, _ours(inputs_BT, end_of_text), positions_BT, segments_BT))
+    return _over_t5x_ids(decoder.apply(model, params, _ours(inputs_BT, end_of_text), positions_BT, segments_BT))
 
 
 def prefilled_cache(
-    model: gpt.GPT, params: gpt.Params, inputs_BT: jax.Array, causal_BT: jax.Array
+    model: decoder.GPT, params: decoder.Params, inputs_BT: jax.Array, causal_BT: jax.Array
 ) -> tuple[dict[str, Any], jax.Array]:
-    """Keys and values of all but the last token of each prompt, which the first `step` takes.
+    """KV and values of all but the last token of each prompt, which the first `step` takes.
 
     Args:
       inputs_BT: t5x's ids: a place in front, the prompt, zeros. T is the length up to which t5x decodes.
@@ -314,7 +314,7 @@ def prefilled_cache(
 
 
 def step(
-    model: gpt.GPT, params: gpt.Params, tokens_B: jax.Array, cache: Mapping[str, Any], end_of_text: int
+    model: decoder.GPT, params: decoder.Params, tokens_B: jax.Array, cache: Mapping[str, Any], end_of_text: int
 ) -> tuple[jax.Array, dict[str, Any]]:
     """One token of t5x's a row: (logits [B, 1 + V] over t5x's ids, the cache one step on)."""
     ring = kv_cache.RingCache(cache["layers"], cache["time_B"][0], cache["filled_B"])
@@ -339,7 +339,7 @@ def _without_first(batch: Batch) -> Batch:
     return {**batch, "decoder_loss_weights": jnp.where(batch["decoder_input_tokens"] > 0, weights_BT, 0)}
 
 
-def _params_axes(model: gpt.GPT) -> Any:
+def _params_axes(model: decoder.GPT) -> Any:
     """Our logical axes in t5x's form: the axes of a parameter "kernel" are called "kernel_axes"."""
     specs = flatten_dict(nn.get_partition_spec(placement.abstract_params(model)))
     return unflatten_dict({(*path, f"{name}_axes"): AxisMetadata(tuple(spec)) for (*path, name), spec in specs.items()})

@@ -13,7 +13,7 @@ _since = 0.0  # of the monotonic clock
 def listen() -> None:
     """Takes SIGTERM for a request from now on; a second one ends the process as if nobody had listened.
 
-    One that comes within a second is the same notice: of two processes that stand in for one another (hosts.joined)
+    One that comes within a second is the same notice: of two processes that stand in for one another (processes.distributed_context)
     a notice to their group reaches the inner one twice.
 
     Call it in the main thread.

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from star_jax.distributed import preemption
-from star_jax.errors import InputError, Stopped, say, tells_a_death
+from star_jax.errors import InputError, Stopped, is_peer_failure, say
 
 ANOTHER_DIED = 3  # exit status
 HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead
@@ -27,17 +27,17 @@ _T = TypeVar("_T")
 _BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
-def first() -> bool:
+def is_leader() -> bool:
     """Whether this is the process that reads and writes the run's files."""
     return index() == 0
 
 
-def agree(make: Callable[[], _T], /) -> _T:
+def broadcast_from_leader(make: Callable[[], _T], /) -> _T:
     """What `make` gives in process 0, in all processes. It must be JSON; an InputError is raised in all."""
     if count() == 1:
         return make()
     said: dict[str, Any] = {}
-    if first():
+    if is_leader():
         try:
             said["value"] = make()
         except InputError as error:
@@ -71,7 +71,7 @@ def gather(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def told_to_stop() -> bool:
+def preemption_requested() -> bool:
     """Whether one of the processes was told to stop, the same in all. All of them must call this together."""
     import numpy as np
 
@@ -80,7 +80,7 @@ def told_to_stop() -> bool:
 
 def check_stop() -> None:
     """Raises Stopped in all processes if one of them was told to stop. All of them must call this together."""
-    if told_to_stop():
+    if preemption_requested():
         raise Stopped
 
 
@@ -99,7 +99,7 @@ def check_equal(what: str, value: str) -> None:
         raise InputError(f"{what} differs between process 0 and process {differing[0]}; give all of them the same")
 
 
-def have_room(size: int) -> bool:
+def host_memory_available(size: int) -> bool:
     """Whether every process's machine has four times `size` bytes of memory free, `size` being the process's own.
 
     Four times: several processes may share a machine, and what is free now is not free for us alone. Where it is not
@@ -126,7 +126,7 @@ def _free_memory() -> int:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def distributed_context() -> Iterator[None]:
     """Joins the other processes, if the environment names any, for as long as the block runs.
 
     When another process dies, or this one fails, the process ends inside: what waits for it must not wait for ever.
@@ -225,7 +225,7 @@ def _leave(error: BaseException) -> None:
     status: Any = 1
     if isinstance(error, InputError | KeyboardInterrupt | SystemExit | Stopped):
         status = say(error)
-    elif tells_a_death(error):
+    elif is_peer_failure(error):
         print(f"star_jax: {_TOLD} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
         status = ANOTHER_DIED
     else:

@@ -6,22 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from star_jax.evaluation import judging, statistics
-from star_jax.records import Completion, Problem, natural_order
+from star_jax.records import Completion, Problem, Verdict, natural_order
 from star_jax.tasks import Task
 
 
 def score(problems: Sequence[Problem], completions: Sequence[Completion]) -> dict[str, Any]:
     """Accuracy of one completion a problem: over all, by class, and the mean over classes, with 95 % intervals."""
     verdict = {c.problem_id: c.verdict for c in completions}
-    by_class: dict[str, list[bool]] = collections.defaultdict(list)
+    by_category: dict[str, list[bool]] = collections.defaultdict(list)
     for problem in problems:
-        by_class[problem.category].append(verdict[problem.id] == "right")
-    classes = _classes(by_class)
+        by_category[problem.category].append(verdict[problem.id] == Verdict.RIGHT)
+    classes = _classes(by_category)
     counts = judging.counts(completions)
     return {
         **_accuracy(counts["right"], len(problems)),
-        "mean_of_classes": sum(c["accuracy"] for c in classes.values()) / len(classes),
-        "by_class": classes,
+        "mean_of_categories": sum(c["accuracy"] for c in classes.values()) / len(classes),
+        "by_category": classes,
         **counts,
     }
 
@@ -35,26 +35,26 @@ def vote(task: Task, problems: Sequence[Problem], completions: Sequence[Completi
     right: collections.Counter[str] = collections.Counter()
     by_id = {p.id: p for p in problems}
     for c in completions:
-        if c.answer is not None and c.verdict != "cut_off":
-            votes[c.problem_id].append((task.canonical(by_id[c.problem_id], c.answer), c.verdict == "right"))
-        right[c.problem_id] += c.verdict == "right"
+        if c.answer is not None and c.verdict != Verdict.TRUNCATED:
+            votes[c.problem_id].append((task.canonical(by_id[c.problem_id], c.answer), c.verdict == Verdict.RIGHT))
+        right[c.problem_id] += c.verdict == Verdict.RIGHT
     draws = len(completions) // len(problems)
-    voted = {p.id: _elected(votes[p.id]) for p in problems}
-    by_class: dict[str, list[bool]] = collections.defaultdict(list)
+    voted = {p.id: _majority_is_right(votes[p.id]) for p in problems}
+    by_category: dict[str, list[bool]] = collections.defaultdict(list)
     for problem in problems:
-        by_class[problem.category].append(voted[problem.id])
+        by_category[problem.category].append(voted[problem.id])
     sizes = [2**i for i in range(draws.bit_length()) if 2**i < draws]
     return {
-        "draws": draws,
+        "samples_per_problem": draws,
         "majority": _accuracy(sum(voted.values()), len(problems)),
         **{f"pass@{k}": _mean([pass_at(k, draws, right[p.id]) for p in problems]) for k in sizes},
         f"pass@{draws}": _accuracy(sum(right[p.id] > 0 for p in problems), len(problems)),
-        "majority_by_class": _classes(by_class),
+        "majority_by_category": _classes(by_category),
         **judging.counts(completions),
     }
 
 
-def _elected(votes: Sequence[tuple[str, bool]]) -> bool:
+def _majority_is_right(votes: Sequence[tuple[str, bool]]) -> bool:
     """Whether the commonest of (answer, judged right) pairs is right: most of the draws that gave it were."""
     if not votes:
         return False

@@ -11,7 +11,7 @@ def of_draws(before: Mapping[str, float], now: Mapping[str, float]) -> list[str]
     Counted are the first tries, not the rationalizations: those are drawn for other problems each time.
     """
     found = []
-    distinct = [_share(counts, "distinct", "draws") for counts in (before, now)]
+    distinct = [_share(counts, "distinct", "samples") for counts in (before, now)]
     if _halved(*distinct):
         found.append(f"only {distinct[1]:.0%} of the draws are distinct, after {distinct[0]:.0%}")
     tokens = [counts.get("mean_tokens") for counts in (before, now)]

@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 from star_jax.config import Config
 from star_jax.errors import InputError
 from star_jax.evaluation import judging
-from star_jax.models import decoder as gpt
-from star_jax.records import Completion, Problem
+from star_jax.models import decoder
+from star_jax.records import Completion, Problem, Verdict
 from star_jax.runs import metrics
-from star_jax.runs.run_directory import Ledger
-from star_jax.sampling.sampler import Draw, Sampler
+from star_jax.runs.run_directory import RunDirectory
+from star_jax.sampling.sampler import Sample, Sampler
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tasks import Task, few_shot
 from star_jax.tasks.few_shot import PromptSet
@@ -28,8 +28,8 @@ from star_jax.tokenizers.base import Tokenizer
 def make_sampler(
     config: Config,
     task: Task,
-    model: gpt.GPT,
-    params: gpt.Params,
+    model: decoder.GPT,
+    params: decoder.Params,
     tokenizer: Tokenizer,
     decoding: Decoding,
     mesh: Mesh,
@@ -53,7 +53,7 @@ def make_sampler(
 
 
 def complete(
-    ledger: Ledger,
+    run_dir: RunDirectory,
     path: Path,
     sampler: Sampler,
     task: Task,
@@ -77,15 +77,15 @@ def complete(
     texts = [prompts.prompt(task, problem, hinted) for problem, _ in wanted]
     seeds = [f"{seed}/{what}/{iteration}/{problem.id}/{draw}/{int(hinted)}" for problem, draw in wanted]
 
-    def judge(place: int, drawn: Draw) -> Completion:
+    def judge(place: int, drawn: Sample) -> Completion:
         problem, draw = wanted[place]
         return judging.judge(
             task,
             problem,
             text=drawn.text,
-            cut_off=drawn.cut_off,
+            truncated=drawn.truncated,
             iteration=iteration,
-            draw=draw,
+            sample_index=draw,
             hinted=hinted,
             log_probability=drawn.log_probability,
             tokens=len(drawn.token_ids),
@@ -96,7 +96,7 @@ def complete(
         tally = _Tally()
         with metrics.progress(len(missing), f"iteration {iteration}: {what}", "problem") as bar:
 
-            def chunk(places: Sequence[int], drawn: Sequence[Draw]) -> None:
+            def chunk(places: Sequence[int], drawn: Sequence[Sample]) -> None:
                 judged = [judge(missing[i], d) for i, d in zip(places, drawn, strict=True)]
                 store(judged)
                 tally.add(judged)
@@ -108,7 +108,7 @@ def complete(
             log({"problems": len(missing), "right": tally.right, "tokens": tally.tokens,
                  "seconds": round(tally.seconds, 2), "tokens_per_second": round(tally.speed, 1)})  # fmt: skip
 
-    return ledger.completions(path, [(problem.id, draw) for problem, draw in wanted], draw_missing)
+    return run_dir.completions(path, [(problem.id, draw) for problem, draw in wanted], draw_missing)
 
 
 @dataclasses.dataclass
@@ -120,7 +120,7 @@ class _Tally:
     started: float = dataclasses.field(default_factory=time.monotonic)
 
     def add(self, judged: Sequence[Completion]) -> None:
-        self.right += sum(c.verdict == "right" for c in judged)
+        self.right += sum(c.verdict == Verdict.RIGHT for c in judged)
         self.tokens += sum(c.tokens for c in judged)
 
     @property

@@ -3,7 +3,7 @@
 import collections
 from collections.abc import Sequence
 
-from star_jax.records import VERDICTS, Completion, Problem
+from star_jax.records import RIGHT_WRONG_STEPS, Completion, Problem, Verdict
 from star_jax.tasks.base import Task
 
 
@@ -12,26 +12,26 @@ def judge(
     problem: Problem,
     *,
     text: str,
-    cut_off: bool,
+    truncated: bool,
     iteration: int,
-    draw: int,
+    sample_index: int,
     hinted: bool,
     log_probability: float,
     tokens: int,
     seed: str,
 ) -> Completion:
-    """A drawn text with its verdict; see records.VERDICTS."""
+    """A drawn text with its verdict; see records.Verdict."""
     answer = task.parse(text)
-    if cut_off:
-        verdict = "cut_off"
+    if truncated:
+        verdict = Verdict.TRUNCATED
     elif answer is None:
-        verdict = "unparsable"
+        verdict = Verdict.UNPARSABLE
     else:
-        verdict = "right" if task.grade(problem, answer) else "wrong"
+        verdict = Verdict.RIGHT if task.grade(problem, answer) else Verdict.WRONG
     return Completion(
         problem_id=problem.id,
         iteration=iteration,
-        draw=draw,
+        sample_index=sample_index,
         hinted=hinted,
         text=text,
         answer=answer,
@@ -46,5 +46,5 @@ def judge(
 def counts(completions: Sequence[Completion]) -> dict[str, int]:
     """How many were right, wrong, unparsable and cut off, and right with steps that do not check out."""
     seen = collections.Counter(c.verdict for c in completions)
-    doubtful = sum(c.verdict == "right" and c.consistent is False for c in completions)
-    return {**{verdict: seen[verdict] for verdict in VERDICTS}, "right_wrong_steps": doubtful}
+    doubtful = sum(c.verdict == Verdict.RIGHT and c.consistent is False for c in completions)
+    return {**{verdict: seen[verdict] for verdict in Verdict}, RIGHT_WRONG_STEPS: doubtful}

@@ -9,7 +9,7 @@ from star_jax.config import Config, from_dict
 from star_jax.distributed import processes, sharding
 from star_jax.errors import InputError
 from star_jax.evaluation.generate import make_sampler
-from star_jax.runs.run_directory import Ledger
+from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling import kv_cache
 from star_jax.sampling.sampler import Sampler
 from star_jax.sampling.token_sampling import Decoding
@@ -17,11 +17,11 @@ from star_jax.tasks import Task
 from star_jax.weights import checkpoint
 
 
-def best_iteration(ledger: Ledger, split: str) -> int:
+def best_iteration(run_dir: RunDirectory, split: str) -> int:
     """The iteration of the highest accuracy on the split that evaluation uses, the earliest of equals."""
-    results = [ledger.read_json(path) for path in ledger.find(f"iter_*/eval_{split}.json")]
+    results = [run_dir.read_json(path) for path in run_dir.find(f"iter_*/eval_{split}.json")]
     if not results:
-        raise InputError(f"{ledger.workdir}: no iteration has been evaluated on {split!r} yet")
+        raise InputError(f"{run_dir.workdir}: no iteration has been evaluated on {split!r} yet")
     return int(min(results, key=lambda result: (-result["accuracy"], result["iteration"]))["iteration"])
 
 
@@ -29,7 +29,7 @@ def best_iteration(ledger: Ledger, split: str) -> int:
 class Opened:
     """One iteration of a run that is on disk."""
 
-    ledger: Ledger
+    run_dir: RunDirectory
     config: Config
     number: int  # 0: the base
     directory: Path  # of its model
@@ -43,19 +43,19 @@ class Opened:
         return make_sampler(self.config, task, model, params, words, decoding, drawing)
 
 
-def open_run(workdir: str, iteration: str) -> Opened:
+def open_iteration(workdir: str, iteration: str) -> Opened:
     """`base`, `best` or a numbered iteration of a run. Raises InputError."""
-    ledger = Ledger(workdir, processes)
-    config = from_dict(ledger.read_json(ledger.workdir / "config.json"))
+    run_dir = RunDirectory(workdir, processes)
+    config = from_dict(run_dir.read_json(run_dir.workdir / "config.json"))
     if iteration == "best":
-        number = best_iteration(ledger, config.evaluation.split)
+        number = best_iteration(run_dir, config.evaluation.split)
     elif iteration == "base":
         number = 0
     elif iteration.isdecimal():
         number = int(iteration)
     else:
         raise InputError(f"--iteration={iteration}: give a number, 'base' or 'best'")
-    directory = ledger.path(number, "params") if number else ledger.workdir / "base"
-    if not processes.agree(lambda: checkpoint.exists(directory)):
+    directory = run_dir.path(number, "params") if number else run_dir.workdir / "base"
+    if not processes.broadcast_from_leader(lambda: checkpoint.exists(directory)):
         raise InputError(f"{directory}: no complete model is there; not made yet, or let go by star.keep_weights")
-    return Opened(ledger, config, number, directory)
+    return Opened(run_dir, config, number, directory)

@@ -36,20 +36,20 @@ _ZEROS = nn.initializers.zeros_init()
 _INIT_EMBED = nn.initializers.normal(stddev=0.02)
 
 
-class Keys(NamedTuple):
-    """Keys and values of one layer: [B, H, S, K] for rows, [H, P, K] for a prefix that all rows share."""
+class KV(NamedTuple):
+    """KV and values of one layer: [B, H, S, K] for rows, [H, P, K] for a prefix that all rows share."""
 
     k: jax.Array
     v: jax.Array
 
 
-class Segments(NamedTuple):
+class PackedMask(NamedTuple):
     """In a mask's place, without cache and prefix: a token sees those of its own segment up to itself."""
 
     ids_BT: jax.Array
 
 
-class Packed(NamedTuple):
+class PrefillMask(NamedTuple):
     """In a mask's place, without cache, for one row: a token sees those of its own text up to itself.
 
     `longest`: no text has more tokens; it is static.
@@ -59,7 +59,7 @@ class Packed(NamedTuple):
     longest: int
 
 
-class Ring(NamedTuple):
+class RingMask(NamedTuple):
     """In a mask's place, with a cache that is a ring: a row sees its newest token and the `filled_B` before it."""
 
     filled_B: jax.Array
@@ -76,13 +76,13 @@ class Attention(nn.Module):
 
         Args:
           x_BTD: inputs. positions_BT: absolute positions, int32.
-          mask_BTS: True where query t may see key s; S = T without a cache. Or Segments, Packed, Ring.
-          cached: with Ring and T = 1, the ring before: a tuple of Keys [B / G, H, S, K], the rows in G groups; or None.
+          mask_BTS: True where query t may see key s; S = T without a cache. Or PackedMask, PrefillMask, RingMask.
+          cached: with RingMask and T = 1, the ring before: a tuple of KV [B / G, H, S, K], the rows in G groups; or None.
           slot: where the own token goes.
-          prefix: Keys [H, P, K] or None; its first `prefix_length` keys are seen by every query.
+          prefix: KV [H, P, K] or None; its first `prefix_length` keys are seen by every query.
 
         Returns:
-          (output [B, T, D], the updated cache, or Keys: the own ones [B, H, T, K]).
+          (output [B, T, D], the updated cache, or KV: the own ones [B, H, T, K]).
         """
         cfg = self.config
 
@@ -104,14 +104,14 @@ class Attention(nn.Module):
         if not cfg.is_gpt2:
             q_BHTK = _rotate(q_BHTK, positions_BT, cfg.rotary_dim)
             k_BHTK = _rotate(k_BHTK, positions_BT, cfg.rotary_dim)
-        keys = Keys(k_BHTK, project("value"))
+        keys = KV(k_BHTK, project("value"))
         if cached is not None:
             keys = ring.written(cached, keys, slot)
-        if isinstance(mask_BTS, Segments):
+        if isinstance(mask_BTS, PackedMask):
             y_BHTK = packed.attend(q_BHTK, keys.k, keys.v, mask_BTS.ids_BT)
-        elif isinstance(mask_BTS, Packed):
+        elif isinstance(mask_BTS, PrefillMask):
             y_BHTK = prefill.packed(q_BHTK, *keys, *mask_BTS, prefix, prefix_length)
-        elif isinstance(mask_BTS, Ring):
+        elif isinstance(mask_BTS, RingMask):
             y_BHTK = ring.over_ring(q_BHTK, keys, slot, mask_BTS.filled_B, prefix, prefix_length)
         else:
             y_BHTK = dense.masked(q_BHTK, *keys, mask_BTS, prefix, prefix_length)
@@ -155,7 +155,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer, as the table at the head says. Returns (x, Keys); see Attention for the arguments."""
+    """One layer, as the table at the head says. Returns (x, KV); see Attention for the arguments."""
 
     config: ModelConfig
 
@@ -220,7 +220,7 @@ class GPT(nn.Module):
 
         Args:
           tokens_BT: int32 ids.
-          positions_BT: int32; 0, 1, 2, ... where not given. Packed rows restart at each segment.
+          positions_BT: int32; 0, 1, 2, ... where not given. PrefillMask rows restart at each segment.
           segment_ids_BT: a token sees only tokens of its own segment; one segment where not given.
         """
         batch, length = tokens_BT.shape
@@ -233,11 +233,11 @@ class GPT(nn.Module):
 
     def segmented(self, tokens_BT, positions_BT, segment_ids_BT):
         """The same logits, of packed rows, through the attention of training."""
-        return self.logits(self.hidden(tokens_BT, positions_BT, Segments(segment_ids_BT)))
+        return self.logits(self.hidden(tokens_BT, positions_BT, PackedMask(segment_ids_BT)))
 
     def normed(self, tokens_BT, positions_BT, segment_ids_BT):
         """[B, T, D] behind the final norm, of packed rows: what the output head is applied to."""
-        return self.final_norm(self.hidden(tokens_BT, positions_BT, Segments(segment_ids_BT)))
+        return self.final_norm(self.hidden(tokens_BT, positions_BT, PackedMask(segment_ids_BT)))
 
     def hidden(self, tokens_BT, positions_BT, mask_BTS):
         """Activations [B, T, D] behind the blocks; see Attention for the arguments."""

@@ -30,7 +30,7 @@ from star_jax.algorithms import setup
 from star_jax.config import Config, from_dict
 from star_jax.distributed import sharding
 from star_jax.errors import InputError, exit_on_bad_input
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.preflight import budget, hlo
 from star_jax.preflight.budget import GIB, Lengths
 from star_jax.sampling import engine, kv_cache, sampler
@@ -56,8 +56,8 @@ _BODY = flags.DEFINE_integer("body_tokens", 128, "Tokens of the longest problem.
 
 
 @dataclasses.dataclass(frozen=True)
-class Chips:
-    """The devices to fly to; `devices` is empty where nothing is compiled, `host` has those of one process."""
+class Topology:
+    """The devices to measure to; `devices` is empty where nothing is compiled, `host` has those of one process."""
 
     name: str
     count: int
@@ -67,7 +67,7 @@ class Chips:
 
 
 @dataclasses.dataclass(frozen=True)
-class Flight:
+class ProgramMemory:
     """One program's memory on a device, in bytes; what it says to the others; seconds to compile (0: counted)."""
 
     what: str
@@ -78,13 +78,13 @@ class Flight:
     text: str = ""
 
 
-def chips(topology: str) -> Chips:
+def topology(topology: str) -> Topology:
     """The devices of a topology. Raises InputError."""
     if match := re.fullmatch(r"gpu:(\d+)x(\w+)", topology):
         count, name = int(match.group(1)), match.group(2)
         if name not in GPUS or count < 1:
             raise InputError(f"--topology={topology}: the GPUs known here are {', '.join(GPUS)}, e.g. gpu:8xH100")
-        return Chips(name, count, GPUS[name])
+        return Topology(name, count, GPUS[name])
     kind, _, shape = topology.partition(":")
     if kind not in TPUS or not re.fullmatch(r"\d+(x\d+)+", shape):
         raise InputError(f"--topology={topology}: give {', '.join(TPUS)} and its chips, e.g. v5e:2x4, or gpu:8xH100")
@@ -100,7 +100,7 @@ def chips(topology: str) -> Chips:
     if len(own) < len(devices):  # what a process runs alone is compiled for its own host: its devices count from 0
         bounds = (max(at) + 1 for at in zip(*(device.coords for device in own), strict=True))
         host = _described(f"{kind}:{'x'.join(str(n) for n, _ in zip(bounds, shape.split('x'), strict=False))}", kind)
-    return Chips(devices[0].device_kind, len(devices), gib / per_chip, devices, host)
+    return Topology(devices[0].device_kind, len(devices), gib / per_chip, devices, host)
 
 
 def _described(topology: str, kind: str) -> tuple[Any, ...]:
@@ -124,7 +124,7 @@ def _described(topology: str, kind: str) -> tuple[Any, ...]:
 
 def abstract_state(config: Config, mesh: Mesh) -> step.TrainState:
     """Shapes and places of a train state."""
-    params = placement.placed_shapes(gpt.GPT(config.model), mesh, config.train.param_dtype)
+    params = placement.placed_shapes(decoder.GPT(config.model), mesh, config.train.param_dtype)
     return step.abstract_state(config.optimizer, params)
 
 
@@ -138,7 +138,7 @@ def lower_train_step(config: Config, mesh: Mesh) -> Any:
     state = abstract_state(config, mesh)  # with the mesh current it would compute on devices that are not there
     with sharding.use(mesh):
         return step.train_step.lower(
-            gpt.GPT(config.model), config.optimizer, state, batch, rate, config.train.z_loss,
+            decoder.GPT(config.model), config.optimizer, state, batch, rate, config.train.z_loss,
             config.train.microbatches,
         )  # fmt: skip
 
@@ -147,7 +147,9 @@ def lower_prefix(config: Config, mesh: Mesh, lengths: Lengths) -> Any:
     """The shared prefix's pass."""
     with sharding.use(mesh, rows_apart=True):
         tokens_P = jax.ShapeDtypeStruct((lengths.prefix,), jnp.int32, sharding=sharding.replicated(mesh))
-        return sampler._encode_prefix.lower(gpt.GPT(config.model), _drawn_from(config, mesh), tokens_P, lengths.prefix)
+        return sampler._encode_prefix.lower(
+            decoder.GPT(config.model), _drawn_from(config, mesh), tokens_P, lengths.prefix
+        )
 
 
 def _drawn_from(config: Config, mesh: Mesh) -> Any:
@@ -157,7 +159,7 @@ def _drawn_from(config: Config, mesh: Mesh) -> Any:
         place = NamedSharding(mesh, PartitionSpec(*leaf.sharding.spec[1:]))
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=place)
 
-    params = placement.placed_shapes(gpt.GPT(config.model), mesh, config.sampling.weights_dtype)
+    params = placement.placed_shapes(decoder.GPT(config.model), mesh, config.sampling.weights_dtype)
     return {**params, "blocks": (jax.tree.map(layer, params["blocks"]),) * config.model.n_layers}
 
 
@@ -169,7 +171,7 @@ def lower_sampler(config: Config, mesh: Mesh, lengths: Lengths) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
 
     groups = mesh.shape["data"]
-    shape = engine.Shape(options.slots, options.prefill_tokens, lengths.new, cfg.vocab_size)
+    shape = engine.EngineSpec(options.slots, options.prefill_tokens, lengths.new, cfg.vocab_size)
     keys = shaped((cfg.n_heads, lengths.prefix, cfg.head_dim), cfg.compute_dtype, "tensor")
     rows = groups * options.queue
     queue = engine.Queue(
@@ -180,13 +182,13 @@ def lower_sampler(config: Config, mesh: Mesh, lengths: Lengths) -> Any:
     )
     with sharding.use(mesh, rows_apart=True):
         return engine.sample_queues.lower(
-            gpt.GPT(cfg), Decoding(options.temperature, options.top_k, options.top_p), shape, mesh,
-            _drawn_from(config, mesh), kv_cache.Prefix((gpt.Keys(keys, keys),) * cfg.n_layers, shaped((), jnp.int32)),
+            decoder.GPT(cfg), Decoding(options.temperature, options.top_k, options.top_p), shape, mesh,
+            _drawn_from(config, mesh), kv_cache.Prefix((decoder.KV(keys, keys),) * cfg.n_layers, shaped((), jnp.int32)),
             queue, shaped((4, cfg.vocab_size), jnp.int32),
         )  # fmt: skip
 
 
-def fly(what: str, lower: Callable[[], Any]) -> Flight:
+def measure(what: str, lower: Callable[[], Any]) -> ProgramMemory:
     """Compiles a program. One that needs more than the chip has comes back with what the compiler says it needs."""
     started = time.monotonic()
     try:
@@ -195,9 +197,9 @@ def fly(what: str, lower: Callable[[], Any]) -> Flight:
         if not (used := re.search(r"[Uu]sed ([\d.]+)([GM]) of ([\d.]+)([GM])", str(error))):
             raise
         peak = float(used.group(1)) * (GIB if used.group(2) == "G" else 2**20)
-        return Flight(what, np.nan, np.nan, peak, time.monotonic() - started)
+        return ProgramMemory(what, np.nan, np.nan, peak, time.monotonic() - started)
     memory = program.memory_analysis()
-    return Flight(
+    return ProgramMemory(
         what,
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
@@ -207,22 +209,22 @@ def fly(what: str, lower: Callable[[], Any]) -> Flight:
     )
 
 
-def flights(config: Config, on: Chips, lengths: Lengths) -> Iterator[Flight]:
+def flights(config: Config, on: Topology, lengths: Lengths) -> Iterator[ProgramMemory]:
     """The programs of a run, compiled, or counted where there is no compiler. Raises InputError for a wrong mesh."""
     if on.devices:
         mesh, drawing = setup.meshes(config, on.devices)
         own = np.array(on.host[: drawing.size]).reshape(drawing.devices.shape)
         drawing = Mesh(own, drawing.axis_names, axis_types=drawing.axis_types)
-        yield fly("train step", lambda: lower_train_step(config, mesh))
-        yield fly("prefix", lambda: lower_prefix(config, drawing, lengths))
-        yield fly("sampling loop", lambda: lower_sampler(config, drawing, lengths))
+        yield measure("train step", lambda: lower_train_step(config, mesh))
+        yield measure("prefix", lambda: lower_prefix(config, drawing, lengths))
+        yield measure("sampling loop", lambda: lower_sampler(config, drawing, lengths))
         return
     ways = sharding.mesh_shape(config.mesh, on.count)
     for what, (arguments, temporaries) in (
         ("train step", budget.train_bytes(config, ways)),
         ("sampling loop", budget.sampling_bytes(config, _tensor(config, on), lengths)),
     ):
-        yield Flight(what, arguments, temporaries, arguments + temporaries)
+        yield ProgramMemory(what, arguments, temporaries, arguments + temporaries)
 
 
 def remedies(config: Config) -> Iterator[tuple[str, Config]]:
@@ -243,7 +245,7 @@ def remedies(config: Config) -> Iterator[tuple[str, Config]]:
         yield " ".join(f"--config.{name}={value}" for name, value in said.items()), config
 
 
-def _advise_training(config: Config, on: Chips) -> str:
+def _advise_training(config: Config, on: Topology) -> str:
     for said, smaller in remedies(config):
         ways = sharding.mesh_shape(smaller.mesh, on.count)
         divides = smaller.train.batch_rows % (smaller.train.microbatches * ways["data"] * ways["fsdp"]) == 0
@@ -252,7 +254,7 @@ def _advise_training(config: Config, on: Chips) -> str:
     return "more devices"
 
 
-def _advise_sampling(config: Config, on: Chips, lengths: Lengths) -> str:
+def _advise_sampling(config: Config, on: Topology, lengths: Lengths) -> str:
     slots = config.sampling.slots // 2
     while slots:
         fewer = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, slots=slots))
@@ -262,13 +264,13 @@ def _advise_sampling(config: Config, on: Chips, lengths: Lengths) -> str:
     return "more devices, or --config.sampling.tensor=-1"
 
 
-def _tensor(config: Config, on: Chips) -> int:
+def _tensor(config: Config, on: Topology) -> int:
     return (len(on.host) or on.count) if config.sampling.tensor == -1 else config.sampling.tensor
 
 
-def report(config: Config, on: Chips, lengths: Lengths, say: Callable[[str], None]) -> bool:
+def report(config: Config, on: Topology, lengths: Lengths, say: Callable[[str], None]) -> bool:
     """Says what each program takes, as it is known; whether all of them fit."""
-    count, fits = budget.parameters(gpt.GPT(config.model)), True
+    count, fits = budget.parameters(decoder.GPT(config.model)), True
     how = "compiled" if on.devices else "counted, not compiled"
     say(f"{count:,} parameters on {on.count} x {on.name} of {on.gib:g} GiB; {how}")
     say(f"training: {config.train.batch_rows} rows of {config.train.row_tokens} tokens, "
@@ -309,7 +311,7 @@ def _main() -> None:
     config.model.check_complete()
     new = config.sampling.max_new_tokens or config.make_task().max_new_tokens
     lengths = Lengths(_PREFIX.value, sampler.round_up(_BODY.value, 8), new)
-    if not report(config, chips(_TOPOLOGY.value), lengths, lambda line: print(line, flush=True)):
+    if not report(config, topology(_TOPOLOGY.value), lengths, lambda line: print(line, flush=True)):
         sys.exit(1)
 
 

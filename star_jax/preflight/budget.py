@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from star_jax.config import Config, ModelConfig
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.weights import placement
 
 GIB = 2**30
@@ -27,7 +27,7 @@ class Lengths:
         return self.body - 1 + self.new
 
 
-def parameters(model: gpt.GPT) -> int:
+def parameters(model: decoder.GPT) -> int:
     """How many parameters a model has."""
     leaves = jax.tree.leaves(placement.unbox(placement.abstract_params(model)))
     return sum(math.prod(leaf.shape) for leaf in leaves)
@@ -36,7 +36,7 @@ def parameters(model: gpt.GPT) -> int:
 def _products(cfg: ModelConfig) -> tuple[int, int]:
     """Weights that a token is multiplied with: (of the blocks, of the head). The embedding's are looked up."""
     head = cfg.vocab_size * cfg.d_model
-    return parameters(gpt.GPT(cfg)) - (1 if cfg.is_gpt2 else 2) * head, head
+    return parameters(decoder.GPT(cfg)) - (1 if cfg.is_gpt2 else 2) * head, head
 
 
 def train_flops(config: Config) -> float:
@@ -110,7 +110,7 @@ def train_bytes(config: Config, ways: dict[str, int]) -> tuple[float, float]:
     logits of a chunk alone, and segments.py a row's block of scores.
     """
     cfg, train = config.model, config.train
-    count, split = parameters(gpt.GPT(cfg)), ways["fsdp"] * ways["tensor"]
+    count, split = parameters(decoder.GPT(cfg)), ways["fsdp"] * ways["tensor"]
     width = np.dtype(train.param_dtype).itemsize + np.dtype(config.optimizer.moment_dtype).itemsize + 4
     tokens = train.batch_rows / train.microbatches / (ways["data"] * ways["fsdp"]) * train.row_tokens
     half, tensor = np.dtype(cfg.compute_dtype).itemsize, ways["tensor"]
@@ -127,7 +127,7 @@ def train_bytes(config: Config, ways: dict[str, int]) -> tuple[float, float]:
 def sampling_bytes(config: Config, tensor: int, lengths: Lengths) -> tuple[float, float]:
     """(arguments, temporaries) of the sampling loop on one device: weights and prefix; caches and one prefill."""
     cfg, options = config.model, config.sampling
-    weights = parameters(gpt.GPT(cfg)) * np.dtype(options.weights_dtype).itemsize / tensor
+    weights = parameters(decoder.GPT(cfg)) * np.dtype(options.weights_dtype).itemsize / tensor
     cell = key_bytes(cfg) / tensor
     tokens = max(lengths.body, min(options.prefill_tokens, options.slots // 4 * lengths.body))
     logits = options.slots * cfg.vocab_size * 4 / tensor
@@ -137,5 +137,5 @@ def sampling_bytes(config: Config, tensor: int, lengths: Lengths) -> tuple[float
 
 
 def key_bytes(cfg: ModelConfig) -> int:
-    """Keys and values of one token in all layers."""
+    """KV and values of one token in all layers."""
     return 2 * cfg.n_layers * cfg.d_model * np.dtype(cfg.compute_dtype).itemsize

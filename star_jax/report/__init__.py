@@ -22,7 +22,7 @@ from star_jax.errors import InputError
 from star_jax.report import blocks
 from star_jax.report.load import Run, read_run
 from star_jax.report.page import picture, render
-from star_jax.runs.atomic_files import write_whole
+from star_jax.runs.atomic_files import atomic_write
 
 
 def write(workdirs: Path | Sequence[Path], target: Path | None = None, reload: int = 0) -> Path:
@@ -37,10 +37,10 @@ def write(workdirs: Path | Sequence[Path], target: Path | None = None, reload: i
     path = runs[0].directory / "report.html" if target is None else Path(target)
     if path.is_dir():
         raise InputError(f"report: {path} is a directory; the page needs the name of a file")
-    shelf, folder = blocks.shelve(runs), path.with_name(f"{path.stem}_texts")
+    shelf, folder = blocks.pack_page_data(runs), path.with_name(f"{path.stem}_texts")
     blocks.store(shelf, folder)
     page = render(runs, shelf, folder.name, reload)
-    write_whole(path, page, shared=True)  # a run may be writing it just now
+    atomic_write(path, page, shared=True)  # a run may be writing it just now
     blocks.clear(shelf, folder)
     return path
 

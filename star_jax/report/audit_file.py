@@ -80,7 +80,7 @@ class Item:
 
 def digest_of(example: Example) -> str:
     """12 hex digits that tell an example from every other of a run, and from itself in another run."""
-    values = [example.problem_id, example.iteration, example.source, example.draw, example.completion]
+    values = [example.problem_id, example.iteration, example.source, example.sample_index, example.completion]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
 
 

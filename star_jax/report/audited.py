@@ -77,7 +77,7 @@ def audit(run: Run) -> Audit:
     kept = kept_of(run, {item.iteration for item in items})
     own, strange = sort_out(items, kept)
     if strange:
-        caution = f"{path.name}:{strange[0].line}: {strangers(strange)} They are left out here."
+        caution = f"{path.name}:{strange[0].line}: {unknown_items(strange)} They are left out here."
     iterations = {cell.iteration for _, cell in own}
     sizes = {cell: len(examples) for cell, examples in kept.items() if cell.iteration in iterations}
     marked = [(item, cell) for item, cell in own if item.mark]
@@ -127,7 +127,7 @@ def sort_out(
     return own, strange
 
 
-def strangers(items: Sequence[Item]) -> str:
+def unknown_items(items: Sequence[Item]) -> str:
     """Says which items are not the run's, and why that may be."""
     numbers = ", ".join(str(item.number) for item in items[:10]) + (", ..." if len(items) > 10 else "")
     return (
@@ -188,4 +188,4 @@ def _checked(run: Run, iteration: Iteration) -> dict[str, collections.Counter[bo
 
 def consistent(told: Mapping[tuple[str, bool, int], bool | None], example: Example) -> bool | None:
     """What the machine said of the steps of a kept example when it was drawn; None: it could not tell."""
-    return told.get((example.problem_id, example.source == "rationalized", example.draw))
+    return told.get((example.problem_id, example.source == "rationalized", example.sample_index))

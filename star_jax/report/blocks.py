@@ -22,7 +22,7 @@ from star_jax.records import Completion, Example, Problem
 from star_jax.report import series
 from star_jax.report.load import Iteration, Run, is_number, records_of, stamp
 from star_jax.report.texts import asked, in_turn, script_json, shown
-from star_jax.runs.atomic_files import delete, write_whole
+from star_jax.runs.atomic_files import atomic_write, delete
 
 EVALUATION, TRAINING = "evaluation", "training"
 BUDGET = 6_000_000  # characters of blocks in one page, so that it opens fast; the rest lies beside it
@@ -67,7 +67,7 @@ class Shelf:
     beside: tuple[Block, ...]  # those that are files beside it
 
 
-def shelve(runs: Sequence[Run]) -> Shelf:
+def pack_page_data(runs: Sequence[Run]) -> Shelf:
     """Packs the blocks of a page, and puts into it what matters most, as far as BUDGET goes.
 
     The order: of the evaluations the problems, the base, the best and the last iteration, the others from the last to
@@ -119,7 +119,7 @@ def store(shelf: Shelf, folder: Path) -> None:
     for block in shelf.beside:
         path, script = folder / f"{block.name}.js", f'starTexts("{block.name}", "{block.text}");\n'
         if not path.is_file() or path.stat().st_size != len(script):
-            write_whole(path, script, shared=True)
+            atomic_write(path, script, shared=True)
 
 
 def clear(shelf: Shelf, folder: Path) -> None:
@@ -238,11 +238,11 @@ def _pack_draws(sources: _Sources) -> _Draws:
     places = {p.id: place for place, p in enumerate(_ordered(_problems(sources.problems)))}
     drawn = [completion for path, _ in sources.draws for completion in records_of(Completion, path)]
     if sources.collection == EVALUATION:
-        drawn = list({c.problem_id: c for c in drawn if c.draw == 0}.values())
+        drawn = list({c.problem_id: c for c in drawn if c.sample_index == 0}.values())
     kept = None
     if sources.kept:
-        kept = {(e.problem_id, e.source, e.draw, e.iteration) for e in records_of(Example, sources.kept[0])}
-    drawn.sort(key=lambda c: (places.get(c.problem_id, len(places)), bool(c.hinted), _number(c.draw) or 0))
+        kept = {(e.problem_id, e.source, e.sample_index, e.iteration) for e in records_of(Example, sources.kept[0])}
+    drawn.sort(key=lambda c: (places.get(c.problem_id, len(places)), bool(c.hinted), _number(c.sample_index) or 0))
     text, digest = _pack([_row(completion, places, kept) for completion in drawn])
     unknown = tuple(dict.fromkeys(c.problem_id for c in drawn if c.problem_id not in places))
     solved = frozenset(c.problem_id for c in drawn if c.verdict == "right" and not c.hinted)
@@ -265,10 +265,10 @@ def _row(completion: Completion, places: dict[str, int], kept: set[Any] | None) 
     total = _number(completion.log_probability)
     was_kept = None
     if kept is not None:
-        was_kept = int((problem_id, source, completion.draw, completion.iteration) in kept)
+        was_kept = int((problem_id, source, completion.sample_index, completion.iteration) in kept)
     return [
         places.get(problem_id, key_of(problem_id)),
-        _number(completion.draw),
+        _number(completion.sample_index),
         int(bool(completion.hinted)),
         was_kept,
         shown(completion.verdict),

@@ -134,11 +134,11 @@ def steps(solutions: Sequence[Steps], prefix: str) -> Plot | None:
 
 def kept(run: Run, prefix: str) -> Plot | None:
     """Examples kept by iteration, stacked by source, before the number of problems; None: nothing filtered yet."""
-    totals, by_class = series.kept_series(run), series.kept_by_class_series(run)
+    totals, by_category = series.kept_series(run), series.kept_by_class_series(run)
     if not totals:
         return None
-    broken_down = 0 < len(by_class) <= MOST_BARS_BY_CLASS
-    bars = by_class if broken_down else totals
+    broken_down = 0 < len(by_category) <= MOST_BARS_BY_CLASS
+    bars = by_category if broken_down else totals
     legend: list[Key] = []
 
     def draw(axes: Axes) -> None:
@@ -189,23 +189,23 @@ def loss(lines: Sequence[Loss], prefix: str, title: str) -> Plot | None:
 
 def _accuracy_lines(axes: Axes, run: Run) -> list[Key]:
     """Draws the accuracy of each class and their mean; returns the legend, an entry a line."""
-    by_class, mean = series.accuracy_series(run), series.mean_series(run)
+    by_category, mean = series.accuracy_series(run), series.mean_series(run)
     introduced = series.introductions(run)
     if len(set(introduced.values())) < 2:
         introduced = {}  # all from the first: nothing to tell
-    intervals = len(by_class) <= SERIES_COLOURS
+    intervals = len(by_category) <= SERIES_COLOURS
     legend = []
-    for index, (label, points) in enumerate(by_class.items()):
+    for index, (label, points) in enumerate(by_category.items()):
         # A little to the side of each other, so that intervals of equal accuracies do not hide one another.
-        shift = 0.05 * (index - (len(by_class) - 1) / 2) if intervals else 0.0
+        shift = 0.05 * (index - (len(by_category) - 1) / 2) if intervals else 0.0
         since = introduced.get(label, 0)
         legend.append(_accuracy_line(axes, index, label or "all problems", points, shift, intervals, since))
-    if len(by_class) != 1 and mean:
+    if len(by_category) != 1 and mean:
         xs, ys = [p.iteration for p in mean], [100 * p.accuracy for p in mean]
         ink = matplotlib.rcParams["text.color"]
         axes.plot(xs, ys, color=ink, linestyle="--", linewidth=1.3, marker="o", markersize=2)
         legend.append(Key("mean of classes", shape="dashed", note=_first_to_last(mean)))
-    _accuracy_axes(axes, [p.iteration for points in (*by_class.values(), mean) for p in points])
+    _accuracy_axes(axes, [p.iteration for points in (*by_category.values(), mean) for p in points])
     return legend
 
 

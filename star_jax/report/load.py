@@ -35,9 +35,9 @@ class Evaluation:
     """An eval_<split>.json."""
 
     overall: Rate
-    mean_of_classes: float | None  # every class counts the same, however many problems it has
-    by_class: dict[str, Rate]
-    counts: dict[str, float]  # right, wrong, unparsable, cut_off, right_wrong_steps: problems
+    mean_of_categories: float | None  # every class counts the same, however many problems it has
+    by_category: dict[str, Rate]
+    counts: dict[str, float]  # right, wrong, unparsable, truncated, right_wrong_steps: problems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Filtered:
     """A filter.json."""
 
     counts: dict[str, float]  # every number at its top level: problems, draws, right, kept, kept_sampled, ...
-    kept_by_class: dict[str, dict[str, float]]  # class -> source ("sampled", "rationalized") -> examples
-    problems_by_class: dict[str, float]
+    kept_by_category: dict[str, dict[str, float]]  # class -> source ("sampled", "rationalized") -> examples
+    problems_by_category: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ def read_run(workdir: Path) -> Run:
     metrics, unread = _metrics(workdir / "metrics.jsonl")
     classes = dict.fromkeys(sorted({problem.category for problem in problems}, key=natural_order))
     for iteration in iterations:
-        classes |= dict.fromkeys(iteration.evaluation.by_class if iteration.evaluation else ())
+        classes |= dict.fromkeys(iteration.evaluation.by_category if iteration.evaluation else ())
     name = workdir.resolve().name or "run"
     return Run(workdir, name, config, split, report_split, problems, tuple(classes), iterations, metrics, unread)
 
@@ -121,7 +121,11 @@ def verdicts(run: Run, iteration: Iteration, split: str) -> dict[str, bool]:
 
 @functools.lru_cache(maxsize=64)
 def _solved(path: Path, _: tuple[int, int]) -> dict[str, bool]:
-    return {record.problem_id: record.verdict == "right" for record in records_of(Completion, path) if not record.draw}
+    return {
+        record.problem_id: record.verdict == "right"
+        for record in records_of(Completion, path)
+        if not record.sample_index
+    }
 
 
 def kept_examples(iteration: Iteration) -> list[Example]:
@@ -146,7 +150,9 @@ def checked_steps(iteration: Iteration) -> dict[tuple[str, bool, int], bool | No
     Empty where samples.jsonl is not there.
     """
     paths = (iteration.directory / f"{name}.jsonl" for name in ("samples", "rationalizations"))
-    return {(c.problem_id, c.hinted, c.draw): c.consistent for path in paths for c in records_of(Completion, path)}
+    return {
+        (c.problem_id, c.hinted, c.sample_index): c.consistent for path in paths for c in records_of(Completion, path)
+    }
 
 
 @functools.lru_cache(maxsize=8)
@@ -188,17 +194,17 @@ def _iteration(number: int, directory: Path, split: str, report_split: str) -> I
 
 def _evaluation(path: Path) -> Evaluation:
     values = _read_object(path)
-    by_class = {label: _rate(path, rate) for label, rate in _mapping(path, values, "by_class").items()}
-    known = [rate.accuracy for rate in by_class.values() if rate.accuracy is not None]
-    mean = _fraction(path, values, "mean_of_classes")
+    by_category = {label: _rate(path, rate) for label, rate in _mapping(path, values, "by_category").items()}
+    known = [rate.accuracy for rate in by_category.values() if rate.accuracy is not None]
+    mean = _fraction(path, values, "mean_of_categories")
     if mean is None and known:
         mean = sum(known) / len(known)
-    return Evaluation(_rate(path, values), mean, by_class, _numbers(values))
+    return Evaluation(_rate(path, values), mean, by_category, _numbers(values))
 
 
 def _rate(path: Path, values: Any) -> Rate:
     if not isinstance(values, dict):
-        raise InputError(f"{path}: a class of 'by_class' should be an object with 'n', 'accuracy' and 'ci95'")
+        raise InputError(f"{path}: a class of 'by_category' should be an object with 'n', 'accuracy' and 'ci95'")
     interval = values.get("ci95")
     if interval is None:
         interval = (None, None)
@@ -212,11 +218,11 @@ def _rate(path: Path, values: Any) -> Rate:
 
 def _filtered(path: Path) -> Filtered:
     values = _read_object(path)
-    kept = _mapping(path, values, "kept_by_class")
+    kept = _mapping(path, values, "kept_by_category")
     return Filtered(
         counts=_numbers(values),
-        kept_by_class={label: _numbers(_mapping(path, kept, label)) for label in kept},
-        problems_by_class=_numbers(_mapping(path, values, "problems_by_class")),
+        kept_by_category={label: _numbers(_mapping(path, kept, label)) for label in kept},
+        problems_by_category=_numbers(_mapping(path, values, "problems_by_category")),
     )
 
 

@@ -27,12 +27,12 @@ VERDICT_COLUMNS = {
     "right": "right",
     "wrong": "wrong",
     "unparsable": "unparsable",
-    "cut_off": "cut off",
+    "truncated": "cut off",
     "right_wrong_steps": "right answer, wrong steps",
 }
 FILTER_COLUMNS = {
     "problems": "problems",
-    "draws": "draws",
+    "samples": "samples",
     **VERDICT_COLUMNS,
     "distinct": "distinct texts",
     "mean_tokens": "tokens a draw",
@@ -178,7 +178,7 @@ def _run_view(run: Run, name: str, prefix: str) -> dict[str, Any]:
         "health": panels.health(health, f"{prefix}health-"),
         "health_rows": health,
         "effort": series.effort_series(run),
-        "departures": [(key, [of_paper, own], False) for key, of_paper, own in paper.departures(run)],
+        "settings_diff": [(key, [of_paper, own], False) for key, of_paper, own in paper.settings_diff(run)],
         "filtered": filtered,
         "filter_columns": _columns(FILTER_COLUMNS, [counts for _, counts in filtered]),
         "tuned": tuned,
@@ -200,7 +200,7 @@ def _filter_counts(iteration: Iteration) -> dict[str, float]:
     if iteration.filtered:
         return iteration.filtered.counts
     samples = draws.drawn(iteration, "samples")
-    return {"draws": samples.draws, **samples.verdicts} if samples else {}
+    return {"samples": samples.draws, **samples.verdicts} if samples else {}
 
 
 def _columns(columns: dict[str, str], rows: Sequence[dict[str, float]]) -> dict[str, str]:

@@ -25,7 +25,7 @@ class Panel:
 
 def signs(series: Sequence[Health]) -> list[Panel]:
     """What the panels show; a sign that no iteration has is left out."""
-    verdicts = {"wrong": "wrong", "unparsable": "unparsable", "cut off": "cut_off"}
+    verdicts = {"wrong": "wrong", "unparsable": "unparsable", "cut off": "truncated"}
     right = [(h.iteration, h.sampled) for h in series if h.sampled.verdicts["right"]]
     steps = [(n, drawn.wrong_steps / drawn.verdicts["right"]) for n, drawn in right]
     found = [

@@ -74,7 +74,7 @@ _COMMON: dict[str, Any] = {
     "model.d_mlp": 16384,
     "model.rotary_dim": 64,
     "model.vocab_size": 50400,
-    "star.draws": 1,
+    "star.samples_per_problem": 1,
     "star.rationalize_probability": 1.0,
     "star.hint_keep_probability": 0.0,
     "star.restart_from": "base",
@@ -114,7 +114,7 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     return wanted
 
 
-def departures(run: Run) -> list[tuple[str, str, str]]:
+def settings_diff(run: Run) -> list[tuple[str, str, str]]:
     """(dotted key, the paper's value, the run's), as JSON, where they differ."""
     if setting(run.config, "star.direct"):
         return []  # a baseline, for which the paper gives no settings

@@ -113,7 +113,7 @@ def accuracy_series(run: Run) -> dict[str, list[Point]]:
     """Class -> its accuracy by iteration, the classes in the run's order; iterations without it are left out."""
     series: dict[str, list[Point]] = {}
     for label in run.classes:
-        rates = [(it.number, it.evaluation.by_class.get(label)) for it in run.iterations if it.evaluation]
+        rates = [(it.number, it.evaluation.by_category.get(label)) for it in run.iterations if it.evaluation]
         if points := _points(rates):
             series[label] = points
     return series
@@ -126,7 +126,7 @@ def overall_series(run: Run) -> list[Point]:
 
 def mean_series(run: Run) -> list[Point]:
     """The mean of the classes' accuracies by iteration; it has no interval."""
-    means = [(it.number, it.evaluation.mean_of_classes) for it in run.iterations if it.evaluation]
+    means = [(it.number, it.evaluation.mean_of_categories) for it in run.iterations if it.evaluation]
     return [Point(number, mean) for number, mean in means if mean is not None]
 
 
@@ -211,7 +211,7 @@ def _reference_steps(task: str, problem: Problem) -> int | None:
 @functools.lru_cache(maxsize=256)
 def _steps_of_right(path: Path, task: str, _: tuple[int, int]) -> dict[str, int]:
     """Problem id -> steps of its right rationale, where they can be counted."""
-    right = (c for c in records_of(Completion, path) if c.verdict == "right" and c.draw == 0)
+    right = (c for c in records_of(Completion, path) if c.verdict == "right" and c.sample_index == 0)
     counted = {completion.problem_id: task_class(task).steps(completion.text) for completion in right}
     return {name: steps for name, steps in counted.items() if steps is not None}
 
@@ -221,7 +221,7 @@ def introductions(run: Run) -> dict[str, int | None]:
 
     Empty where no iteration has been filtered, or where its file does not break the problems down.
     """
-    filtered = [(it.number, it.filtered.problems_by_class) for it in run.iterations if it.filtered]
+    filtered = [(it.number, it.filtered.problems_by_category) for it in run.iterations if it.filtered]
     if not any(problems for _, problems in filtered):
         return {}
     return {label: next((n for n, problems in filtered if problems.get(label)), None) for label in run.classes}
@@ -277,7 +277,7 @@ def _points(rates: list[tuple[int, Rate | None]]) -> list[Point]:
 def _kept_by_class(run: Run, iteration: Iteration) -> list[Kept]:
     if not iteration.filtered:
         return []
-    kept, problems = iteration.filtered.kept_by_class, iteration.filtered.problems_by_class
+    kept, problems = iteration.filtered.kept_by_category, iteration.filtered.problems_by_category
     labels = dict.fromkeys([*(label for label in run.classes if label in kept or label in problems), *kept, *problems])
     return [
         Kept(

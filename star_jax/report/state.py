@@ -93,9 +93,9 @@ def notices(run: Run) -> list[str]:
     for iteration in run.iterations:
         samples = draws.drawn(iteration, "samples")
         counts = iteration.filtered.counts if iteration.filtered else {}
-        if samples and "draws" in counts and counts["draws"] != samples.draws:
+        if samples and "samples" in counts and counts["samples"] != samples.draws:
             notices.append(
-                f"Iteration {iteration.number}: filter.json counts {count(counts['draws'])} draws, "
+                f"Iteration {iteration.number}: filter.json counts {count(counts['samples'])} draws, "
                 f"samples.jsonl holds {count(samples.draws)}; they are not of the same run."
             )
     return [*notices, *_alarms(run)]

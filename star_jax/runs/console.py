@@ -31,7 +31,7 @@ def show(evaluations: Sequence[Mapping[str, Any]], counts: Sequence[Mapping[str,
             f"{number or 'base'}{' *' if number == best else ''}",
             f"{result['accuracy']:.1%}",
             f"{100 * low:.1f} – {high:.1%}",
-            f"{result['mean_of_classes']:.1%}",
+            f"{result['mean_of_categories']:.1%}",
             *kept,
             style="bold" if number == best else "",
         )

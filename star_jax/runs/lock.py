@@ -17,7 +17,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from star_jax.errors import InputError, storing
+from star_jax.errors import InputError, disk_errors_as_input_errors
 
 BEAT = 5.0  # seconds from one count to the next
 WATCH = 30.0  # seconds without a count after which another machine's process is taken to be dead
@@ -41,7 +41,7 @@ class Lock:
             "token": uuid.uuid4().hex,
         }
         self._lost = False
-        with storing(self._path):
+        with disk_errors_as_input_errors(self._path):
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             self._take(watch)
@@ -90,7 +90,7 @@ class Lock:
         elsewhere = holder is not None and not (kept_by_kernel and holder.get("machine") == self._mine["machine"])
         if elsewhere:
             self._watch(text, watch)
-        with storing(self._path):
+        with disk_errors_as_input_errors(self._path):
             self._write(0)
 
     def _watch(self, before: str, seconds: float) -> None:

@@ -30,7 +30,7 @@ class MetricsLog:
 
     def log(self, stage: str, iteration: int, step: int, values: dict[str, Any]) -> None:
         """Writes one line of numbers. Raises InputError when the file cannot be written."""
-        if not processes.first():
+        if not processes.is_leader():
             return
         line = {"time": round(time.time(), 3), "stage": stage, "iteration": iteration, "step": step, **values}
         append_line(self._path, json.dumps(line))
@@ -79,5 +79,5 @@ def progress(total: int, what: str, unit: str) -> tqdm:
 
     It is silent where that is not a terminal, and in all processes but the first.
     """
-    silent = None if processes.first() else True
+    silent = None if processes.is_leader() else True
     return tqdm(total=total, desc=what, unit=unit, disable=silent, leave=False, dynamic_ncols=True, smoothing=0.1)

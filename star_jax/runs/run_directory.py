@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 from star_jax.runs import checksums, atomic_files; from star_jax.distributed import preemption
-from star_jax.errors import InputError, storing
+from star_jax.errors import InputError, disk_errors_as_input_errors
 from star_jax.runs.lock import Lock
 from star_jax.records import Completion, Record, from_json, read_jsonl, to_json, write_lines
 
@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 class Processes(Protocol):
     """Those that work on a run; star_jax.distributed.processes is one."""
 
-    def agree(self, make: Callable[[], _T], /) -> _T:
+    def broadcast_from_leader(self, make: Callable[[], _T], /) -> _T:
         """What `make` (JSON, or an InputError) gives where the files are, for all processes."""
         ...
 
@@ -36,19 +36,19 @@ class Processes(Protocol):
 class Alone:
     """One process."""
 
-    def agree(self, make: Callable[[], _T], /) -> _T:
+    def broadcast_from_leader(self, make: Callable[[], _T], /) -> _T:
         return make()
 
     def check_stop(self) -> None:
         preemption.check()
 
 
-class Ledger:
+class RunDirectory:
     """The directory of one run. Only one of several processes reads and writes it; all of them learn what it saw."""
 
     def __init__(self, workdir: Path | str, processes: Processes = Alone()) -> None:
         self.workdir = Path(workdir)
-        self._agree, self._check_stop = processes.agree, processes.check_stop
+        self._agree, self._check_stop = processes.broadcast_from_leader, processes.check_stop
         self._lock: Lock | None = None  # where the files are
 
     def open(
@@ -115,13 +115,13 @@ class Ledger:
             when = time.strftime("%Y-%m-%d %H:%M:%S")
             finished = sorted(found.parent.name for found in self.workdir.glob("iter_*/DONE"))
             stored["changes"].append({"time": when, "behind": finished[-1:], "what": strange})
-        self._store(atomic_files.write_whole, about, _json({**stored, "world": dict(world)}))
-        self._store(atomic_files.write_whole, path, _json(config))
+        self._store(atomic_files.atomic_write, about, _json({**stored, "world": dict(world)}))
+        self._store(atomic_files.atomic_write, path, _json(config))
 
     def _alone_in(self, directory: Path) -> contextlib.AbstractContextManager[None]:
         if self._lock is not None:
             self._lock.check()  # before a directory is made where the run's has been
-        return atomic_files.alone_in(directory)
+        return atomic_files.directory_lock(directory)
 
     def _store(self, how: Callable[[Path, str], None], path: Path, text: str) -> None:
         if self._lock is not None:
@@ -159,11 +159,11 @@ class Ledger:
 
     def _write_summed(self, path: Path, text: str) -> None:
         if not checksums.kept_for(path):
-            self._store(atomic_files.write_whole, path, text)
+            self._store(atomic_files.atomic_write, path, text)
             return
         with self._alone_in(path.parent):
-            self._store(atomic_files.write_whole, path.parent / checksums.NAME, checksums.with_file(path, text))
-            self._store(atomic_files.write_whole, path, text)
+            self._store(atomic_files.atomic_write, path.parent / checksums.NAME, checksums.with_file(path, text))
+            self._store(atomic_files.atomic_write, path, text)
 
     def write_json(self, path: Path, value: Mapping[str, Any]) -> None:
         """Writes a JSON object."""
@@ -180,7 +180,7 @@ class Ledger:
     def _discard(self, directory: Path, pattern: str) -> None:
         with self._alone_in(directory):
             if gone := [path.name for path in checksums.files(directory) if path.match(pattern)]:
-                self._store(atomic_files.write_whole, directory / checksums.NAME, checksums.without_files(directory, gone))
+                self._store(atomic_files.atomic_write, directory / checksums.NAME, checksums.without_files(directory, gone))
             atomic_files.delete(directory, pattern)
 
     def read_json(self, path: Path) -> dict[str, Any]:
@@ -212,11 +212,11 @@ class Ledger:
         if self.exists(path):
             self._agree(lambda: atomic_files.delete(part.parent, part.name))  # a kill may have come between the two
             return self.read_lines(Completion, path)
-        found = {(c.problem_id, c.draw): c for c in self._told(Completion, lambda: _complete_lines(part))}
+        found = {(c.problem_id, c.sample_index): c for c in self._told(Completion, lambda: _complete_lines(part))}
 
         def store(chunk: Sequence[Completion]) -> None:
             self._agree(lambda: self._store(atomic_files.append_text, part, _part_lines(chunk)))
-            found.update({(c.problem_id, c.draw): c for c in chunk})
+            found.update({(c.problem_id, c.sample_index): c for c in chunk})
             self._check_stop()
 
         if missing := [i for i, key in enumerate(wanted) if key not in found]:
@@ -229,7 +229,7 @@ class Ledger:
 
 def _complete_lines(part: Path) -> list[Completion]:
     """The undamaged lines that an unfinished file begins with; it is cut behind the last of them."""
-    with storing(part):
+    with disk_errors_as_input_errors(part):
         part.parent.mkdir(parents=True, exist_ok=True)
         if not part.exists():
             return []
@@ -242,7 +242,7 @@ def _complete_lines(part: Path) -> list[Completion]:
                 completions.append(from_json(Completion, text.decode()))
             except ValueError:  # of another version's form
                 break
-    atomic_files.write_whole(part, _part_lines(completions))
+    atomic_files.atomic_write(part, _part_lines(completions))
     return completions
 
 

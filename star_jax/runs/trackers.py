@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from star_jax.errors import InputError, storing
-from star_jax.runs.atomic_files import write_whole
+from star_jax.errors import InputError, disk_errors_as_input_errors
+from star_jax.runs.atomic_files import atomic_write
 
 LOG = logging.getLogger("star_jax")
 
@@ -41,7 +41,7 @@ class TensorBoard:
 
         scalars = [Summary.Value(tag=f"{tag}/{name}", simple_value=value) for name, value in values.items()]
         event = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
-        with storing(self._workdir):
+        with disk_errors_as_input_errors(self._workdir):
             writer = self._open()
             writer.write(event.SerializeToString())
             writer.flush()
@@ -125,9 +125,9 @@ class WeightsAndBiases:
     def _id(self) -> str:
         """The id this directory's run has had from the first; made where there is none."""
         path = self._workdir / "wandb_id"
-        with storing(path):
+        with disk_errors_as_input_errors(path):
             known = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
         if not re.fullmatch(r"[0-9a-z]{8,32}", known):
             known = secrets.token_hex(6)
-            write_whole(path, known + "\n")
+            atomic_write(path, known + "\n")
         return known

@@ -20,11 +20,11 @@ from jax.sharding import PartitionSpec
 
 from star_jax.config import ModelConfig
 from star_jax.distributed import cuda
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.sampling import kv_cache
-from star_jax.sampling.token_sampling import likeliest
+from star_jax.sampling.token_sampling import greedy_token_and_logprob
 
-STOPPED, CUT_OFF = 1, 2  # values of Outputs.reason_Q; 0: not drawn
+STOPPED, TRUNCATED = 1, 2  # values of Outputs.reason_Q; 0: not drawn
 
 
 class Queue(NamedTuple):
@@ -56,7 +56,7 @@ class Slots(NamedTuple):
     problem_B: jax.Array  # place in the queue; Q for a slot that never held one
     token_B: jax.Array  # the last token, drawn or of the body, not yet in the cache
     drawn_B: jax.Array  # tokens drawn for this problem
-    matched_B: jax.Array  # state of the stop automaton
+    stop_state_B: jax.Array  # state of the stop automaton
     active_B: jax.Array
     next: jax.Array  # the first problem of the queue that has no slot yet
     due: jax.Array  # free slots that the next prefill fills; 0: no problem waits
@@ -64,7 +64,7 @@ class Slots(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class EngineSpec:
     """The static part of a call: one compiled program for each distinct value."""
 
     slots: int  # B, at each place along `data`
@@ -97,7 +97,7 @@ def _loop(model, decoding, shape, params, prefix, queue, automaton_SV) -> Output
     def decode(slots):
         logits_BV, filled = kv_cache.decode_step(model, params, slots.token_B, slots.cache, prefix)
         slots = slots._replace(cache=filled, out=slots.out._replace(steps_G=slots.out.steps_G + 1))
-        return _emit(decoding, shape, queue, automaton_SV, slots, logits_BV)
+        return _sample_and_record(decoding, shape, queue, automaton_SV, slots, logits_BV)
 
     def keep_decoding(slots):
         return jnp.any(slots.active_B) & ((slots.due == 0) | (jnp.sum(~slots.active_B) < slots.due))
@@ -112,7 +112,7 @@ def _loop(model, decoding, shape, params, prefix, queue, automaton_SV) -> Output
     return jax.lax.while_loop(unfinished, refill_and_decode, _empty_slots(model.config, shape, queue)).out
 
 
-def _packing(shape: Shape, queue: Queue, first) -> tuple[jax.Array, jax.Array, int]:
+def _packing(shape: EngineSpec, queue: Queue, first) -> tuple[jax.Array, jax.Array, int]:
     """The next problems of the queue as they lie in one prefill, without their last tokens.
 
     Returns (ends_R, lengths_R, C) of the R problems from `first` on, a quarter of the slots (more would stand idle
@@ -137,7 +137,7 @@ def _refill(model, shape, params, prefix, queue, slots: Slots) -> Slots:
     body_C = jnp.sum(ends_R[None] <= index_C[:, None], axis=1)  # behind the last that is taken: of no slot
     at_C = index_C - (ends_R - lengths_R).at[body_C].get(mode="clip")
     tokens_C = queue.tokens_QT.at[slots.next + body_C, at_C].get(mode="clip")
-    packed = gpt.Packed(body_C, queue.tokens_QT.shape[1] - 1)
+    packed = decoder.PrefillMask(body_C, queue.tokens_QT.shape[1] - 1)
     new = kv_cache.prefill(model, params, tokens_C, packed, at_C, prefix)
     last_R = queue.tokens_QT.at[problem_R, lengths_R].get(mode="clip")
 
@@ -149,35 +149,35 @@ def _refill(model, shape, params, prefix, queue, slots: Slots) -> Slots:
         problem_B=put(slots.problem_B, problem_R),
         token_B=put(slots.token_B, last_R),
         drawn_B=put(slots.drawn_B, 0),
-        matched_B=put(slots.matched_B, 0),
+        stop_state_B=put(slots.stop_state_B, 0),
         active_B=put(slots.active_B, True),
         next=slots.next + slots.due,
-        due=_due(shape, queue, slots.next + slots.due),
+        due=_next_refill(shape, queue, slots.next + slots.due),
     )
 
 
-def _due(shape: Shape, queue: Queue, first) -> jax.Array:
+def _next_refill(shape: EngineSpec, queue: Queue, first) -> jax.Array:
     """How many problems from `first` on the next prefill takes."""
     ends_R, _, size = _packing(shape, queue, first)
     return jnp.sum(ends_R <= size)
 
 
-def _emit(decoding, shape, queue, automaton_SV, slots: Slots, logits_BV) -> Slots:
+def _sample_and_record(decoding, shape, queue, automaton_SV, slots: Slots, logits_BV) -> Slots:
     """Draws one token a row, records it, and decides who stops."""
     logits_BV = jnp.where((jnp.arange(logits_BV.shape[-1]) < shape.vocab_used)[None], logits_BV, -jnp.inf)
     problem_B = jnp.where(slots.active_B, slots.problem_B, queue.lengths_Q.shape[0])  # out of range: dropped
     data_B2 = queue.keys_Q2.at[problem_B].get(mode="clip")
     keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(data_B2, impl="threefry2x32"), slots.drawn_B)
     if decoding.temperature == 0:
-        token_B, logp_B = likeliest(logits_BV)
+        token_B, logp_B = greedy_token_and_logprob(logits_BV)
     else:
-        token_B = decoding.draw(logits_BV, keys_B)
-        logp_B = gpt.log_probability(logits_BV, token_B)
-    matched_B = automaton_SV[slots.matched_B, token_B]
+        token_B = decoding.sample(logits_BV, keys_B)
+        logp_B = decoder.log_probability(logits_BV, token_B)
+    stop_state_B = automaton_SV[slots.stop_state_B, token_B]
     drawn_B = slots.drawn_B + slots.active_B
-    stopped_B = matched_B == automaton_SV.shape[0] - 1
+    stopped_B = stop_state_B == automaton_SV.shape[0] - 1
     ended_B = stopped_B | (drawn_B >= shape.max_new_tokens)
-    reason_B = jnp.where(stopped_B, STOPPED, jnp.where(ended_B, CUT_OFF, 0))
+    reason_B = jnp.where(stopped_B, STOPPED, jnp.where(ended_B, TRUNCATED, 0))
     out = slots.out
     out = out._replace(
         tokens_QM=out.tokens_QM.at[problem_B, slots.drawn_B].set(token_B, mode="drop"),
@@ -186,10 +186,10 @@ def _emit(decoding, shape, queue, automaton_SV, slots: Slots, logits_BV) -> Slot
         reason_Q=out.reason_Q.at[problem_B].set(reason_B, mode="drop"),
     )
     active_B = slots.active_B & ~ended_B
-    return slots._replace(token_B=token_B, drawn_B=drawn_B, matched_B=matched_B, active_B=active_B, out=out)
+    return slots._replace(token_B=token_B, drawn_B=drawn_B, stop_state_B=stop_state_B, active_B=active_B, out=out)
 
 
-def _empty_slots(config: ModelConfig, shape: Shape, queue: Queue) -> Slots:
+def _empty_slots(config: ModelConfig, shape: EngineSpec, queue: Queue) -> Slots:
     places, length = queue.tokens_QT.shape
     zeros_B = jnp.zeros((shape.slots,), jnp.int32)
     return Slots(
@@ -197,10 +197,10 @@ def _empty_slots(config: ModelConfig, shape: Shape, queue: Queue) -> Slots:
         problem_B=jnp.full((shape.slots,), places, jnp.int32),
         token_B=zeros_B,
         drawn_B=zeros_B,
-        matched_B=zeros_B,
+        stop_state_B=zeros_B,
         active_B=jnp.zeros((shape.slots,), bool),
         next=jnp.asarray(0),
-        due=_due(shape, queue, 0),
+        due=_next_refill(shape, queue, 0),
         out=Outputs(
             jnp.zeros((places, shape.max_new_tokens), jnp.int32),
             jnp.zeros((places,), jnp.int32),

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from star_jax.config import ModelConfig
 from star_jax.distributed import cpu
-from star_jax.models.decoder import GPT, Block, Keys, Packed, Params, Ring, call
+from star_jax.models.decoder import GPT, KV, Block, Params, PrefillMask, RingMask, call
 from star_jax.weights import placement
 
 _INSERTED = 8  # bodies that are put into the cache at once
@@ -24,22 +24,22 @@ _INSERTED = 8  # bodies that are put into the cache at once
 class Prefix(NamedTuple):
     """A shared prefix, encoded once.
 
-    `layers`: N x Keys of [H, P, K]; P may be 0. `length`: how many of the P tokens are real, the rest is padding.
+    `layers`: N x KV of [H, P, K]; P may be 0. `length`: how many of the P tokens are real, the rest is padding.
     """
 
-    layers: tuple[Keys, ...]
+    layers: tuple[KV, ...]
     length: jax.Array
 
 
 class RingCache(NamedTuple):
-    """Keys and values of B rows in a ring of S slots that all rows write at the same place.
+    """KV and values of B rows in a ring of S slots that all rows write at the same place.
 
-    `layers`: N x G x Keys of [B / G, H, S, K]: the rows lie in groups, see cpu.row_groups. `time`: the next write goes
+    `layers`: N x G x KV of [B / G, H, S, K]: the rows lie in groups, see cpu.row_groups. `time`: the next write goes
     to slot `time % S`, so a decode step is one contiguous update, whatever the rows' lengths. `filled_B`: how many of
     the latest slots belong to a row.
     """
 
-    layers: tuple[tuple[Keys, ...], ...]
+    layers: tuple[tuple[KV, ...], ...]
     time: jax.Array
     filled_B: jax.Array
 
@@ -67,18 +67,18 @@ def _unstack(blocks: Params) -> tuple[Params, ...]:
 
 
 def encode_prefix(model: GPT, params: Params, tokens_P: jax.Array, length: jax.Array) -> Prefix:
-    """Keys and values of a prefix that all rows share; `tokens_P` is right-padded, `length` of it are real."""
+    """KV and values of a prefix that all rows share; `tokens_P` is right-padded, `length` of it are real."""
     size, cfg = tokens_P.shape[0], model.config
     if size == 0:
         empty = jnp.zeros((cfg.n_heads, 0, cfg.head_dim), cfg.compute_dtype)
-        return Prefix((Keys(empty, empty),) * cfg.n_layers, jnp.asarray(0))
+        return Prefix((KV(empty, empty),) * cfg.n_layers, jnp.asarray(0))
     mask_BTS = jnp.tril(jnp.ones((1, size, size), bool))
     _, layers = _hidden(model, params, tokens_P[None], jnp.arange(size)[None], mask_BTS)
-    return Prefix(tuple(Keys(keys.k[0], keys.v[0]) for keys in layers), jnp.asarray(length))
+    return Prefix(tuple(KV(keys.k[0], keys.v[0]) for keys in layers), jnp.asarray(length))
 
 
-def encode_rows(model: GPT, params: Params, tokens_RT: jax.Array, lengths_R: jax.Array) -> tuple[tuple[Keys, ...], ...]:
-    """Layers of a ring from rows by themselves, in one group: N x 1 x Keys of [R, H, T, K]; padding's are garbage.
+def encode_rows(model: GPT, params: Params, tokens_RT: jax.Array, lengths_R: jax.Array) -> tuple[tuple[KV, ...], ...]:
+    """Layers of a ring from rows by themselves, in one group: N x 1 x KV of [R, H, T, K]; padding's are garbage.
 
     `tokens_RT` is LEFT-padded, so that all rows end at the same place; `lengths_R` of a row are real.
     """
@@ -89,9 +89,9 @@ def encode_rows(model: GPT, params: Params, tokens_RT: jax.Array, lengths_R: jax
 
 
 def prefill(
-    model: GPT, params: Params, tokens_C: jax.Array, bodies_C: Packed, positions_C: jax.Array, prefix: Prefix
-) -> tuple[Keys, ...]:
-    """Runs the bodies of prompts through the model, behind the prefix: N x Keys of [H, C, K].
+    model: GPT, params: Params, tokens_C: jax.Array, bodies_C: PrefillMask, positions_C: jax.Array, prefix: Prefix
+) -> tuple[KV, ...]:
+    """Runs the bodies of prompts through the model, behind the prefix: N x KV of [H, C, K].
 
     Args:
       tokens_C: the bodies one behind the other, none of them padded.
@@ -99,7 +99,7 @@ def prefill(
       positions_C: its place in that body, from 0.
     """
     _, layers = _hidden(model, params, tokens_C[None], prefix.length + positions_C[None], bodies_C, prefix=prefix)
-    return tuple(Keys(keys.k[0], keys.v[0]) for keys in layers)
+    return tuple(KV(keys.k[0], keys.v[0]) for keys in layers)
 
 
 def decode_step(
@@ -108,7 +108,7 @@ def decode_step(
     """One token a row: writes it to the cache and returns (logits [B, V], the cache one step on)."""
     slot = cache.time % cache.slots
     positions_BT = (prefix.length + cache.filled_B)[:, None]
-    seen = Ring(cache.filled_B)
+    seen = RingMask(cache.filled_B)
     x_BTD, layers = _hidden(model, params, tokens_B[:, None], positions_BT, seen, cache.layers, slot, prefix)
     logits_BV = call(model, params, x_BTD[:, 0], method="logits")
     return logits_BV, RingCache(layers, cache.time + 1, cache.filled_B + 1)
@@ -123,8 +123,8 @@ def _hidden(
     params: Params,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
-    mask_BTS: jax.Array | Ring | Packed,
-    cached: tuple[tuple[Keys, ...], ...] | None = None,
+    mask_BTS: jax.Array | RingMask | PrefillMask,
+    cached: tuple[tuple[KV, ...], ...] | None = None,
     slot: jax.Array | None = None,
     prefix: Prefix | None = None,
 ) -> tuple[jax.Array, tuple[Any, ...]]:
@@ -151,12 +151,12 @@ def empty_cache(config: ModelConfig, rows: int, slots: int) -> RingCache:
     def empty() -> jax.Array:
         return jnp.zeros((rows // groups, *cells), config.compute_dtype)
 
-    layers = tuple(tuple(Keys(empty(), empty()) for _ in range(groups)) for _ in range(config.n_layers))
+    layers = tuple(tuple(KV(empty(), empty()) for _ in range(groups)) for _ in range(config.n_layers))
     return RingCache(layers, jnp.asarray(0), jnp.zeros((rows,), jnp.int32))
 
 
 def insert(
-    cache: RingCache, rows_R: jax.Array, new: tuple[Keys, ...], ends_R: jax.Array, lengths_R: jax.Array
+    cache: RingCache, rows_R: jax.Array, new: tuple[KV, ...], ends_R: jax.Array, lengths_R: jax.Array
 ) -> RingCache:
     """Puts prefilled bodies into rows `rows_R` of the cache, each to end at the cache's `time`.
 
@@ -168,11 +168,11 @@ def insert(
     age_S = (cache.time - 1 - jnp.arange(slots)) % slots  # 0 for the slot that was written last
     count = min(_INSERTED, rows_R.shape[0])
 
-    def put(n: jax.Array, layers: tuple[tuple[Keys, ...], ...]) -> tuple[tuple[Keys, ...], ...]:
+    def put(n: jax.Array, layers: tuple[tuple[KV, ...], ...]) -> tuple[tuple[KV, ...], ...]:
         rows_I, ends_I = (jax.lax.dynamic_slice_in_dim(x_R, n * count, count) for x_R in (rows_R, ends_R))
         source_IS = ends_I[:, None] - 1 - age_S[None]  # what lies in front of a body is garbage that no row sees
 
-        def of_layer(groups: tuple[Keys, ...], new: Keys) -> tuple[Keys, ...]:
+        def of_layer(groups: tuple[KV, ...], new: KV) -> tuple[KV, ...]:
             new = jax.tree.map(lambda x_HCK: jnp.take(x_HCK, source_IS, axis=1, mode="clip").swapaxes(0, 1), new)
             size = rows // len(groups)
             return tuple(_with_rows(old, rows_I - i * size, new) for i, old in enumerate(groups))
@@ -183,7 +183,7 @@ def insert(
     return RingCache(layers, cache.time, cache.filled_B.at[rows_R].set(lengths_R, mode="drop"))
 
 
-def _with_rows(old: Keys, rows_I: jax.Array, new: Keys) -> Keys:
+def _with_rows(old: KV, rows_I: jax.Array, new: KV) -> KV:
     """The group [B / G, H, S, K] with the rows [I, H, S, K] at `rows_I`; those that belong to others are dropped."""
     at_I = jnp.where(rows_I < 0, old.k.shape[0], rows_I)  # a negative index would count from the end
     return jax.tree.map(lambda x, y: x.at[at_I].set(y, mode="drop"), old, new)

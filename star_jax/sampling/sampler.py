@@ -20,22 +20,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from star_jax.distributed import cuda, processes, sharding
 from star_jax.errors import InputError
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.records import Prompt
 from star_jax.sampling import kv_cache, stop_strings
-from star_jax.sampling.engine import CUT_OFF, Outputs, Queue, Shape, sample_queues, sample_queues_on_cuda
+from star_jax.sampling.engine import TRUNCATED, EngineSpec, Outputs, Queue, sample_queues, sample_queues_on_cuda
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tokenizers.base import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
+class Sample:
     """One completion as drawn."""
 
     text: str  # cut in front of the first stop string
     token_ids: tuple[int, ...]  # everything drawn, the stop's tokens included
     log_probability: float  # sum over token_ids of log p at temperature 1 over the vocabulary in use, nats
-    cut_off: bool  # the token budget ran out before a stop
+    truncated: bool  # the token budget ran out before a stop
 
 
 class Sampler:
@@ -47,8 +47,8 @@ class Sampler:
 
     def __init__(
         self,
-        model: gpt.GPT,
-        params: gpt.Params,
+        model: decoder.GPT,
+        params: decoder.Params,
         tokenizer: Tokenizer,
         *,
         mesh: Mesh | None = None,
@@ -86,11 +86,11 @@ class Sampler:
             mesh = sharding.sampling_mesh(given, given.shape["tensor"])
         self.mesh, self.params = mesh, kv_cache.placed(model, params, mesh)
         self.stop, self.decoding, self.queue, self.longest = tuple(stop), decoding, queue, longest
-        self.shape = Shape(slots, prefill_tokens, max_new_tokens, tokenizer.vocab_size)
+        self.shape = EngineSpec(slots, prefill_tokens, max_new_tokens, tokenizer.vocab_size)
         self._automaton_SV = jnp.asarray(stop_strings.automaton(tokenizer, self.stop))
         self._prefixes: dict[str, kv_cache.Prefix] = {}
 
-    def with_params(self, params: gpt.Params) -> "Sampler":
+    def with_params(self, params: decoder.Params) -> "Sampler":
         """The same sampler with other weights; with None it holds none until it is given some in this way."""
         other = object.__new__(Sampler)
         placed = params if params is None else kv_cache.placed(self.model, params, self.mesh)
@@ -101,9 +101,9 @@ class Sampler:
         self,
         prompts: Sequence[Prompt],
         seeds: Sequence[str] | None = None,
-        progress: Callable[[Sequence[int], Sequence[Draw]], Any] | None = None,
+        progress: Callable[[Sequence[int], Sequence[Sample]], Any] | None = None,
         meanwhile: Callable[[], Any] | None = None,
-    ) -> list[Draw]:
+    ) -> list[Sample]:
         """Draws one completion a prompt, in the order of the prompts.
 
         Args:
@@ -115,7 +115,7 @@ class Sampler:
         Raises InputError for a prompt that leaves no room for `max_new_tokens` in the model's positions.
         """
         seeds = [str(i) for i in range(len(prompts))] if seeds is None else seeds
-        draws: dict[int, Draw] = {}
+        draws: dict[int, Sample] = {}
 
         def read(places: Sequence[int], out: Outputs) -> None:
             new = self._read(out, len(places))
@@ -179,7 +179,7 @@ class Sampler:
             how = self.model, self.decoding, self.shape, self.mesh
             return draw(*how, self.params, prefix, queue, self._automaton_SV)
 
-    def _read(self, out: Outputs, count: int) -> list[Draw]:
+    def _read(self, out: Outputs, count: int) -> list[Sample]:
         """What all processes drew, in the order of the `count` bodies."""
         drawn: Outputs = processes.gather(jax.device_get(out))
         return [self._draw(drawn, i % self._ways * self.queue + i // self._ways) for i in range(count)]
@@ -203,11 +203,11 @@ class Sampler:
             self._prefixes[text] = _encode_prefix(self.model, self.params, jnp.asarray(tokens_P), len(ids))
         return self._prefixes[text]
 
-    def _draw(self, out: Outputs, i: int) -> Draw:
+    def _draw(self, out: Outputs, i: int) -> Sample:
         ids = out.tokens_QM[i, : out.drawn_Q[i]].tolist()
         text = self.tokenizer.decode(ids)
         cut = min((text.find(stop) for stop in self.stop if stop in text), default=len(text))
-        return Draw(text[:cut], tuple(ids), float(out.log_probability_Q[i]), bool(out.reason_Q[i] == CUT_OFF))
+        return Sample(text[:cut], tuple(ids), float(out.log_probability_Q[i]), bool(out.reason_Q[i] == TRUNCATED))
 
 
 def key_data(seed: str) -> np.ndarray:

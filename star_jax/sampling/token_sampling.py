@@ -20,10 +20,10 @@ class Decoding:
     top_k: int = 0
     top_p: float = 1.0
 
-    def draw(self, logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
+    def sample(self, logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
         """Token ids [B], one key a row (Gumbel-max for a positive temperature)."""
         if self.temperature == 0:
-            return likeliest(logits_BV)[0]
+            return greedy_token_and_logprob(logits_BV)[0]
         kept_BV = self._truncate(logits_BV / self.temperature)
         gumbel_BV = jax.vmap(lambda key: jax.random.gumbel(key, kept_BV.shape[1:]))(keys_B)
         return jnp.argmax(kept_BV + gumbel_BV, axis=-1).astype(jnp.int32)
@@ -36,7 +36,7 @@ class Decoding:
         return logits_BV
 
 
-def likeliest(logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
+def greedy_token_and_logprob(logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(the likeliest id [B], the first of equals; its log p [B], nats)."""
     size = logits_BV.shape[-1]
     parts = cpu.vocabulary_parts(size)

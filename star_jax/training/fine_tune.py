@@ -15,7 +15,7 @@ from star_jax import errors
 from star_jax.config import OptimizerConfig, TrainConfig
 from star_jax.distributed import preemption, processes, sharding
 from star_jax.errors import InputError
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.training import optimizer, packing
 from star_jax.training.step import TrainState, abstract_state, initial_state, train_step
 from star_jax.weights import checkpoint, train_state
@@ -34,8 +34,8 @@ class Report:
 
 
 def fine_tune(
-    model: gpt.GPT,
-    params: gpt.Params,
+    model: decoder.GPT,
+    params: decoder.Params,
     rows: packing.PackedRows,
     *,
     steps: int,
@@ -47,7 +47,7 @@ def fine_tune(
     moments: checkpoint.Moments | None = None,
     state_dir: Path | None = None,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
-) -> tuple[gpt.Params, Report]:
+) -> tuple[decoder.Params, Report]:
     """Trains `steps` steps from `params`, whose buffers are given up, and returns the new weights.
 
     Args:
@@ -62,22 +62,22 @@ def fine_tune(
     Raises InputError when the loss is not finite, naming the step and its rows; Stopped when the process was told to
     stop: one alone behind the step it is at, several, which have to agree, where numbers are fetched.
     """
-    keeper = train_state.StateKeeper(state_dir) if state_dir else None
+    keeper = train_state.TrainStateCheckpointer(state_dir) if state_dir else None
     state, totals = _begin(keeper, optimizer_config, params, moments)
     begin = int(state.step)
     started = time.monotonic() - totals["seconds"]
-    account = _Account(
-        totals, steps, train.log_every, on_step, lambda n: packing.named(rows, train.batch_rows, seed, n)
+    account = MetricsAccumulator(
+        totals, steps, train.log_every, on_step, lambda n: packing.describe_batch(rows, train.batch_rows, seed, n)
     )
     with sharding.use(mesh):
-        batches = _ahead(_on_mesh(rows, train, seed, begin, mesh))
+        batches = prefetch_one(_on_mesh(rows, train, seed, begin, mesh))
         for step, batch in zip(range(begin, steps), batches, strict=False):
             rate = optimizer.learning_rate(optimizer_config, step, steps, peak)
             state, metrics = train_step(
                 model, optimizer_config, state, batch, np.float32(rate), train.z_loss, train.microbatches
             )
             fetched = account.add(step, {**metrics, "learning_rate": rate})
-            told = preemption.requested() if processes.count() == 1 else fetched and processes.told_to_stop()
+            told = preemption.requested() if processes.count() == 1 else fetched and processes.preemption_requested()
             if keeper and step + 1 < steps and (told or (step + 1) % (train.checkpoint_every or steps) == 0):
                 account.fetch()
                 keeper.save(state, {**totals, "seconds": time.monotonic() - started})
@@ -90,9 +90,9 @@ def fine_tune(
 
 
 def _begin(
-    keeper: train_state.StateKeeper | None,
+    keeper: train_state.TrainStateCheckpointer | None,
     config: OptimizerConfig,
-    params: gpt.Params,
+    params: decoder.Params,
     moments: checkpoint.Moments | None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """(state, totals): those of the last good checkpoint, or of step 0."""
@@ -111,7 +111,7 @@ def _on_mesh(
         yield {name: sharding.put_rows(mesh, array) for name, array in batch.items()}
 
 
-def _ahead(batches: Iterator[dict[str, jax.Array]]) -> Iterator[dict[str, jax.Array]]:
+def prefetch_one(batches: Iterator[dict[str, jax.Array]]) -> Iterator[dict[str, jax.Array]]:
     """The same, each asked for before the one in front of it is worked on: it is on its way meanwhile."""
     batch = next(batches)
     for following in batches:
@@ -119,7 +119,7 @@ def _ahead(batches: Iterator[dict[str, jax.Array]]) -> Iterator[dict[str, jax.Ar
         batch = following
 
 
-class _Account:
+class MetricsAccumulator:
     """What the steps come to. Their numbers are fetched once in `every` steps, while the device works on the next."""
 
     def __init__(

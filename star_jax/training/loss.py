@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 
 from star_jax.config import ModelConfig
 from star_jax.distributed import sharding
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 
 # Tokens: the fewer, the smaller a chunk's logits; the more, the fewer passes over the gradient of the head's weights.
 CHUNK = 384
@@ -57,24 +57,26 @@ class Gradients(NamedTuple):
     bias_V: jax.Array | None
 
 
-def pays(config: ModelConfig) -> bool:
+def use_chunked_loss(config: ModelConfig) -> bool:
     """Whether the logits of all tokens are worth avoiding: they are wider than what the MLP holds of each."""
     return config.vocab_size > config.d_mlp
 
 
 def loss_sums(
-    model: gpt.GPT, params: gpt.Params, batch: dict[str, jax.Array], options: Options = Options()
+    model: decoder.GPT, params: decoder.Params, batch: dict[str, jax.Array], options: Options = Options()
 ) -> tuple[jax.Array, jax.Array]:
     """(summed loss in nats, summed weight) of packed rows, as train.loss_sums has them."""
-    x_RTD = gpt.call(model, params, batch["tokens_RT"], batch["positions_RT"], batch["segment_ids_RT"], method="normed")
-    kernel_DV, bias_V = gpt.head_weights(model.config, params)
+    x_RTD = decoder.call(
+        model, params, batch["tokens_RT"], batch["positions_RT"], batch["segment_ids_RT"], method="normed"
+    )
+    kernel_DV, bias_V = decoder.head_weights(model.config, params)
     # Each token is predicted by the one before it; so the last place of a row predicts nothing.
     targets_RT, weights_RT = (jnp.pad(batch[name][:, 1:], ((0, 0), (0, 1))) for name in ("tokens_RT", "weights_RT"))
-    return summed(options, x_RTD, kernel_DV, bias_V, targets_RT, weights_RT), jnp.sum(weights_RT)
+    return chunked_cross_entropy(options, x_RTD, kernel_DV, bias_V, targets_RT, weights_RT), jnp.sum(weights_RT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def summed(
+def chunked_cross_entropy(
     options: Options,
     x_RTD: jax.Array,
     kernel_DV: jax.Array,
@@ -103,7 +105,7 @@ def _backward(options, kept, gradient):
     return *scaled, jnp.zeros(targets_RT.shape, jax.dtypes.float0), jnp.zeros_like(weights_RT)
 
 
-summed.defvjp(_forward, _backward)
+chunked_cross_entropy.defvjp(_forward, _backward)
 
 
 def _on_devices(options, with_gradients, x_RTD, kernel_DV, bias_V, targets_RT, weights_RT):

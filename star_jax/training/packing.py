@@ -23,7 +23,7 @@ from star_jax.tokenizers.base import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class PackedRows:
-    """R rows of T tokens. Segments are numbered 1, 2, ... in a row, padding is segment 0."""
+    """R rows of T tokens. PackedMask are numbered 1, 2, ... in a row, padding is segment 0."""
 
     tokens_RT: np.ndarray  # int32; 0 in padding, where the segment id says that it is no token
     positions_RT: np.ndarray  # int32; restart at 0 with each segment
@@ -72,7 +72,7 @@ def pack(
         raise InputError(
             f"none of {len(arrays)} training examples fits a row of {row_tokens} tokens; raise train.row_tokens"
         )
-    order = _bins([len(ids) for ids, _, _ in fitting], row_tokens, np.random.default_rng(seed))
+    order = _best_fit_order([len(ids) for ids, _, _ in fitting], row_tokens, np.random.default_rng(seed))
     rows = _through_seqio([fitting[i][:2] for i in order], row_tokens, name)
     names = iter([fitting[i][2] for i in order])
     return PackedRows(
@@ -94,7 +94,7 @@ def batches(rows: PackedRows, batch_rows: int, seed: int, start: int = 0) -> Ite
         yield rows.take(index)
 
 
-def named(rows: PackedRows, batch_rows: int, seed: int, step: int) -> str:
+def describe_batch(rows: PackedRows, batch_rows: int, seed: int, step: int) -> str:
     """What `batches` gives for a step, in words: the rows' numbers and the problems of their examples."""
     index = next(_orders(rows.rows, batch_rows, seed, step))
     ids = [name for row in index for name in rows.problem_ids[row]]
@@ -156,7 +156,7 @@ def _spans(example: Example) -> Iterator[tuple[str, int]]:
     yield example.completion[done:], 1
 
 
-def _bins(lengths: Sequence[int], size: int, rng: np.random.Generator) -> list[int]:
+def _best_fit_order(lengths: Sequence[int], size: int, rng: np.random.Generator) -> list[int]:
     """An order in which next-fit packing fills rows as best-fit decreasing would.
 
     Rows are filled by next-fit in batches of `size` examples; each batch but the last may cost one row more.

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from star_jax.config import Config
 from star_jax.distributed import processes
 from star_jax.errors import InputError
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.tasks.arithmetic import Arithmetic
 from star_jax.tokenizers.base import Tokenizer
 from star_jax.training import fine_tune, packing
@@ -18,11 +18,11 @@ from star_jax.weights import placement
 
 def make_base(
     config: Config,
-    model: gpt.GPT,
+    model: decoder.GPT,
     tokenizer: Tokenizer,
     mesh: Mesh,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
-) -> tuple[gpt.Params, list[fine_tune.Report]]:
+) -> tuple[decoder.Params, list[fine_tune.Report]]:
     """(weights, a report a stage), from freshly drawn weights through all of `config.base.stages`.
 
     `on_step` is called with the step counted over all stages. Raises InputError for a task without transcripts.

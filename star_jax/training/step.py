@@ -11,7 +11,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from star_jax.config import OptimizerConfig
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.training import loss, optimizer
 from star_jax.weights import checkpoint, placement
 
@@ -20,12 +20,12 @@ class TrainState(NamedTuple):
     """Everything a step changes."""
 
     step: jax.Array
-    params: gpt.Params
+    params: decoder.Params
     opt_state: optax.OptState
 
 
 def loss_sums(
-    model: gpt.GPT, params: gpt.Params, batch: dict[str, jax.Array], z_loss: float = 0.0
+    model: decoder.GPT, params: decoder.Params, batch: dict[str, jax.Array], z_loss: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
     """(summed loss in nats, summed weight) of packed rows; each token is predicted by the one before it.
 
@@ -33,8 +33,8 @@ def loss_sums(
     usual form does not subtract the maximum).
     """
     inputs = (batch[name] for name in ("tokens_RT", "positions_RT", "segment_ids_RT"))
-    logits_RTV = gpt.call(model, params, *inputs, method="segmented")[:, :-1]
-    losses_RT = -gpt.log_probability(logits_RTV, batch["tokens_RT"][:, 1:])
+    logits_RTV = decoder.call(model, params, *inputs, method="segmented")[:, :-1]
+    losses_RT = -decoder.log_probability(logits_RTV, batch["tokens_RT"][:, 1:])
     if z_loss:
         top_RT1 = jax.lax.stop_gradient(jnp.max(logits_RTV, axis=-1, keepdims=True))
         losses_RT += z_loss * jax.nn.logsumexp(logits_RTV - top_RT1, axis=-1) ** 2
@@ -44,7 +44,7 @@ def loss_sums(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 5, 6), donate_argnums=2)
 def train_step(
-    model: gpt.GPT,
+    model: decoder.GPT,
     config: OptimizerConfig,
     state: TrainState,
     batch: dict[str, jax.Array],
@@ -56,7 +56,7 @@ def train_step(
     weight = jnp.sum(batch["weights_RT"][:, 1:])
 
     def share_of_loss(params, part):
-        if loss.pays(model.config):
+        if loss.use_chunked_loss(model.config):
             return loss.loss_sums(model, params, part, loss.Options(z_loss))[0] / jnp.maximum(weight, 1.0)
         return loss_sums(model, params, part, z_loss)[0] / jnp.maximum(weight, 1.0)
 
@@ -75,14 +75,14 @@ def train_step(
 
 
 def _in_parts(
-    value_and_grad: Callable[..., tuple[jax.Array, gpt.Params]],
-    params: gpt.Params,
+    value_and_grad: Callable[..., tuple[jax.Array, decoder.Params]],
+    params: decoder.Params,
     batch: dict[str, jax.Array],
     microbatches: int,
-) -> tuple[jax.Array, gpt.Params]:
+) -> tuple[jax.Array, decoder.Params]:
     """The sum of value and float32 gradients over the batch's microbatches, one after the other."""
 
-    def widen(tree: gpt.Params) -> gpt.Params:
+    def widen(tree: decoder.Params) -> decoder.Params:
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
     if microbatches == 1:
@@ -94,7 +94,7 @@ def _in_parts(
         rows, length = array_RT.shape
         return array_RT.reshape(rows // microbatches, microbatches, length).swapaxes(0, 1)
 
-    def add(total: tuple[jax.Array, gpt.Params], part: dict[str, jax.Array]) -> tuple[Any, None]:
+    def add(total: tuple[jax.Array, decoder.Params], part: dict[str, jax.Array]) -> tuple[Any, None]:
         value, gradients = value_and_grad(params, part)
         return jax.tree.map(jnp.add, total, (value, widen(gradients))), None
 
@@ -102,7 +102,9 @@ def _in_parts(
     return jax.lax.scan(add, (jnp.zeros(()), zeros), jax.tree.map(deal, batch))[0]
 
 
-def initial_state(config: OptimizerConfig, params: gpt.Params, moments: checkpoint.Moments | None = None) -> TrainState:
+def initial_state(
+    config: OptimizerConfig, params: decoder.Params, moments: checkpoint.Moments | None = None
+) -> TrainState:
     """Step 0 from these weights, whose buffers the first step gives up.
 
     `moments`: Adam begins with them, and as many steps on, instead of with zeros.
@@ -133,7 +135,7 @@ def _maker(config: OptimizerConfig, leaves: tuple[Any, ...], structure: Any) -> 
     return jax.jit(lambda: _fresh(config, params), out_shardings=places.opt_state), places
 
 
-def abstract_state(config: OptimizerConfig, params: gpt.Params) -> TrainState:
+def abstract_state(config: OptimizerConfig, params: decoder.Params) -> TrainState:
     """Shapes, dtypes and shardings of the state of (possibly abstract) parameters that have shardings."""
     opt_state = jax.eval_shape(lambda: _fresh(config, params))
     state = TrainState(cast(jax.Array, jax.ShapeDtypeStruct((), jnp.int32)), params, opt_state)
@@ -141,7 +143,7 @@ def abstract_state(config: OptimizerConfig, params: gpt.Params) -> TrainState:
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
 
 
-def _fresh(config: OptimizerConfig, params: gpt.Params) -> optax.OptState:
+def _fresh(config: OptimizerConfig, params: decoder.Params) -> optax.OptState:
     # From float32 whatever the parameters are: of them only shapes count, and moments take the dtype they see.
     return optimizer.chain(config).init(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params))
 
@@ -150,7 +152,7 @@ def _cast_like(tree: Any, like: Any, places: Any) -> Any:
     return jax.tree.map(lambda x, y, place: jax.device_put(x.astype(y.dtype), place), tree, like, places)
 
 
-def state_shardings(config: OptimizerConfig, state: TrainState, params: gpt.Params) -> TrainState:
+def state_shardings(config: OptimizerConfig, state: TrainState, params: decoder.Params) -> TrainState:
     """The shardings of a (possibly abstract) train state whose parameters have the shardings `params`."""
     some = jax.tree.leaves(params)[0]
     scalar: Any = NamedSharding(some.mesh, PartitionSpec()) if isinstance(some, NamedSharding) else some

@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 
 from star_jax.errors import InputError
-from star_jax.records import Example, Problem
+from star_jax.records import Example, Problem, Source
 from star_jax.tasks.arithmetic import Arithmetic, make_problem, scratchpad
 
 HINTED_GOLD = 0.15  # share of the gold transcripts that show the answer
@@ -79,7 +79,7 @@ def _example(
         prompt=task.render(problem, hint),
         completion=text,
         iteration=0,
-        source="pretraining",
+        source=Source.PRETRAINING,
         hint_kept=hint,
         unweighted=unweighted,
     )

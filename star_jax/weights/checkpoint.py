@@ -17,11 +17,11 @@ from jax.sharding import Mesh
 from star_jax import __version__
 from star_jax.config import MeshConfig, ModelConfig, from_dict_of
 from star_jax.distributed import processes, sharding
-from star_jax.errors import InputError, storing, tells_a_death
-from star_jax.models import decoder as gpt
+from star_jax.errors import InputError, disk_errors_as_input_errors, is_peer_failure
+from star_jax.models import decoder
 from star_jax.runs import checksums
 from star_jax.runs.atomic_files import make_empty
-from star_jax.runs.run_directory import Ledger
+from star_jax.runs.run_directory import RunDirectory
 from star_jax.tokenizers import from_spec
 from star_jax.tokenizers.base import Tokenizer
 from star_jax.weights import placement
@@ -31,30 +31,32 @@ from star_jax.weights.sources import hf, loader
 LOG = logging.getLogger("star_jax")
 
 
-def save_model(directory: Path, model: gpt.GPT, params: gpt.Params, tokenizer: Tokenizer | None) -> None:
+def save_model(directory: Path, model: decoder.GPT, params: decoder.Params, tokenizer: Tokenizer | None) -> None:
     """Saves weights in their dtype, model sizes and tokenizer; an unfinished save of the same name is replaced.
 
     All processes must call this together.
     """
-    processes.agree(lambda: _make_room(directory))
+    processes.broadcast_from_leader(lambda: _make_room(directory))
     save_tree(directory / "weights", params)
     _write_description(directory, _description(model, params, tokenizer))
 
 
-class Saving:
+class AsyncModelSave:
     """A save that goes on while its process does other work. The model is there when `finish` has returned.
 
     The weights are copied into the host's memory before the constructor returns, so they may be given up then. All
     processes must make the same calls together.
     """
 
-    def __init__(self, directory: Path, model: gpt.GPT, params: gpt.Params, tokenizer: Tokenizer | None) -> None:
-        processes.agree(lambda: _make_room(directory))
+    def __init__(
+        self, directory: Path, model: decoder.GPT, params: decoder.Params, tokenizer: Tokenizer | None
+    ) -> None:
+        processes.broadcast_from_leader(lambda: _make_room(directory))
         self._directory, self._about = directory, _description(model, params, tokenizer)
         # Our own copy: Orbax keeps what it is given until all is written, and the devices need that room.
         handler, args = _how_to_save(placement.to_host(params))
         self._checkpointer = ocp.AsyncCheckpointer(handler)
-        with storing(directory, ValueError):
+        with disk_errors_as_input_errors(directory, ValueError):
             self._checkpointer.save((directory / "weights").absolute(), args=args)
 
     def finish(self) -> None:
@@ -64,11 +66,11 @@ class Saving:
 
     def wait(self) -> None:
         """Waits until nothing is written any more, and leaves the save unfinished."""
-        with storing(self._directory, ValueError):
+        with disk_errors_as_input_errors(self._directory, ValueError):
             self._checkpointer.close()
 
 
-def _description(model: gpt.GPT, params: gpt.Params, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _description(model: decoder.GPT, params: decoder.Params, tokenizer: Tokenizer | None) -> dict[str, Any]:
     return {
         "format": "star_jax model 1",
         "star_jax": __version__,
@@ -80,7 +82,7 @@ def _description(model: gpt.GPT, params: gpt.Params, tokenizer: Tokenizer | None
 
 
 def _write_description(directory: Path, about: dict[str, Any]) -> None:
-    Ledger(directory, processes).write_json(directory / "model.json", about)
+    RunDirectory(directory, processes).write_json(directory / "model.json", about)
 
 
 def _make_room(directory: Path) -> None:
@@ -92,7 +94,9 @@ def _make_room(directory: Path) -> None:
     make_empty(directory)
 
 
-def load_model(directory: Path | str, mesh: Mesh | None = None, dtype: Any = "float32") -> tuple[gpt.GPT, gpt.Params]:
+def load_model(
+    directory: Path | str, mesh: Mesh | None = None, dtype: Any = "float32"
+) -> tuple[decoder.GPT, decoder.Params]:
     """(model, parameters in `dtype`) on the mesh (default: the first device alone).
 
     Args:
@@ -104,7 +108,7 @@ def load_model(directory: Path | str, mesh: Mesh | None = None, dtype: Any = "fl
     mesh = mesh or sharding.make_mesh(MeshConfig(data=1))
     if hf.is_model(directory):
         return loader.load(hf.HfSource(directory), mesh, dtype)
-    model = gpt.GPT(load_config(directory))
+    model = decoder.GPT(load_config(directory))
     params = load_tree(directory / "weights", model, mesh, dtype)
     if stored_dtype(directory) == str(jnp.dtype(dtype)) and fingerprint(params) != stored_fingerprint(directory):
         raise InputError(
@@ -152,7 +156,7 @@ def stored_dtype(directory: Path) -> str:
 def save_tree(directory: Path, tree: Any) -> None:
     """Writes a tree of arrays with Orbax. Beside the arrays the host needs about as much as the largest of them."""
     handler, args = _how_to_save(tree)
-    with storing(directory, ValueError), ocp.Checkpointer(handler) as checkpointer:
+    with disk_errors_as_input_errors(directory, ValueError), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(directory.absolute(), args=args)
 
 
@@ -168,7 +172,7 @@ def _how_to_save(tree: Any) -> tuple[Any, Any]:
     return handler, ocp.args.PyTreeSave(tree, save_args=chunked)
 
 
-def load_tree(directory: Path, model: gpt.GPT, mesh: Mesh, dtype: Any) -> gpt.Params:
+def load_tree(directory: Path, model: decoder.GPT, mesh: Mesh, dtype: Any) -> decoder.Params:
     """A tree of the model's parameters, or of anything with their shapes, from `save_tree`. Raises InputError."""
     target = placement.placed_shapes(model, mesh, dtype)
     try:
@@ -181,7 +185,7 @@ def load_tree(directory: Path, model: gpt.GPT, mesh: Mesh, dtype: Any) -> gpt.Pa
     except InputError:
         raise
     except Exception as error:  # of a damaged file Orbax and TensorStore raise whatever they stumble over
-        if tells_a_death(error):
+        if is_peer_failure(error):
             raise
         raise InputError(
             f"{directory}: cannot be restored ({_reason(error)}); delete {directory.parent} to have it made or "
@@ -196,7 +200,7 @@ def _reason(error: BaseException) -> str:
     return str(error).partition("\n")[0][:200]
 
 
-def _check_shapes(directory: Path, stored: Any, wanted: gpt.Params) -> None:
+def _check_shapes(directory: Path, stored: Any, wanted: decoder.Params) -> None:
     """Orbax would notice too, but in a thread of its own and in many lines."""
     shapes = [
         {placement.leaf_name(path): list(leaf.shape) for path, leaf in flat}
@@ -211,24 +215,26 @@ def _check_shapes(directory: Path, stored: Any, wanted: gpt.Params) -> None:
 class Moments(NamedTuple):
     """Adam's state that came with a model: both moments as trees of its parameters, and the steps they have seen."""
 
-    first: gpt.Params
-    second: gpt.Params
+    first: decoder.Params
+    second: decoder.Params
     steps: int
 
 
-def save_moments(directory: Path, which: str, tree: gpt.Params, steps: int) -> None:
+def save_moments(directory: Path, which: str, tree: decoder.Params, steps: int) -> None:
     """Stores the "first" or the "second" moments beside a model that `save_model` wrote."""
     save_tree(directory / "moments" / which, tree)
-    Ledger(directory, processes).write_json(directory / "moments" / f"{which}.json", {"steps": steps})
+    RunDirectory(directory, processes).write_json(directory / "moments" / f"{which}.json", {"steps": steps})
 
 
 def load_moments(directory: Path, mesh: Mesh) -> Moments:
     """The Adam moments stored with a model, float32. Raises InputError where there are none."""
     if not has_moments(directory):
         raise InputError(f"{directory}: holds no Adam moments; convert it with --moments, or leave base_moments off")
-    model = gpt.GPT(load_config(directory))
+    model = decoder.GPT(load_config(directory))
     first, second = (load_tree(directory / "moments" / which, model, mesh, "float32") for which in ("first", "second"))
-    return Moments(first, second, int(Ledger(directory).read_json(directory / "moments" / "second.json")["steps"]))
+    return Moments(
+        first, second, int(RunDirectory(directory).read_json(directory / "moments" / "second.json")["steps"])
+    )
 
 
 def has_moments(directory: Path) -> bool:

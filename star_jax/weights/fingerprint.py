@@ -56,11 +56,11 @@ def _sums(leaf: jax.Array, first: jax.Array) -> jax.Array:
         range(leaf.ndim),
         jnp.zeros(leaf.shape, jnp.uint32),
     )
-    mixed = _scramble(bits ^ _scramble(place))
-    return jnp.stack([jnp.sum(mixed), jnp.sum(_scramble(mixed + 1))])
+    mixed = _murmur_mix(bits ^ _murmur_mix(place))
+    return jnp.stack([jnp.sum(mixed), jnp.sum(_murmur_mix(mixed + 1))])
 
 
-def _scramble(x: jax.Array) -> jax.Array:
+def _murmur_mix(x: jax.Array) -> jax.Array:
     """MurmurHash3's finalizer. A plain product would not do: weights that come from bfloat16 have 16 zero bits."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

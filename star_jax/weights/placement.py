@@ -10,16 +10,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from star_jax.distributed.sharding import RULES, _by_process, _mesh, mesh_of
 from star_jax.errors import InputError
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 
 
 @functools.cache
-def abstract_params(model: gpt.GPT) -> gpt.Params:
+def abstract_params(model: decoder.GPT) -> decoder.Params:
     """The parameters' shapes and dtypes, boxed with their logical axes."""
-    return jax.eval_shape(lambda: gpt.init(model, jax.random.key(0)))
+    return jax.eval_shape(lambda: decoder.init(model, jax.random.key(0)))
 
 
-def param_shardings(model: gpt.GPT, mesh: Mesh, options: str = "mesh") -> gpt.Params:
+def param_shardings(model: decoder.GPT, mesh: Mesh, options: str = "mesh") -> decoder.Params:
     """A NamedSharding for each parameter. Raises InputError for one that does not divide over its mesh axes.
 
     `options`: the group of options that made the mesh, for that message.
@@ -38,13 +38,13 @@ def param_shardings(model: gpt.GPT, mesh: Mesh, options: str = "mesh") -> gpt.Pa
     return places
 
 
-def constrain_params(model: gpt.GPT, params: gpt.Params) -> gpt.Params:
+def constrain_params(model: decoder.GPT, params: decoder.Params) -> decoder.Params:
     """Inside a program: a tree of the parameters' shapes (gradients, say) lies as the table says."""
     specs = nn.get_partition_spec(abstract_params(model))
     return jax.tree.map(nn.with_logical_constraint, params, jax.tree.map(tuple, specs, is_leaf=_is_spec))
 
 
-def placed_shapes(model: gpt.GPT, mesh: Mesh, dtype: Any) -> gpt.Params:
+def placed_shapes(model: decoder.GPT, mesh: Mesh, dtype: Any) -> decoder.Params:
     """The parameters' shapes in `dtype` with their places on a mesh, no array made. Raises InputError."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, jax.numpy.dtype(dtype), sharding=place),
@@ -70,13 +70,13 @@ def unbox(tree: Any) -> Any:
     return jax.tree.map(value, tree, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
 
 
-def init_params(model: gpt.GPT, mesh: Mesh, seed: int) -> gpt.Params:
+def init_params(model: decoder.GPT, mesh: Mesh, seed: int) -> decoder.Params:
     """Freshly drawn parameters, made where they will live: no device ever holds all of them."""
-    make = jax.jit(lambda key: unbox(gpt.init(model, key)), out_shardings=param_shardings(model, mesh))
+    make = jax.jit(lambda key: unbox(decoder.init(model, key)), out_shardings=param_shardings(model, mesh))
     return make(jax.random.key(seed))
 
 
-def to_sampling(model: gpt.GPT, params: gpt.Params, mesh: Mesh, dtype: Any = None) -> gpt.Params:
+def to_sampling(model: decoder.GPT, params: decoder.Params, mesh: Mesh, dtype: Any = None) -> decoder.Params:
     """The weights (in `dtype`, if it is given) on this process's sampling mesh, from wherever they lie.
 
     Leaf by leaf: what is held besides the two trees is one leaf. All processes must call this together.
@@ -96,17 +96,17 @@ def to_sampling(model: gpt.GPT, params: gpt.Params, mesh: Mesh, dtype: Any = Non
     return jax.tree.map(move, params, param_shardings(model, mesh))
 
 
-def to_host(params: gpt.Params) -> gpt.Params:
+def to_host(params: decoder.Params) -> decoder.Params:
     """A copy of the shards of this process in its host's memory: pinned, which devices read at full speed."""
     return jax.tree.map(lambda leaf: _copy(leaf, _host_memory(leaf)), params)
 
 
-def from_host(params: gpt.Params) -> gpt.Params:
+def from_host(params: decoder.Params) -> decoder.Params:
     """A copy of what `to_host` gave where that came from; its buffers may be given up."""
     return jax.tree.map(lambda leaf: _copy(leaf, next(iter(leaf.sharding.device_set)).default_memory().kind), params)
 
 
-def host_bytes(params: gpt.Params) -> int:
+def host_bytes(params: decoder.Params) -> int:
     """What `to_host` takes of this process's memory."""
     return sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
 

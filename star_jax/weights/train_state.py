@@ -10,13 +10,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from star_jax.distributed import processes
-from star_jax.errors import storing, tells_a_death
+from star_jax.errors import disk_errors_as_input_errors, is_peer_failure
 from star_jax.runs import checksums
 from star_jax.weights.checkpoint import LOG, _reason
 from star_jax.weights.fingerprint import fingerprint
 
 
-class StateKeeper:
+class TrainStateCheckpointer:
     """Checkpoints inside one fine-tuning: train states, and the totals that go with them.
 
     The latest two are kept: should one be damaged on disk there is the one before it.
@@ -34,8 +34,8 @@ class StateKeeper:
 
     def save(self, state: Any, totals: dict[str, Any]) -> None:
         """Saves a state under its step. Raises RuntimeError if Orbax declines, which it does without a word."""
-        about = {"totals": totals, "seal": _seal(state, totals)}
-        with storing(self._directory, ValueError):
+        about = {"totals": totals, "seal": _content_hash(state, totals)}
+        with disk_errors_as_input_errors(self._directory, ValueError):
             saved = self._manager.save(
                 int(state.step),
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)),
@@ -49,14 +49,14 @@ class StateKeeper:
 
         The state is placed as the (possibly abstract) `like` is. Damaged checkpoints are deleted, with a warning each.
         """
-        if not processes.agree(self._directory.is_dir):
+        if not processes.broadcast_from_leader(self._directory.is_dir):
             return None
         manager = self._manager  # made by all processes together
-        for step in processes.agree(lambda: sorted(manager.all_steps(), reverse=True)):
+        for step in processes.broadcast_from_leader(lambda: sorted(manager.all_steps(), reverse=True)):
             try:
                 found, reason = self._restore(step, like), "as another process found"
             except Exception as error:  # as in load_tree
-                if tells_a_death(error):
+                if is_peer_failure(error):
                     raise
                 found, reason = None, _reason(error)
             if np.all(processes.gather(np.array([found is not None]))):
@@ -71,7 +71,7 @@ class StateKeeper:
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore())
         )
         state, totals = type(like)(*found.state), found.about["totals"]
-        if _seal(state, totals) != found.about["seal"]:
+        if _content_hash(state, totals) != found.about["seal"]:
             raise ValueError("its content is not what was saved")
         return state, totals
 
@@ -81,5 +81,5 @@ class StateKeeper:
             self._manager.close()
 
 
-def _seal(state: Any, totals: dict[str, Any]) -> str:
+def _content_hash(state: Any, totals: dict[str, Any]) -> str:
     return f"{fingerprint(state)} {checksums.of_line(json.dumps(totals, sort_keys=True).encode())}"

@@ -16,7 +16,7 @@ from tokenizers import ByteLevelBPETokenizer
 from star_jax import config, tasks
 from star_jax.algorithms import star
 from star_jax.distributed import sharding
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.records import Completion, Example, Problem, read_jsonl
 from star_jax.tokenizers import byte_level_bpe
 from star_jax.training import fine_tune, packing
@@ -92,7 +92,7 @@ def save_base(typed: config.Config, folder: Path) -> None:
         n_layers=2, d_model=64, n_heads=4, d_mlp=256, rotary_dim=16, vocab_size=words.vocab_size, max_positions=256,
         architecture="gptj", scan_unroll=2,
     )  # fmt: skip
-    model, mesh = gpt.GPT(sizes), sharding.make_mesh(typed.mesh)
+    model, mesh = decoder.GPT(sizes), sharding.make_mesh(typed.mesh)
     with sharding.use(mesh):
         params, _ = fine_tune.fine_tune(
             model,
@@ -111,7 +111,7 @@ def save_base(typed: config.Config, folder: Path) -> None:
 def test_the_loop_teaches_what_the_base_was_never_shown(settings, tmp_path):
     star.run(settings, tmp_path)
     results = [json.loads((tmp_path / f"iter_{n:03d}" / "eval_dev.json").read_text()) for n in range(3)]
-    new = [result["by_class"]["new"]["accuracy"] for result in results]
+    new = [result["by_category"]["new"]["accuracy"] for result in results]
     assert new[0] < 0.4, "the base knows what it was not shown: the test shows nothing"
     assert new[2] > new[0] + 0.3 and results[2]["accuracy"] > results[0]["accuracy"] + 0.2
     for n in (1, 2):

@@ -79,7 +79,7 @@ def run(request, shared_dir, tmp_path_factory) -> tuple[str, Path, Path]:
         "main", f"--config=configs/{task}.py", f"--workdir={folder / 'run'}", f"--config.base.path={folder / 'base'}",
         f"--config.task.data_dir={data}", "--config.star.iterations=2", "--config.star.rationalize_from=1",
         f"--config.star.problems_per_iteration={PROBLEMS}", f"--config.evaluation.problems={PROBLEMS}",
-        f"--config.star.draws={DRAWS[task]}", "--config.sampling.temperature=1.0", "--config.sampling.slots=56",
+        f"--config.star.samples_per_problem={DRAWS[task]}", "--config.sampling.temperature=1.0", "--config.sampling.slots=56",
         "--config.sampling.queue=128", "--config.sampling.max_new_tokens=12",
         "--config.star.steps=3", "--config.train.batch_rows=1", "--config.prompt.shots=2", "--config.mesh.data=1",
         "--config.evaluation.report_split=",
@@ -129,7 +129,7 @@ def test_every_problem_is_drawn_and_judged_the_tail_included(run):
         assert {h.problem_id for h in hinted} == ids - solved
         for drawn in [*samples, *hinted]:
             right = is_right(task, drawn.text, problems[drawn.problem_id][1])
-            assert right is None or drawn.verdict == "cut_off" or (drawn.verdict == "right") == right, drawn
+            assert right is None or drawn.verdict == "truncated" or (drawn.verdict == "right") == right, drawn
         assert 0 < len(solved) < PROBLEMS, "the tokens' shares make this test empty"
 
 
@@ -143,7 +143,7 @@ def test_kept_is_hint_free_and_counted(run):
         hinted = files(directory, n, "rationalizations.jsonl", Completion)
         expected = {c.problem_id for c in [*samples, *hinted] if c.verdict == "right"}
         assert sorted(e.problem_id for e in kept) == sorted(expected) and counts["kept"] == len(kept)
-        for verdict in ("right", "wrong", "unparsable", "cut_off"):
+        for verdict in ("right", "wrong", "unparsable", "truncated"):
             assert counts[verdict] == sum(s.verdict == verdict for s in samples)
         for example in kept:
             text, answer = problems[example.problem_id]

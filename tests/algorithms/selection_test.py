@@ -17,11 +17,11 @@ PROMPTS = PromptSet("plain\n\n", "hinted\n\n")
 PROBLEMS = [make_problem(f"t-{i}", 10 + i, 20, digits=2) for i in range(40)]
 
 
-def completion(problem, verdict="right", *, text="steps", hinted=False, draw=0, iteration=1, consistent=None):
+def completion(problem, verdict="right", *, text="steps", hinted=False, sample_index=0, iteration=1, consistent=None):
     return Completion(
         problem_id=problem.id,
         iteration=iteration,
-        draw=draw,
+        sample_index=sample_index,
         hinted=hinted,
         text=text,
         answer=problem.answer if verdict == "right" else None,
@@ -42,7 +42,7 @@ RIGHT = TASK.reference(PROBLEMS[3])  # 13 + 20 = 33
 
 
 @pytest.mark.parametrize(
-    ("text", "cut_off", "verdict", "answer", "consistent"),
+    ("text", "truncated", "verdict", "answer", "consistent"),
     [
         (RIGHT, False, "right", "3 3", True),
         (RIGHT + "\n", False, "right", "3 3", True),
@@ -51,20 +51,20 @@ RIGHT = TASK.reference(PROBLEMS[3])  # 13 + 20 = 33
         (RIGHT + " 0", False, "wrong", "3 3 0", False),
         ("3 3", False, "unparsable", None, None),
         ("", False, "unparsable", None, None),
-        (RIGHT, True, "cut_off", "3 3", True),  # half of an answer may look like the answer
-        (RIGHT[:-3] + "3 4", True, "cut_off", "3 4", False),
-        ("<scratch>\n", True, "cut_off", None, None),
+        (RIGHT, True, "truncated", "3 3", True),  # half of an answer may look like the answer
+        (RIGHT[:-3] + "3 4", True, "truncated", "3 4", False),
+        ("<scratch>\n", True, "truncated", None, None),
     ],
 )
-def test_verdicts(text, cut_off, verdict, answer, consistent):
-    about = {"iteration": 2, "draw": 1, "hinted": True, "tokens": 9, "seed": "s"}
-    judged = judging.judge(TASK, PROBLEMS[3], text=text, cut_off=cut_off, log_probability=-1.23456789, **about)
+def test_verdicts(text, truncated, verdict, answer, consistent):
+    about = {"iteration": 2, "sample_index": 1, "hinted": True, "tokens": 9, "seed": "s"}
+    judged = judging.judge(TASK, PROBLEMS[3], text=text, truncated=truncated, log_probability=-1.23456789, **about)
     assert (judged.verdict, judged.answer, judged.consistent) == (verdict, answer, consistent)
     assert (judged.problem_id, judged.text, judged.log_probability) == ("t-3", text, -1.2346)
     assert {key: getattr(judged, key) for key in about} == about
 
 
-@pytest.mark.parametrize("verdict", ["wrong", "unparsable", "cut_off"])
+@pytest.mark.parametrize("verdict", ["wrong", "unparsable", "truncated"])
 @pytest.mark.parametrize("hinted", [False, True])
 def test_only_what_is_right_is_kept(verdict, hinted):
     assert keep([completion(p, verdict, hinted=hinted) for p in PROBLEMS]) == []
@@ -78,10 +78,15 @@ def test_kept_examples_are_in_the_order_of_the_problems():
 
 
 def test_a_kept_example_says_where_it_came_from():
-    (example,) = keep([completion(PROBLEMS[5], hinted=True, draw=2, iteration=4, text="why")])
+    (example,) = keep([completion(PROBLEMS[5], hinted=True, sample_index=2, iteration=4, text="why")])
     assert (example.problem_id, example.completion, example.iteration) == ("t-5", "why", 4)
     assert example.source == "rationalized"
-    assert (example.draw, example.seed, example.verdict, example.log_probability) == (2, "seed of t-5", "right", -1.5)
+    assert (example.sample_index, example.seed, example.verdict, example.log_probability) == (
+        2,
+        "seed of t-5",
+        "right",
+        -1.5,
+    )
     assert (example.prompt_set, example.weights, example.hint_kept) == (PROMPTS.fingerprint, "w0", False)
     assert keep([completion(PROBLEMS[5])])[0].source == "sampled"
 
@@ -120,21 +125,21 @@ def test_distinct_texts_lowest_draw_first_and_rationalizations_last(per_problem,
     p = PROBLEMS[0]
     drawn = [
         completion(p, text="c", hinted=True),
-        completion(p, text="a", draw=3),
-        completion(p, text="b", draw=2),
-        completion(p, text="a", draw=1),
-        completion(p, "wrong", text="d", draw=0),
-        completion(p, text="b", hinted=True, draw=1),
+        completion(p, text="a", sample_index=3),
+        completion(p, text="b", sample_index=2),
+        completion(p, text="a", sample_index=1),
+        completion(p, "wrong", text="d", sample_index=0),
+        completion(p, text="b", hinted=True, sample_index=1),
     ]
     kept = keep(drawn, per_problem=per_problem)
     assert [e.completion for e in kept] == texts
-    assert kept[0].draw == 1  # of equal texts the earliest draw
+    assert kept[0].sample_index == 1  # of equal texts the earliest draw
 
 
 def test_what_a_draw_solved_is_not_rationalized():
-    verdicts = ["right", "wrong", "unparsable", "cut_off"]
+    verdicts = ["right", "wrong", "unparsable", "truncated"]
     samples = [completion(p, verdicts[i % 4]) for i, p in enumerate(PROBLEMS)]
-    samples.append(completion(PROBLEMS[1], draw=1))  # a second draw got it right
+    samples.append(completion(PROBLEMS[1], sample_index=1))  # a second draw got it right
     chosen = selection.to_rationalize(PROBLEMS, samples, 1.0, seed=0, iteration=1)
     assert chosen == [p for i, p in enumerate(PROBLEMS) if i % 4 and i != 1]
     assert selection.to_rationalize(PROBLEMS, samples, 0.0, seed=0, iteration=1) == []
@@ -170,11 +175,11 @@ def random_stage(seed):
     """(problems, samples, rationalizations) with draws of every verdict."""
     rng = random.Random(seed)
     problems = [make_problem(f"t-{i}", 10 ** (d - 1), 10 ** (d - 1), d) for i in range(60) for d in [rng.randint(1, 3)]]
-    verdicts = ["right", "wrong", "unparsable", "cut_off"]
+    verdicts = ["right", "wrong", "unparsable", "truncated"]
 
-    def drawn(p, hinted, draw):
+    def drawn(p, hinted, sample_index):
         texts = rng.choice(["a", "b"])
-        return completion(p, rng.choice(verdicts), text=texts, hinted=hinted, draw=draw, iteration=2,
+        return completion(p, rng.choice(verdicts), text=texts, hinted=hinted, sample_index=sample_index, iteration=2,
                           consistent=rng.choice([True, False]))  # fmt: skip
 
     samples = [drawn(p, False, draw) for p in problems for draw in range(2)]
@@ -189,10 +194,10 @@ def test_the_summary_counts_what_is_there(seed):
     earlier = keep([completion(p, iteration=1) for p in problems[:7]], problems)
     summary = selection.summary(2, problems, samples, rationalizations, [*own, *earlier])
     seen = collections.Counter(s.verdict for s in samples)
-    for verdict in ("right", "wrong", "unparsable", "cut_off"):
+    for verdict in ("right", "wrong", "unparsable", "truncated"):
         assert summary[verdict] == seen[verdict]
     assert summary["right_wrong_steps"] == len([s for s in samples if s.verdict == "right" and s.consistent is False])
-    assert (summary["iteration"], summary["problems"], summary["draws"]) == (2, 60, 120)
+    assert (summary["iteration"], summary["problems"], summary["samples"]) == (2, 60, 120)
     assert summary["rationalization_tried"] == len(rationalizations)
     assert summary["rationalization_right"] == len([r for r in rationalizations if r.verdict == "right"])
     right = {(c.problem_id, c.text, c.hinted) for c in [*samples, *rationalizations] if c.verdict == "right"}
@@ -201,7 +206,7 @@ def test_the_summary_counts_what_is_there(seed):
     assert summary["kept"] == len(right) + 7 and summary["kept_from_earlier"] == 7
     assert summary["hints_kept"] == sum(e.hint_kept for e in own)
     classes = {p.id: p.category for p in problems}
-    for name, kept in summary["kept_by_class"].items():
+    for name, kept in summary["kept_by_category"].items():
         assert kept["sampled"] == len([1 for i, _, hinted in right if not hinted and classes[i] == name])
         assert kept["rationalized"] == len([1 for i, _, hinted in right if hinted and classes[i] == name])
-    assert summary["problems_by_class"] == collections.Counter(classes.values())
+    assert summary["problems_by_category"] == collections.Counter(classes.values())

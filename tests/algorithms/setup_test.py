@@ -11,7 +11,7 @@ from star_jax import config, tokenizers
 from star_jax.algorithms import setup
 from star_jax.errors import InputError
 from star_jax.evaluation import generate
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.records import write_lines
 from star_jax.tokenizers import byte_level_bpe
 from star_jax.weights import checkpoint
@@ -64,7 +64,7 @@ def test_a_prompt_that_leaves_no_room_is_named_before_anything_is_done():
 def base(tmp_path_factory) -> Path:
     """A model of the TINY sizes with no tokenizer."""
     directory = tmp_path_factory.mktemp("base") / "model"
-    checkpoint.save_model(directory, gpt.GPT(TINY), numpy_params(TINY), None)
+    checkpoint.save_model(directory, decoder.GPT(TINY), numpy_params(TINY), None)
     return directory
 
 

@@ -16,7 +16,7 @@ from star_jax.algorithms import schedule, setup, star
 from star_jax.distributed import processes
 from star_jax.errors import InputError
 from star_jax.records import Completion, read_jsonl
-from star_jax.runs.run_directory import Ledger
+from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling import engine, sampler
 from star_jax.tasks.arithmetic import Arithmetic
 from star_jax.training import fine_tune, step
@@ -36,15 +36,15 @@ def test_a_run_leaves_every_file_of_the_contract(finished):
 
 def test_kept_is_what_algorithm_1_says(finished):
     """Right first tries, and right rationalizations of problems whose first try failed; hint-free, one a problem."""
-    ledger, task = Ledger(finished), small_config().make_task()
+    run_dir, task = RunDirectory(finished), small_config().make_task()
     problems = {p.id: p for p in task.problems("train")}
     for n in (1, 2):
-        samples = list(read_jsonl(Completion, ledger.path(n, "samples.jsonl")))
-        hinted = list(read_jsonl(Completion, ledger.path(n, "rationalizations.jsonl")))
+        samples = list(read_jsonl(Completion, run_dir.path(n, "samples.jsonl")))
+        hinted = list(read_jsonl(Completion, run_dir.path(n, "rationalizations.jsonl")))
         assert len(samples) == 80 and len({s.problem_id for s in samples}) == 80
         assert {h.problem_id for h in hinted} == {s.problem_id for s in samples if s.verdict != "right"}
         wanted = {(c.problem_id, c.hinted, c.text) for c in [*samples, *hinted] if c.verdict == "right"}
-        examples = kept(ledger, n)
+        examples = kept(run_dir, n)
         assert {(e.problem_id, e.source == "rationalized", e.completion) for e in examples} == wanted
         assert {e.source for e in examples} == {"sampled", "rationalized"}, "the base is too weak for this test"
         for example in examples:
@@ -55,18 +55,18 @@ def test_kept_is_what_algorithm_1_says(finished):
 
 
 def test_provenance_names_the_weights_of_the_iteration_before(finished):
-    ledger = Ledger(finished)
-    first = ledger.read_json(ledger.path(1, "finetune.json"))["weights"]
-    assert {e.weights for e in kept(ledger, 2)} == {first}
+    run_dir = RunDirectory(finished)
+    first = run_dir.read_json(run_dir.path(1, "finetune.json"))["weights"]
+    assert {e.weights for e in kept(run_dir, 2)} == {first}
     base_weights = json.loads((finished / "base" / "model.json").read_text())["fingerprint"]
-    assert {e.weights for e in kept(ledger, 1)} == {base_weights}
+    assert {e.weights for e in kept(run_dir, 1)} == {base_weights}
 
 
 @pytest.mark.parametrize("stop_at", ["samples.jsonl", "rationalizations.jsonl", "kept.jsonl", "filter.json",
                                      "finetune.json", "eval_dev.jsonl", "eval_dev.json", "DONE"])  # fmt: skip
 def test_stopped_before_any_file_and_started_again_gives_the_same(stop_at, base, finished, tmp_path, monkeypatch):
     """The run dies just before each file of iteration 1 is written, and in iteration 2 once more."""
-    real, dead = Ledger.write_text, set()
+    real, dead = RunDirectory.write_text, set()
 
     def write_or_die(self, path, text):
         if path.name == stop_at and path.parent.name in ("iter_001", "iter_002") and path.parent.name not in dead:
@@ -74,7 +74,7 @@ def test_stopped_before_any_file_and_started_again_gives_the_same(stop_at, base,
             raise KeyboardInterrupt
         real(self, path, text)
 
-    monkeypatch.setattr(Ledger, "write_text", write_or_die)
+    monkeypatch.setattr(RunDirectory, "write_text", write_or_die)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run_with(base, tmp_path)
@@ -120,8 +120,8 @@ def test_another_config_in_the_same_directory_is_refused(base, finished):
 def test_more_iterations_go_on_where_the_run_ended(base, finished, tmp_path):
     workdir = tmp_path / "longer"
     shutil.copytree(finished, workdir)
-    ledger = run_with(base, workdir, star__iterations=3)
-    assert ledger.done(3)
+    run_dir = run_with(base, workdir, star__iterations=3)
+    assert run_dir.done(3)
     assert_same_result(finished, workdir)
 
 
@@ -136,54 +136,59 @@ def test_restart_from_base_and_from_previous_differ_and_do_what_they_say(base, t
     for restart in ("base", "previous"):
         run_with(base, tmp_path / restart, star__restart_from=restart)
     of_base = json.loads((base / "model.json").read_text())["fingerprint"]
-    first = Ledger(tmp_path / "previous").read_json(tmp_path / "previous/iter_001/finetune.json")["weights"]
+    first = RunDirectory(tmp_path / "previous").read_json(tmp_path / "previous/iter_001/finetune.json")["weights"]
     assert starts == [of_base, of_base, of_base, first]
 
 
 def test_without_rationalization_only_first_tries_are_kept(base, tmp_path):
-    ledger = run_with(base, tmp_path, star__rationalize=False)
-    assert not ledger.done(1, "rationalizations.jsonl")
-    assert {e.source for e in kept(ledger, 1)} == {"sampled"}
+    run_dir = run_with(base, tmp_path, star__rationalize=False)
+    assert not run_dir.done(1, "rationalizations.jsonl")
+    assert {e.source for e in kept(run_dir, 1)} == {"sampled"}
 
 
 def test_rationalize_probability_rationalizes_about_that_share(base, tmp_path):
-    ledger = run_with(base, tmp_path, star__rationalize_probability=0.5, star__iterations=1)
-    counts = ledger.read_json(ledger.path(1, "filter.json"))
+    run_dir = run_with(base, tmp_path, star__rationalize_probability=0.5, star__iterations=1)
+    counts = run_dir.read_json(run_dir.path(1, "filter.json"))
     failed = counts["problems"] - counts["right"]
     assert 0.25 * failed < counts["rationalization_tried"] < 0.75 * failed
 
 
 def test_hints_are_kept_only_when_asked(base, tmp_path):
-    ledger = run_with(base, tmp_path, star__hint_keep_probability=1.0, star__iterations=1)
-    hinted = [e for e in kept(ledger, 1) if e.source == "rationalized"]
+    run_dir = run_with(base, tmp_path, star__hint_keep_probability=1.0, star__iterations=1)
+    hinted = [e for e in kept(run_dir, 1) if e.source == "rationalized"]
     assert hinted and all(e.hint_kept and f"Target: {e.completion.splitlines()[-1]}\n" in e.prompt for e in hinted)
-    assert not any(e.hint_kept for e in kept(ledger, 1) if e.source == "sampled")
+    assert not any(e.hint_kept for e in kept(run_dir, 1) if e.source == "sampled")
 
 
 def test_direct_trains_on_every_reference_answer_and_samples_nothing(base, tmp_path):
-    ledger = run_with(base, tmp_path, star__direct=True, star__iterations=1)
-    assert not ledger.done(1, "samples.jsonl")
-    examples = kept(ledger, 1)
+    run_dir = run_with(base, tmp_path, star__direct=True, star__iterations=1)
+    assert not run_dir.done(1, "samples.jsonl")
+    examples = kept(run_dir, 1)
     assert len(examples) == 80 and {e.source for e in examples} == {"reference"}
     answers = {p.id: p.answer for p in small_config().make_task().problems("train")}
     assert all(e.completion == answers[e.problem_id] for e in examples)
 
 
 def test_keep_previous_trains_on_earlier_iterations_too(base, finished, tmp_path):
-    ledger = run_with(base, tmp_path, star__keep_previous=1)
-    first, second = kept(ledger, 1), kept(ledger, 2)
-    assert first == kept(Ledger(finished), 1)
+    run_dir = run_with(base, tmp_path, star__keep_previous=1)
+    first, second = kept(run_dir, 1), kept(run_dir, 2)
+    assert first == kept(RunDirectory(finished), 1)
     assert [e for e in second if e.iteration == 1] == first and any(e.iteration == 2 for e in second)
-    assert ledger.read_json(ledger.path(2, "filter.json"))["kept_from_earlier"] == len(first)
+    assert run_dir.read_json(run_dir.path(2, "filter.json"))["kept_from_earlier"] == len(first)
 
 
 def test_several_draws_are_made_and_distinct_ones_kept(base, tmp_path):
-    ledger = run_with(
-        base, tmp_path, star__draws=6, star__keep_per_problem=0, sampling__temperature=0.6, star__iterations=1
+    run_dir = run_with(
+        base,
+        tmp_path,
+        star__samples_per_problem=6,
+        star__keep_per_problem=0,
+        sampling__temperature=0.6,
+        star__iterations=1,
     )
-    samples = list(read_jsonl(Completion, ledger.path(1, "samples.jsonl")))
-    assert len(samples) == 480 and {s.draw for s in samples} == set(range(6))
-    pairs = [(e.problem_id, e.completion) for e in kept(ledger, 1)]
+    samples = list(read_jsonl(Completion, run_dir.path(1, "samples.jsonl")))
+    assert len(samples) == 480 and {s.sample_index for s in samples} == set(range(6))
+    pairs = [(e.problem_id, e.completion) for e in kept(run_dir, 1)]
     assert len(pairs) == len(set(pairs)) > len({p for p, _ in pairs})
 
 
@@ -196,12 +201,12 @@ def test_shots_stand_before_every_prompt_until_they_are_dropped(base, tmp_path, 
 
     def answer(self, prompts, seeds=None, progress=None, meanwhile=None):
         seen.append({p.prefix for p in prompts})
-        draws = [sampler.Draw(answers.get(p.body, ""), (0,), -1.0, False) for p in prompts]
+        draws = [sampler.Sample(answers.get(p.body, ""), (0,), -1.0, False) for p in prompts]
         progress(range(len(prompts)), draws)
         return draws
 
     monkeypatch.setattr(sampler.Sampler, "__call__", answer)
-    ledger = run_with(
+    run_dir = run_with(
         base, tmp_path, prompt__shots=2, star__few_shot_train=True, star__prompt_after_first_iteration=False,
         train__row_tokens=256,
     )  # fmt: skip
@@ -210,7 +215,7 @@ def test_shots_stand_before_every_prompt_until_they_are_dropped(base, tmp_path, 
     assert shots == [{2}, {2}, {2}, {0}, {0}, {0}, {0}]
     assert all("Target: " in text for text in seen[2]) and not any("Target: " in text for text in seen[1])
     for n, expected in ((1, 2), (2, 0)):
-        examples = kept(ledger, n)
+        examples = kept(run_dir, n)
         assert {e.source for e in examples} == {"sampled", "rationalized"}
         assert {e.prompt.count("</scratch>") for e in examples} == {expected}
         assert not any("Target: " in e.prompt for e in examples)
@@ -256,7 +261,7 @@ def test_problems_come_once_before_any_comes_twice(size, wanted):
 
 def test_reports_hold_every_field_of_the_contract(finished):
     result = json.loads((finished / "iter_001" / "eval_dev.json").read_text())
-    for key in ("iteration", "split", "n", "accuracy", "ci95", "by_class", "unparsable", "cut_off"):
+    for key in ("iteration", "split", "n", "accuracy", "ci95", "by_category", "unparsable", "truncated"):
         assert key in result
     done = json.loads((finished / "iter_001" / "finetune.json").read_text())
     assert done["steps"] == 6 and {f.name for f in dataclasses.fields(fine_tune.Report)} <= done.keys()
@@ -301,7 +306,7 @@ def test_the_base_is_read_once_where_memory_allows_and_the_result_is_the_same(
 ):
     read, real = [], checkpoint.load_model
     monkeypatch.setattr(checkpoint, "load_model", lambda *args: read.append(args[0]) or real(*args))
-    monkeypatch.setattr(processes, "have_room", lambda size: room and size > 0)
+    monkeypatch.setattr(processes, "host_memory_available", lambda size: room and size > 0)
     run_with(base, tmp_path)
     monkeypatch.undo()
     assert len(read) == loads
@@ -313,7 +318,7 @@ def test_previous_weights_wait_in_memory_too(base, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "load_model", lambda *args: read.append(args[0]) or real(*args))
     run_with(base, tmp_path / "memory", star__restart_from="previous")
     assert len(read) == 1
-    monkeypatch.setattr(processes, "have_room", lambda size: False)
+    monkeypatch.setattr(processes, "host_memory_available", lambda size: False)
     run_with(base, tmp_path / "disk", star__restart_from="previous")
     assert len(read) == 4
     assert_same_result(tmp_path / "memory", tmp_path / "disk")
@@ -321,7 +326,7 @@ def test_previous_weights_wait_in_memory_too(base, tmp_path, monkeypatch):
 
 def test_stopped_while_weights_are_saved_and_started_again_gives_the_same(base, finished, tmp_path, monkeypatch):
     """The evaluation has ended then, of weights that are not on disk: what it drew must not outlive them."""
-    real, dead = checkpoint.Saving.finish, set()
+    real, dead = checkpoint.AsyncModelSave.finish, set()
 
     def finish_or_die(self):
         if len(dead) < 2 and self._directory not in dead:
@@ -329,21 +334,21 @@ def test_stopped_while_weights_are_saved_and_started_again_gives_the_same(base, 
             raise KeyboardInterrupt
         real(self)
 
-    monkeypatch.setattr(checkpoint.Saving, "finish", finish_or_die)
+    monkeypatch.setattr(checkpoint.AsyncModelSave, "finish", finish_or_die)
     for n in (1, 2):
         with pytest.raises(KeyboardInterrupt):
             run_with(base, tmp_path)
         drawn = tmp_path / f"iter_00{n}/eval_dev.jsonl"
         assert drawn.exists() and not (tmp_path / f"iter_00{n}/finetune.json").exists()
         assert not (tmp_path / f"iter_00{n}/params/model.json").exists()
-        Ledger(tmp_path).write_text(drawn, "of weights that are gone\n")
+        RunDirectory(tmp_path).write_text(drawn, "of weights that are gone\n")
     run_with(base, tmp_path)
     assert_same_result(finished, tmp_path)
 
 
 def test_files_come_in_the_order_that_a_restart_relies_on(base, tmp_path, monkeypatch):
     """finetune.json says that the model is whole, the evaluation that finetune.json is there."""
-    real, seen = Ledger.write_text, []
+    real, seen = RunDirectory.write_text, []
 
     def look(self, path, text):
         if path.name in ("finetune.json", "eval_dev.json", "DONE") and path.parent.name == "iter_001":
@@ -352,7 +357,7 @@ def test_files_come_in_the_order_that_a_restart_relies_on(base, tmp_path, monkey
             seen.append((path.name, len(there), unfinished))
         real(self, path, text)
 
-    monkeypatch.setattr(Ledger, "write_text", look)
+    monkeypatch.setattr(RunDirectory, "write_text", look)
     run_with(base, tmp_path, star__iterations=1)
     assert seen == [("finetune.json", 1, []), ("eval_dev.json", 2, []), ("DONE", 3, [])]
 

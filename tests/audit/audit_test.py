@@ -55,7 +55,7 @@ def kept_run(workdir: Path, text: str = "steps") -> Path:
         put(directory / "rationalizations.jsonl", draws[True])
         put(directory / "kept.jsonl", own + earlier)
         values = json.loads((directory / "filter.json").read_text())
-        put(directory / "filter.json", values | {"draws": len(draws[False])})
+        put(directory / "filter.json", values | {"samples": len(draws[False])})
         earlier = own
     return workdir
 
@@ -420,7 +420,7 @@ def test_steps_checked_by_machine(tmp_path):
 
 
 def test_pages_without_marks(tmp_path):
-    hint = "Draw a sample to mark: python -m star_jax.audit --workdir=DIR --n=50"
+    hint = "Sample a sample to mark: python -m star_jax.audit --workdir=DIR --n=50"
     kept_run(tmp_path)
     assert hint in shown(page_of(tmp_path))
     extend(tmp_path, 4)

@@ -12,7 +12,7 @@ import pytest
 
 from star_jax.algorithms import star
 from star_jax.config import GPTJ_6B, ModelConfig
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.preflight import budget
 from tests.support.runs import small_config
 
@@ -39,7 +39,7 @@ def test_the_iteration_s_table_says_where_the_time_went(tmp_path, capsys):
     for name in ("sample", "rationalize", "filter", "pack", "load", "fine_tune", "save", "evaluate", "report", "other"):
         assert re.fullmatch(rf"{name:14}( +\d+\.\d\d s +\d+\.\d%){{3}}", rows[name]), printed
     assert "compilations after iteration 1: 0 (bar: 0)" in printed
-    assert re.search(r"^storing  .* s +[0-9.]+%", printed, re.MULTILINE) and "ledger and checkpoints: " in printed
+    assert re.search(r"^storing  .* s +[0-9.]+%", printed, re.MULTILINE) and "run_dir and checkpoints: " in printed
     shares = [float(n) for n in re.findall(r"([\d.]+)%", rows["outside"])]
     assert all(0 < share < 100 for share in shares)
 
@@ -112,7 +112,7 @@ def test_the_least_work_of_gpt_j_6b_by_hand(slots):
     cfg = ModelConfig(**GPTJ_6B, compute_dtype="bfloat16")
     lengths = budget.Lengths(prefix=785, body=55, new=96)
     work = budget.least_sampling(cfg, slots, slots, lengths)
-    weights = 2 * (budget.parameters(gpt.GPT(cfg)) - 50400 * 4096)
+    weights = 2 * (budget.parameters(decoder.GPT(cfg)) - 50400 * 4096)
     assert weights == pytest.approx(12.1e9 - 0.413e9, rel=2e-3)
     assert work.decode_steps == 95
     own = 458_752 * (785 + slots * (55 + 48))

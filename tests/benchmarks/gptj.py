@@ -37,7 +37,7 @@ from jax.sharding import Mesh
 
 from star_jax import config
 from star_jax.distributed import sharding
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.preflight import budget
 from star_jax.records import Prompt
 from star_jax.sampling import sampler
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     peer = transformers_line(args)  # before JAX takes the device's memory
     settings = sizes(args)
     cfg = settings.model
-    model, mesh = gpt.GPT(cfg), sharding.make_mesh(config.MeshConfig(data=1))
+    model, mesh = decoder.GPT(cfg), sharding.make_mesh(config.MeshConfig(data=1))
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}: {cfg.n_layers} layers, d_model {cfg.d_model}, "
           f"{budget.parameters(model):,} parameters")  # fmt: skip
     speed = Speed(
@@ -129,7 +129,7 @@ def copy_rate(mib: int) -> float:
     return 2.0 * source.nbytes / min(machine.best(lambda way=way: way(source), turns=3, calls=10) for way in ways)
 
 
-def random_params(model: gpt.GPT, mesh: Mesh, dtype: str = "bfloat16") -> gpt.Params:
+def random_params(model: decoder.GPT, mesh: Mesh, dtype: str = "bfloat16") -> decoder.Params:
     """Normal weights of standard deviation 0.02, made on the device leaf by leaf; end-of-text is never drawn."""
     shapes, tree = jax.tree.flatten(placement.placed_shapes(model, mesh, dtype))
     make = jax.jit(lambda key, like: 0.02 * jax.random.normal(key, like.shape, like.dtype), static_argnums=1)
@@ -151,7 +151,7 @@ def prompts_of(args: argparse.Namespace, count: int, seed: int) -> list[Prompt]:
     return [Prompt(shots, text(args.body)) for _ in range(count)]
 
 
-def make_sampler(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, slots: int):
+def make_sampler(args: argparse.Namespace, model: decoder.GPT, params: decoder.Params, slots: int):
     queue = min(args.problems, 2048)
     return sampler.Sampler(
         model, params, ByteTokenizer(), max_new_tokens=args.new_tokens, slots=slots, queue=queue,
@@ -166,7 +166,7 @@ def ended_at_once(ours: sampler.Sampler) -> sampler.Sampler:
     return ours.with_params({**ours.params, "head": {**head, "bias": bias}})
 
 
-def decoding(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, slots: int, speed: Speed) -> None:
+def decoding(args: argparse.Namespace, model: decoder.GPT, params: decoder.Params, slots: int, speed: Speed) -> None:
     """One row a slot: the whole, and what comes before the second token by itself."""
     prompts, ours = prompts_of(args, slots, seed=0), make_sampler(args, model, params, slots)
     started = time.perf_counter()
@@ -188,7 +188,7 @@ def decoding(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, slots
           f"{rate / speed.flops:.1%} of the matrix rate")  # fmt: skip
 
 
-def drawing(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, name: str) -> float:
+def drawing(args: argparse.Namespace, model: decoder.GPT, params: decoder.Params, name: str) -> float:
     """Seconds of one pass of the loop over all problems, prefix included, once its programs are compiled."""
     slots = args.loop_slots or args.slots[-1]
     ours = make_sampler(args, model, params, slots)
@@ -206,11 +206,11 @@ def drawing(args: argparse.Namespace, model: gpt.GPT, params: gpt.Params, name: 
 
 
 def training(
-    args: argparse.Namespace, settings: config.Config, model: gpt.GPT, mesh: Mesh, speed: Speed
+    args: argparse.Namespace, settings: config.Config, model: decoder.GPT, mesh: Mesh, speed: Speed
 ) -> dict[str, float]:
     """Seconds of the loop's restart ("load") and steps ("fine_tune")."""
     settings = choose_widths(settings)
-    model, weights, adam = gpt.GPT(settings.model), settings.train.param_dtype, settings.optimizer
+    model, weights, adam = decoder.GPT(settings.model), settings.train.param_dtype, settings.optimizer
     made = random_params(model, mesh, weights)
     base = placement.to_host(made)
     jax.tree.map(lambda leaf: leaf.delete(), made)
@@ -260,7 +260,7 @@ def choose_widths(settings: config.Config) -> config.Config:
     return chosen or option
 
 
-def rows_of(args: argparse.Namespace, model: gpt.GPT) -> dict[str, np.ndarray]:
+def rows_of(args: argparse.Namespace, model: decoder.GPT) -> dict[str, np.ndarray]:
     """A batch of rows full of one segment each, with loss on all of it."""
     shape = (args.rows, args.row_tokens)
     ids = np.random.default_rng(1).integers(0, model.config.vocab_size, shape).astype(np.int32)

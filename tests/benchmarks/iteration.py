@@ -8,7 +8,7 @@ minutes), in a directory of its own. The seconds by phase are the run's own, fro
 rationalizing and evaluating are draws of the compiled sampler with the judging of what it drew; fine_tune is the train
 steps. All else is overhead: "outside" is its share of an iteration's wall time, and the bar is 5 %.
 
-"storing" is the ledger's and the checkpoints' part, in whatever phase: files, their checksums and fsyncs, the log's
+"storing" is the run_dir's and the checkpoints' part, in whatever phase: files, their checksums and fsyncs, the log's
 lines, Orbax's saves as far as the loop waits for them (one inside a fine-tuning every --checkpoint_every steps), and
 what a restart would read. The bar is 3 % of the wall time.
 
@@ -30,12 +30,12 @@ import jax
 from star_jax import config
 from star_jax.algorithms import star
 from star_jax.runs import atomic_files, checksums, metrics
-from star_jax.runs.run_directory import Ledger
+from star_jax.runs.run_directory import RunDirectory
 from star_jax.weights import checkpoint, train_state
 
 ROOT = Path(__file__).parents[2]
 WORK = ("sample", "rationalize", "evaluate", "fine_tune")  # what an iteration is for
-BAR, STORING_BAR = 0.05, 0.03  # of the wall time, for all else; for the ledger and the checkpoints
+BAR, STORING_BAR = 0.05, 0.03  # of the wall time, for all else; for the run_dir and the checkpoints
 
 
 class Compilations:
@@ -57,20 +57,20 @@ class Compilations:
 
 
 class Storing:
-    """When the ledger and the checkpoints were at work: their functions are wrapped for as long as this is open."""
+    """When the run_dir and the checkpoints were at work: their functions are wrapped for as long as this is open."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[float, float]] = []  # of the outermost calls, in the main thread
         self._inside = False
         self._real: list[tuple[Any, str, Any]] = []
         wrapped = {
-            atomic_files: ("write_whole", "append_text"),
+            atomic_files: ("atomic_write", "append_text"),
             metrics: ("append_line",),
             checksums: ("check", "with_file"),
             checkpoint: ("save_model", "fingerprint"),
-            checkpoint.Saving: ("__init__", "finish", "wait"),
-            train_state.StateKeeper: ("save", "restore"),
-            Ledger: ("open", "read_json", "read_lines", "remove", "discard", "whole"),
+            checkpoint.AsyncModelSave: ("__init__", "finish", "wait"),
+            train_state.TrainStateCheckpointer: ("save", "restore"),
+            RunDirectory: ("open", "read_json", "read_lines", "remove", "discard", "whole"),
         }
         for owner, names in wrapped.items():
             for name in names:
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
     shares = [outside(phases) for phases in found[1:]]
     print(f"outside of sampling and training: {max(shares):.1%} at most (bar: {BAR:.0%})")
     stored = max(phases["storing"] / phases["total"] for phases in found[1:])
-    print(f"ledger and checkpoints: {stored:.1%} at most (bar: {STORING_BAR:.0%})")
+    print(f"run_dir and checkpoints: {stored:.1%} at most (bar: {STORING_BAR:.0%})")
     print(f"compilations after iteration 1: {sum(p['compilations'] for p in found[2:])} (bar: 0)")
 
 

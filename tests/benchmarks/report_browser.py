@@ -162,7 +162,7 @@ def make_run(workdir: Path, args: argparse.Namespace) -> None:
 def completion(draw: random.Random, words: list[str], name: str, number: int, hinted: bool, size: int) -> Completion:
     """A draw at random; later iterations are right more often."""
     right = draw.random() < 0.3 + 0.1 * number / (number + 1)
-    verdict = "right" if right else draw.choice(("wrong", "unparsable", "cut_off"))
+    verdict = "right" if right else draw.choice(("wrong", "unparsable", "truncated"))
     consistent = draw.random() < 0.9 if right else None
     tokens = draw.randint(size // 8, size // 3 + 1)
     rationale = text(draw, words, size)

@@ -30,7 +30,7 @@ import machine
 import numpy as np
 
 from star_jax.config import ModelConfig
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.records import Prompt
 from star_jax.sampling import kv_cache
 from star_jax.sampling import sampler as sampling
@@ -57,7 +57,7 @@ def main() -> None:
     problems = random.Random(0).sample(TASK.problems("train"), args.problems)
     prompts = [few_shot.load("arithmetic", args.shots, direct=False).prompt(TASK, p) for p in problems]
     mean = statistics.mean(len(TOKENIZER.encode(TASK.reference(p))) + 1 for p in problems)
-    model, params = gpt.GPT(CONFIG), weights_that_stop_after(mean)
+    model, params = decoder.GPT(CONFIG), weights_that_stop_after(mean)
     ours = Sampler(
         model, params, TOKENIZER, stop=TASK.stop, max_new_tokens=TASK.max_new_tokens,
         decoding=HOW, slots=args.slots, queue=args.problems,
@@ -132,15 +132,15 @@ def plain_batch(model, shape, params, tokens_BT, lengths_B, keys_B2, count, auto
     keys_B = jax.random.wrap_key_data(keys_B2, impl="threefry2x32")
 
     def emit(state, logits_BV):
-        step, _, matched_B, active_B, tokens_BM, drawn_B, log_p_B = state
+        step, _, stop_state_B, active_B, tokens_BM, drawn_B, log_p_B = state
         logits_BV = jnp.where(jnp.arange(logits_BV.shape[1]) < shape.vocab_used, logits_BV, -jnp.inf)
-        token_B = HOW.draw(logits_BV, jax.vmap(jax.random.fold_in, (0, None))(keys_B, step))
+        token_B = HOW.sample(logits_BV, jax.vmap(jax.random.fold_in, (0, None))(keys_B, step))
         logp_B = jnp.take_along_axis(jax.nn.log_softmax(logits_BV), token_B[:, None], axis=1)[:, 0]
         tokens_BM = jax.lax.dynamic_update_slice(tokens_BM, token_B[:, None], (0, step))
-        matched_B = automaton_SV[matched_B, token_B]
-        still_B = active_B & (matched_B < automaton_SV.shape[0] - 1)
+        stop_state_B = automaton_SV[stop_state_B, token_B]
+        still_B = active_B & (stop_state_B < automaton_SV.shape[0] - 1)
         log_p_B = log_p_B + jnp.where(active_B, logp_B, 0)
-        return step + 1, token_B, matched_B, still_B, tokens_BM, drawn_B + active_B, log_p_B
+        return step + 1, token_B, stop_state_B, still_B, tokens_BM, drawn_B + active_B, log_p_B
 
     def decode(carry):
         cache, state = carry
@@ -161,9 +161,9 @@ def plain_batch(model, shape, params, tokens_BT, lengths_B, keys_B2, count, auto
     return tokens_BM, drawn_B, log_p_B, steps
 
 
-def weights_that_stop_after(mean: float) -> gpt.Params:
+def weights_that_stop_after(mean: float) -> decoder.Params:
     """Random weights that draw nearly flat over the symbols and end-of-text after `mean` tokens in the mean."""
-    params = placement.unbox(jax.jit(functools.partial(gpt.init, gpt.GPT(CONFIG)))(jax.random.key(0)))
+    params = placement.unbox(jax.jit(functools.partial(decoder.init, decoder.GPT(CONFIG)))(jax.random.key(0)))
     budget, low, high = TASK.max_new_tokens, 1e-6, 1.0
     for _ in range(60):  # the mean of a geometric length, cut at the budget, falls with p
         p = (low + high) / 2

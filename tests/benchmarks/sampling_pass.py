@@ -32,7 +32,7 @@ import plain_loop
 from sampler import least_work, machine_speed
 
 from star_jax import config, tasks
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.records import Prompt
 from star_jax.sampling.sampler import Sampler
 from star_jax.tasks import few_shot
@@ -84,15 +84,15 @@ class Work:
 
     def sampler(self, **options) -> Sampler:
         """Greedy, over all 50,400 rows of the vocabulary, as the other sides draw."""
-        sampler = Sampler(gpt.GPT(self.config), self.params, self.words, **options)
+        sampler = Sampler(decoder.GPT(self.config), self.params, self.words, **options)
         sampler.shape = dataclasses.replace(sampler.shape, vocab_used=self.config.vocab_size)
         return sampler
 
 
-def random_params(cfg: config.ModelConfig) -> gpt.Params:
+def random_params(cfg: config.ModelConfig) -> decoder.Params:
     """Normal with a standard deviation of 0.1, so that tokens differ; norms as they begin."""
     rng = np.random.default_rng(0)
-    shapes = placement.unbox(placement.abstract_params(gpt.GPT(cfg)))
+    shapes = placement.unbox(placement.abstract_params(decoder.GPT(cfg)))
 
     def draw(path, leaf):
         if "norm" in placement.leaf_name(path):

@@ -132,14 +132,14 @@ def ours(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     from star_jax.config import MeshConfig, OptimizerConfig
     from star_jax.distributed import sharding
-    from star_jax.models import decoder as gpt
+    from star_jax.models import decoder
     from star_jax.weights import checkpoint
 
     jax.devices()
     facts: dict[str, Any] = {"imported": resident()}
     mesh = sharding.make_mesh(MeshConfig(data=1))
     model, params = checkpoint.load_model(args.weights, mesh)
-    model = gpt.GPT(dataclasses.replace(model.config, remat=args.remat))
+    model = decoder.GPT(dataclasses.replace(model.config, remat=args.remat))
     adam = OptimizerConfig(weight_decay=WEIGHT_DECAY, clip_norm=0.0)
     state = step.initial_state(adam, params)
     batch = {name: sharding.put_rows(mesh, array) for name, array in rows(args).items()}
@@ -205,17 +205,17 @@ def write_weights(args: argparse.Namespace, directory: Path) -> None:
     """Random weights as a Hugging Face directory, which both sides read."""
     import jax
 
-    from star_jax.models import decoder as gpt
+    from star_jax.models import decoder
     from star_jax.weights.sources import hf
 
     rng, config = np.random.default_rng(0), model_config(args)
-    shapes = placement.unbox(placement.abstract_params(gpt.GPT(config)))
+    shapes = placement.unbox(placement.abstract_params(decoder.GPT(config)))
     params = jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32), shapes)
     hf.save(directory, config, params, None, np.dtype(np.float32))
 
 
 def rows(args: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Packed rows: as many texts in each, the last 40 % of which carry the loss."""
+    """PrefillMask rows: as many texts in each, the last 40 % of which carry the loss."""
     rng, shape = np.random.default_rng(1), (args.rows, args.row_tokens)
     place_T = np.arange(args.row_tokens) * TEXTS / args.row_tokens
     segments_T, within_T = 1 + place_T.astype(np.int32), place_T % 1
@@ -233,12 +233,12 @@ def rows(args: argparse.Namespace) -> dict[str, np.ndarray]:
 
 
 def table(args: argparse.Namespace, seconds: dict[str, float], facts: dict[str, dict[str, Any]]) -> None:
-    from star_jax.models import decoder as gpt
+    from star_jax.models import decoder
     from star_jax.preflight import budget
 
     config, packed = model_config(args), rows(args)
     tokens, with_loss = packed["tokens_RT"].size, int(packed["weights_RT"].sum())
-    count, rate = budget.parameters(gpt.GPT(config)), machine.matrix_rate(2048)
+    count, rate = budget.parameters(decoder.GPT(config)), machine.matrix_rate(2048)
     flops = budget.least_train_flops(config, packed)
     print(f"{count:,} parameters, {args.rows} rows of {args.row_tokens} tokens, {with_loss:,} of {tokens:,} with loss")
     print(f"least work of a step: {flops / 1e9:,.0f} GFLOP, Adam {7 * 4 * count / 1e9:.1f} GB; this machine: "

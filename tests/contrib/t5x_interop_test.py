@@ -18,7 +18,7 @@ import pytest
 
 from star_jax.contrib import t5x_interop
 from star_jax.errors import InputError
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.records import Example, write_lines
 from star_jax.tasks.arithmetic import Arithmetic
 from star_jax.tokenizers.simple import ByteTokenizer, SymbolTokenizer
@@ -52,7 +52,7 @@ def example(prompt, completion, **more) -> Example:
 EXAMPLES = [example(*texts) for texts in TEXTS]
 
 
-def params_of(config) -> gpt.Params:
+def params_of(config) -> decoder.Params:
     """Random weights, of a seed under which greedy completions hold id 0 and end-of-text among others."""
     seed, scale = (2, 0.8) if config.is_gpt2 else (28, 0.6)
     return jax.tree.map(jnp.asarray, numpy_params(config, seed, scale))
@@ -60,7 +60,7 @@ def params_of(config) -> gpt.Params:
 
 def make_run(workdir: Path, config=FOUR_HEADS, examples=EXAMPLES) -> Path:
     """A run's directory as far as t5x needs it: the base with its tokenizer, and what one iteration kept."""
-    checkpoint.save_model(workdir / "base", gpt.GPT(config), params_of(config), WORDS)
+    checkpoint.save_model(workdir / "base", decoder.GPT(config), params_of(config), WORDS)
     (workdir / "iter_001").mkdir()
     (workdir / "iter_001" / "kept.jsonl").write_text(write_lines(examples))
     return workdir
@@ -84,7 +84,7 @@ def t5x_environment() -> dict[str, str]:
 
 def full(model, params, ids) -> np.ndarray:
     """Logits of texts in one pass without a cache."""
-    return np.asarray(jax.jit(gpt.apply, static_argnums=0)(model, params, jnp.asarray(ids)))
+    return np.asarray(jax.jit(decoder.apply, static_argnums=0)(model, params, jnp.asarray(ids)))
 
 
 def converted(name, lengths, pack=True):
@@ -189,7 +189,7 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path, examples, message):
 @BOTH
 def test_the_place_in_front_of_a_text_changes_nothing(run, config):
     """A packed row of t5x's gives the logits of its texts alone, from position 0 on (only GPT-2 can tell)."""
-    model, params = gpt.GPT(config), params_of(config)
+    model, params = decoder.GPT(config), params_of(config)
     batch = converted(t5x_interop.register(str(run)), {"inputs": 16, "targets": 16})
     batch = {key: jnp.asarray(value) for key, value in batch.items()}
     logits = jax.jit(t5x_interop.training_logits, static_argnums=(0, 3))(model, params, batch, END)
@@ -210,7 +210,7 @@ def test_the_place_in_front_of_a_text_changes_nothing(run, config):
 @BOTH
 def test_cached_steps_equal_the_full_pass(config):
     """Prompts of 1, 3 and 8 tokens in one batch, ids of 0 among them, and one without a prompt."""
-    model, params = gpt.GPT(config), params_of(config)
+    model, params = decoder.GPT(config), params_of(config)
     rng, length, lengths = np.random.default_rng(0), 12, np.array([1, 3, 8, 0])
     ids = rng.integers(0, 4, (4, length)) * rng.integers(0, 2, (4, length))
     place = np.arange(length + 1)
@@ -232,14 +232,14 @@ def test_cached_steps_equal_the_full_pass(config):
 
 
 def test_texts_beyond_the_positions_are_refused():
-    model = gpt.GPT(dataclasses.replace(FOUR_HEADS, max_positions=8))
+    model = decoder.GPT(dataclasses.replace(FOUR_HEADS, max_positions=8))
     tokens = jnp.ones((1, 10), jnp.int32)
     with pytest.raises(InputError, match="texts of 9 tokens do not fit the model's 8 positions"):
         t5x_interop.prefilled_cache(model, params_of(model.config), tokens, tokens)
 
 
 def test_a_tokenizer_of_more_tokens_than_rows_is_refused(tmp_path):
-    model = gpt.GPT(TINY)
+    model = decoder.GPT(TINY)
     checkpoint.save_model(tmp_path / "base", model, params_of(TINY), ByteTokenizer())
     with pytest.raises(InputError, match="has 20 rows of vocabulary for 257 tokens"):
         t5x_interop.decoder_only(str(tmp_path / "base"), optimizer_def=None)

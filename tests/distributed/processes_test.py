@@ -33,7 +33,7 @@ from star_jax.errors import exit_on_bad_input
 
 def main():
     settings = config.from_dict(__import__("json").loads(Path(sys.argv[1]).read_text()))
-    with processes.joined():
+    with processes.distributed_context():
         from star_jax.algorithms import star
         star.run(settings, sys.argv[2])
 
@@ -157,8 +157,8 @@ def test_two_processes_are_one_and_go_on_when_one_was_killed(base, tmp_path):
 
 def test_one_process_agrees_with_itself_and_gathers_what_it_has():
     tree = {"a": np.arange(3)}
-    assert processes.agree(lambda: {"x": [1, "two"]}) == {"x": [1, "two"]}
-    assert processes.gather(tree) is tree and processes.first() and processes.count() == 1
+    assert processes.broadcast_from_leader(lambda: {"x": [1, "two"]}) == {"x": [1, "two"]}
+    assert processes.gather(tree) is tree and processes.is_leader() and processes.count() == 1
     processes.check_equal("anything", "text")
 
 
@@ -198,6 +198,6 @@ def test_room_is_four_times_the_size_in_every_process(monkeypatch):
     free = processes._free_memory()
     assert 2**28 < free < 2**50
     monkeypatch.setattr(processes, "_free_memory", lambda: 4000)
-    assert processes.have_room(1000) and not processes.have_room(1001)
+    assert processes.host_memory_available(1000) and not processes.host_memory_available(1001)
     monkeypatch.setattr(processes, "gather", lambda own: np.concatenate([own, ~own]))
-    assert not processes.have_room(1)
+    assert not processes.host_memory_available(1)

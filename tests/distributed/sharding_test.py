@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from star_jax.config import MeshConfig, ModelConfig, OptimizerConfig
 from star_jax.distributed import sharding
 from star_jax.errors import InputError
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.training import step
 from star_jax.weights import placement
 from tests.support.models import numpy_params
@@ -33,7 +33,7 @@ def name_of(config: MeshConfig) -> str:
 
 @pytest.fixture(scope="module")
 def model():
-    return gpt.GPT(CONFIG)
+    return decoder.GPT(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def params():
 
 
 def loss_and_logits(model, params, tokens_BT):
-    logits_BTV = gpt.apply(model, params, tokens_BT)
+    logits_BTV = decoder.apply(model, params, tokens_BT)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits_BTV[:, :-1], tokens_BT[:, 1:])
     return losses.mean(), logits_BTV
 
@@ -155,7 +155,7 @@ def test_activation_constraints_are_in_the_program_under_use(model, params):
 def test_outside_of_a_program_a_current_mesh_changes_nothing(model, params, on_one_device, config, rows_apart):
     """Weights that are not on the mesh, as in a notebook: constraints on them were a TypeError of jax's."""
     with sharding.use(sharding.make_mesh(config), rows_apart):
-        logits_BTV = gpt.apply(model, jax.tree.map(jax.numpy.asarray, params), TOKENS)
+        logits_BTV = decoder.apply(model, jax.tree.map(jax.numpy.asarray, params), TOKENS)
     assert np.max(np.abs(logits_BTV - on_one_device[1])) < 1e-5
 
 
@@ -259,7 +259,7 @@ def test_put_rows_splits_rows_over_data_and_fsdp_and_refuses_what_does_not_divid
 @pytest.mark.parametrize("config", [MeshConfig(data=1), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "eight"])
 def test_weights_come_back_from_the_host_s_memory_bit_for_bit_and_stay_there(config):
     """Fine-tuning gives its weights' buffers up: neither copy may share them with the other."""
-    mesh, model = sharding.make_mesh(config), gpt.GPT(CONFIG)
+    mesh, model = sharding.make_mesh(config), decoder.GPT(CONFIG)
     first = jax.device_put(numpy_params(CONFIG), placement.param_shardings(model, mesh))
     kept = placement.to_host(first)
     give_up = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
@@ -274,7 +274,7 @@ def test_weights_come_back_from_the_host_s_memory_bit_for_bit_and_stay_there(con
 
 def test_the_host_s_bytes_count_every_copy():
     """A mesh of copies keeps one for each of them."""
-    model, size = gpt.GPT(CONFIG), sum(leaf.nbytes for leaf in jax.tree.leaves(numpy_params(CONFIG)))
+    model, size = decoder.GPT(CONFIG), sum(leaf.nbytes for leaf in jax.tree.leaves(numpy_params(CONFIG)))
     for config, copies in ((MeshConfig(data=1), 1), (MeshConfig(data=4, tensor=2), 4)):
         places = placement.param_shardings(model, sharding.make_mesh(config))
         taken = placement.host_bytes(jax.device_put(numpy_params(CONFIG), places))

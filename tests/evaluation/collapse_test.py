@@ -4,18 +4,18 @@ import pytest
 
 from star_jax.evaluation import collapse
 
-BEFORE = {"draws": 100, "distinct": 80, "mean_tokens": 40.0}
+BEFORE = {"samples": 100, "distinct": 80, "mean_tokens": 40.0}
 
 
 @pytest.mark.parametrize(
     ("now", "said"),
     [
         (BEFORE, []),
-        ({"draws": 200, "distinct": 85, "mean_tokens": 21.0}, []),
-        ({"draws": 200, "distinct": 79, "mean_tokens": 40.0}, ["only 40% of the draws are distinct, after 80%"]),
-        ({"draws": 100, "distinct": 80, "mean_tokens": 19.0}, ["draws have 19 tokens in the mean, after 40"]),
-        ({"draws": 100, "distinct": 1, "mean_tokens": 0.0}, ["only 1% of", "draws have 0 tokens"]),
-        ({"draws": 0, "distinct": 0}, []),
+        ({"samples": 200, "distinct": 85, "mean_tokens": 21.0}, []),
+        ({"samples": 200, "distinct": 79, "mean_tokens": 40.0}, ["only 40% of the draws are distinct, after 80%"]),
+        ({"samples": 100, "distinct": 80, "mean_tokens": 19.0}, ["draws have 19 tokens in the mean, after 40"]),
+        ({"samples": 100, "distinct": 1, "mean_tokens": 0.0}, ["only 1% of", "draws have 0 tokens"]),
+        ({"samples": 0, "distinct": 0}, []),
         ({}, []),
     ],
 )

@@ -12,8 +12,8 @@ from star_jax.config import Config, default, from_dict
 from star_jax.errors import InputError
 from star_jax.evaluation import accuracy, generate, statistics, stored_run
 from star_jax.records import Completion, Problem, from_json, natural_order, read_jsonl, to_json
-from star_jax.runs.run_directory import Ledger
-from star_jax.sampling.sampler import Draw
+from star_jax.runs.run_directory import RunDirectory
+from star_jax.sampling.sampler import Sample
 from star_jax.tasks.arithmetic import Arithmetic
 from star_jax.tasks.few_shot import PromptSet
 
@@ -37,7 +37,7 @@ def random_completions(rng: np.random.Generator, draws: int) -> tuple[list[Probl
             verdict = "right" if answer == "1 0" else "wrong"
             completions.append(completion(problem, draw, str(answer), verdict))
             if rng.random() < 0.3:
-                other = [dict(verdict="cut_off"), dict(verdict="unparsable", answer=None)][rng.integers(2)]
+                other = [dict(verdict="truncated"), dict(verdict="unparsable", answer=None)][rng.integers(2)]
                 completions[-1] = dataclasses.replace(completions[-1], **other)
     return problems, completions
 
@@ -48,16 +48,16 @@ def test_score_counts_by_class():
         result = accuracy.score(problems, completions)
         right = [c.verdict == "right" for c in completions]
         assert result["accuracy"] == sum(right) / 17 and result["n"] == 17
-        assert [result[v] for v in ("right", "wrong", "unparsable", "cut_off")] == [
-            sum(c.verdict == v for c in completions) for v in ("right", "wrong", "unparsable", "cut_off")
+        assert [result[v] for v in ("right", "wrong", "unparsable", "truncated")] == [
+            sum(c.verdict == v for c in completions) for v in ("right", "wrong", "unparsable", "truncated")
         ]
         shares = []
         for name in {p.category for p in problems}:
             own = [r for r, p in zip(right, problems, strict=True) if p.category == name]
             shares.append(sum(own) / len(own))
-            assert (result["by_class"][name]["accuracy"], result["by_class"][name]["n"]) == (shares[-1], len(own))
-            assert result["by_class"][name]["ci95"] == [round(x, 4) for x in statistics.wilson(sum(own), len(own))]
-        assert result["mean_of_classes"] == pytest.approx(np.mean(shares))
+            assert (result["by_category"][name]["accuracy"], result["by_category"][name]["n"]) == (shares[-1], len(own))
+            assert result["by_category"][name]["ci95"] == [round(x, 4) for x in statistics.wilson(sum(own), len(own))]
+        assert result["mean_of_categories"] == pytest.approx(np.mean(shares))
 
 
 def test_majority_takes_the_earliest_of_the_commonest():
@@ -66,7 +66,7 @@ def test_majority_takes_the_earliest_of_the_commonest():
         voted, solved = 0, 0
         for problem in problems:
             own = [c for c in completions if c.problem_id == problem.id]
-            votes = [c.answer for c in own if c.answer and c.verdict != "cut_off"]
+            votes = [c.answer for c in own if c.answer and c.verdict != "truncated"]
             most = max((votes.count(v) for v in votes), default=0)
             voted += next((v == "1 0" for v in votes if votes.count(v) == most), False)
             solved += any(c.verdict == "right" for c in own)
@@ -75,7 +75,7 @@ def test_majority_takes_the_earliest_of_the_commonest():
         assert result["pass@5"]["accuracy"] == solved / 17
         single = sum(c.verdict == "right" for c in completions) / len(completions)
         assert result["pass@1"]["accuracy"] == pytest.approx(single)
-        assert sum(line["n"] for line in result["majority_by_class"].values()) == 17
+        assert sum(line["n"] for line in result["majority_by_category"].values()) == 17
 
 
 @pytest.mark.parametrize(("draws", "right"), [(1, 0), (1, 1), (4, 1), (6, 2), (7, 7), (8, 0)])
@@ -100,14 +100,14 @@ class StubSampler:
             self.chunks -= 1
             places = list(range(start, min(start + 3, len(seeds))))
             progress(
-                places, [Draw(f"<scratch>\n</scratch>\n{len(seeds[i]) % 10}", (1, 2), -0.5, i == 1) for i in places]
+                places, [Sample(f"<scratch>\n</scratch>\n{len(seeds[i]) % 10}", (1, 2), -0.5, i == 1) for i in places]
             )
 
 
 def complete(workdir, sampler, log=None):
-    ledger = Ledger(workdir)
+    run_dir = RunDirectory(workdir)
     return generate.complete(
-        ledger, ledger.path(2, "samples.jsonl"), sampler, TASK, TASK.problems("train"), PromptSet("shots\n\n"),
+        run_dir, run_dir.path(2, "samples.jsonl"), sampler, TASK, TASK.problems("train"), PromptSet("shots\n\n"),
         what="sample", seed=7, iteration=2, draws=2, log=log,
     )  # fmt: skip
 
@@ -139,25 +139,25 @@ def test_complete_makes_prompts_seeds_and_verdicts(tmp_path):
     problems = [p for p in TASK.problems("train") for _ in range(2)]
     assert sampler.texts == ["shots\n\n" + TASK.render(p) for p in problems]
     assert sampler.seeds == [f"7/sample/2/{p.id}/{i % 2}/0" for i, p in enumerate(problems)]
-    assert [(c.problem_id, c.draw, c.iteration) for c in completions] == [
+    assert [(c.problem_id, c.sample_index, c.iteration) for c in completions] == [
         (p.id, i % 2, 2) for i, p in enumerate(problems)
     ]
-    assert [c.verdict == "cut_off" for c in completions] == [i == 1 for i in range(8)]
+    assert [c.verdict == "truncated" for c in completions] == [i == 1 for i in range(8)]
     for c, p in zip(completions, problems, strict=True):
-        assert c.verdict in ("cut_off", "right" if c.answer == p.answer else "wrong")
+        assert c.verdict in ("truncated", "right" if c.answer == p.answer else "wrong")
         assert (c.tokens, c.log_probability, c.hinted) == (2, -0.5, False)
 
 
-def a_run(workdir, accuracies) -> Ledger:
+def a_run(workdir, accuracies) -> RunDirectory:
     """A run's directory with the files that choosing an iteration reads."""
-    ledger = Ledger(workdir)
+    run_dir = RunDirectory(workdir)
     values = from_dict(_config()).to_dict()
-    ledger.open(values)
+    run_dir.open(values)
     for n, value in enumerate(accuracies):
-        ledger.write_json(ledger.path(n, "eval_dev.json"), {"iteration": n, "split": "dev", "accuracy": value})
-        (ledger.path(n, "params") if n else ledger.workdir / "base").mkdir()
-        ((ledger.path(n, "params") if n else ledger.workdir / "base") / "model.json").write_text("{}")
-    return ledger
+        run_dir.write_json(run_dir.path(n, "eval_dev.json"), {"iteration": n, "split": "dev", "accuracy": value})
+        (run_dir.path(n, "params") if n else run_dir.workdir / "base").mkdir()
+        ((run_dir.path(n, "params") if n else run_dir.workdir / "base") / "model.json").write_text("{}")
+    return run_dir
 
 
 def _config():
@@ -168,31 +168,31 @@ def _config():
 
 @pytest.mark.parametrize("accuracies, best", [([0.1, 0.5, 0.5, 0.2], 1), ([0.9, 0.1], 0), ([0.0, 0.1, 0.11], 2)])
 def test_best_iteration_is_the_earliest_of_equals(tmp_path, accuracies, best):
-    ledger = a_run(tmp_path, accuracies)
-    assert stored_run.best_iteration(ledger, "dev") == best
-    opened = stored_run.open_run(str(tmp_path), "best")
+    run_dir = a_run(tmp_path, accuracies)
+    assert stored_run.best_iteration(run_dir, "dev") == best
+    opened = stored_run.open_iteration(str(tmp_path), "best")
     assert opened.number == best and isinstance(opened.config, Config)
-    assert opened.directory == (ledger.path(best, "params") if best else tmp_path / "base")
-    assert stored_run.open_run(str(tmp_path), "base").directory == tmp_path / "base"
-    assert stored_run.open_run(str(tmp_path), "1").directory == ledger.path(1, "params")
+    assert opened.directory == (run_dir.path(best, "params") if best else tmp_path / "base")
+    assert stored_run.open_iteration(str(tmp_path), "base").directory == tmp_path / "base"
+    assert stored_run.open_iteration(str(tmp_path), "1").directory == run_dir.path(1, "params")
 
 
 def test_open_run_says_what_is_wrong(tmp_path):
     with pytest.raises(InputError, match=r"config\.json"):
-        stored_run.open_run(str(tmp_path / "nowhere"), "best")
+        stored_run.open_iteration(str(tmp_path / "nowhere"), "best")
     a_run(tmp_path / "new", [])
     with pytest.raises(InputError, match="no iteration has been evaluated"):
-        stored_run.open_run(str(tmp_path / "new"), "best")
+        stored_run.open_iteration(str(tmp_path / "new"), "best")
     a_run(tmp_path / "run", [0.1, 0.2])
     for iteration in ("first", "-1", "1.5", "", "²"):
         with pytest.raises(InputError, match="--iteration"):
-            stored_run.open_run(str(tmp_path / "run"), iteration)
+            stored_run.open_iteration(str(tmp_path / "run"), iteration)
     with pytest.raises(InputError, match="no complete model"):
-        stored_run.open_run(str(tmp_path / "run"), "7")
+        stored_run.open_iteration(str(tmp_path / "run"), "7")
     broken = json.loads((tmp_path / "run" / "config.json").read_text()) | {"sead": 1}
     (tmp_path / "run" / "config.json").write_text(json.dumps(broken))
     with pytest.raises(InputError, match="did you mean 'seed'"):
-        stored_run.open_run(str(tmp_path / "run"), "1")
+        stored_run.open_iteration(str(tmp_path / "run"), "1")
 
 
 def test_prompts_and_problems_of_a_run():

@@ -11,13 +11,13 @@ import optax
 import pytest
 
 from star_jax.config import ModelConfig
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.sampling import kv_cache
 from tests.support import mesh_transformer
 from tests.support.models import TINY, numpy_params
 from tests.support.weights import from_torch, torch_model
 
-forward = jax.jit(gpt.apply, static_argnums=0)
+forward = jax.jit(decoder.apply, static_argnums=0)
 encode_prefix = jax.jit(kv_cache.encode_prefix, static_argnums=0)
 decode_step = jax.jit(kv_cache.decode_step, static_argnums=0)
 encode_rows = jax.jit(kv_cache.encode_rows, static_argnums=0)
@@ -26,7 +26,7 @@ insert = jax.jit(kv_cache.insert)
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def prefill(model, params, tokens_C, bodies_C, longest, positions_C, prefix):
-    return kv_cache.prefill(model, params, tokens_C, gpt.Packed(bodies_C, longest), positions_C, prefix)
+    return kv_cache.prefill(model, params, tokens_C, decoder.PrefillMask(bodies_C, longest), positions_C, prefix)
 
 
 _TORCH = functools.partial(ModelConfig, max_positions=64)
@@ -45,12 +45,12 @@ PREFIX = _DRAW.integers(0, 20, 5).tolist()
 
 
 @pytest.fixture(scope="module", params=["gptj", "gpt2"])
-def either(request, tiny) -> tuple[gpt.GPT, gpt.Params]:
+def either(request, tiny) -> tuple[decoder.GPT, decoder.Params]:
     """The tiny model, and a GPT-2 of the same sizes."""
     if request.param == "gptj":
         return tiny
     config = dataclasses.replace(TINY, architecture="gpt2", rotary_dim=0)
-    return gpt.GPT(config), jax.tree.map(jnp.asarray, numpy_params(config, seed=4))
+    return decoder.GPT(config), jax.tree.map(jnp.asarray, numpy_params(config, seed=4))
 
 
 def worst(found, expected) -> float:
@@ -78,7 +78,7 @@ def logits_and_gradients(model, params, tokens_BT):
     """Logits, and the gradients of the mean next-token cross-entropy."""
 
     def loss(params):
-        logits_BTV = gpt.apply(model, params, tokens_BT)
+        logits_BTV = decoder.apply(model, params, tokens_BT)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits_BTV[:, :-1], tokens_BT[:, 1:])
         return losses.mean(), logits_BTV
 
@@ -100,7 +100,7 @@ def test_logits_and_gradients_are_those_of_torch(shape, record_property):
     weights = from_torch({name: p.detach().numpy() for name, p in theirs.named_parameters()}, config)
     expected_gradients = from_torch({name: p.grad.numpy() for name, p in theirs.named_parameters()}, config)
 
-    logits_BTV, gradients = logits_and_gradients(gpt.GPT(config), weights, tokens_BT)
+    logits_BTV, gradients = logits_and_gradients(decoder.GPT(config), weights, tokens_BT)
 
     record_property("logits", worst(logits_BTV, expected))
     check_silent(gradients, expected_gradients)
@@ -123,7 +123,7 @@ def original(shared_dir):
         vocab_size=sizes["n_vocab"],
         max_positions=sizes["seq"],
     )
-    return folder, gpt.GPT(config)
+    return folder, decoder.GPT(config)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_cached_decoding_equals_the_full_forward_pass(either, shots):
 
 
 def test_a_shared_prefix_equals_the_same_tokens_in_every_row(either):
-    """Keys and values of the bodies, in all layers."""
+    """KV and values of the bodies, in all layers."""
     model, params = either
     bodies = [body + [0] for body in BODIES]  # their last tokens stay out of the cache
     found = {}
@@ -265,7 +265,7 @@ def test_no_logit_depends_on_a_later_token(either):
     @jax.jacrev
     def influence(table):
         changed = {**params, name: {"embedding": table}}
-        return gpt.apply(model, changed, tokens[None])[0] @ weights_V
+        return decoder.apply(model, changed, tokens[None])[0] @ weights_V
 
     size_TS = np.linalg.norm(influence(params[name]["embedding"]), axis=-1)[:, rows]
     assert np.all(size_TS[np.triu_indices(6, k=1)] == 0)
@@ -279,7 +279,7 @@ def test_scan_unroll_and_remat_change_no_number(either, remat):
     assert model.config.scan_unroll == 2 and model.config.remat == "none"
     tokens_BT = np.random.default_rng(2).integers(0, 20, (2, 10)).astype(np.int32)
     expected = logits_and_gradients(model, params, tokens_BT)
-    other = gpt.GPT(dataclasses.replace(model.config, scan_unroll=1, remat=remat))
+    other = decoder.GPT(dataclasses.replace(model.config, scan_unroll=1, remat=remat))
     found = logits_and_gradients(other, params, tokens_BT)
     check_silent(found[1], expected[1])
     assert worst_relative(found, expected) < 1e-5
@@ -291,7 +291,7 @@ def test_remat_computes_the_blocks_a_second_time(tiny):
     tokens_BT = np.zeros((1, 4), np.int32)
     text = {
         remat: logits_and_gradients.lower(
-            gpt.GPT(dataclasses.replace(TINY, remat=remat, scan_unroll=1)), params, tokens_BT
+            decoder.GPT(dataclasses.replace(TINY, remat=remat, scan_unroll=1)), params, tokens_BT
         ).as_text()
         for remat in ("none", "full")
     }
@@ -301,7 +301,7 @@ def test_remat_computes_the_blocks_a_second_time(tiny):
 def test_bfloat16_runs_near_float32_with_logits_in_float32(either):
     """Activations and caches are bfloat16; the full pass and the cached one stay within its precision."""
     model, params = either
-    half = gpt.GPT(dataclasses.replace(model.config, compute_dtype="bfloat16"))
+    half = decoder.GPT(dataclasses.replace(model.config, compute_dtype="bfloat16"))
     tokens_BT = np.array([PREFIX + BODIES[0]], np.int32)
     expected = np.asarray(forward(model, params, tokens_BT))
     found = forward(half, params, tokens_BT)
@@ -327,14 +327,14 @@ def test_padding_the_vocabulary_changes_no_other_logit(either):
     wider = {"embedding", "head"} & params.keys()
     padded = {**params, **{name: jax.tree.map(put, more[name], params[name]) for name in wider}}
     tokens_BT = np.array([PREFIX + BODIES[0]], np.int32)
-    found = forward(gpt.GPT(wide), padded, tokens_BT)
+    found = forward(decoder.GPT(wide), padded, tokens_BT)
     assert worst(found[..., : TINY.vocab_size], forward(model, params, tokens_BT)) < 1e-5
 
 
 def test_padding_beyond_gpt_2_s_positions_reaches_no_logit():
     """Five tokens of prefix, padded to sixteen, for a model of eight positions: a lookup out of range would be NaN."""
     config = dataclasses.replace(TINY, architecture="gpt2", rotary_dim=0, max_positions=8)
-    model, params = gpt.GPT(config), jax.tree.map(jnp.asarray, numpy_params(config))
+    model, params = decoder.GPT(config), jax.tree.map(jnp.asarray, numpy_params(config))
     prefix = prefix_of(model, params, PREFIX, padding=16 - len(PREFIX))
     cache = put_bodies(model, params, kv_cache.empty_cache(config, 1, 4), [0], [[3, 4]], prefix, padding=12)
     found, _ = decode_step(model, params, np.array([4], np.int32), cache, prefix)

@@ -16,7 +16,7 @@ from star_jax.algorithms import setup
 from star_jax.config import GPTJ_6B
 from star_jax.distributed import sharding
 from star_jax.errors import InputError
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.preflight import __main__ as preflight
 from star_jax.preflight import budget
 from tests.support.models import TINY, numpy_params
@@ -36,15 +36,15 @@ def gptj(**changes) -> config.Config:
 def counted(settings: config.Config, topology: str) -> tuple[bool, str]:
     out = io.StringIO()
     fits = preflight.report(
-        settings, preflight.chips(topology), budget.Lengths(1024, 128, 96), lambda line: print(line, file=out)
+        settings, preflight.topology(topology), budget.Lengths(1024, 128, 96), lambda line: print(line, file=out)
     )
     return fits, out.getvalue()
 
 
 def test_parameters_are_counted():
-    assert budget.parameters(gpt.GPT(TINY)) == sum(leaf.size for leaf in jax.tree.leaves(numpy_params(TINY)))
+    assert budget.parameters(decoder.GPT(TINY)) == sum(leaf.size for leaf in jax.tree.leaves(numpy_params(TINY)))
     values = {**dataclasses.asdict(TINY), **GPTJ_6B}
-    assert budget.parameters(gpt.GPT(config.ModelConfig(**values))) == 6_050_882_784
+    assert budget.parameters(decoder.GPT(config.ModelConfig(**values))) == 6_050_882_784
 
 
 def test_arguments_are_counted_as_the_compiler_does():
@@ -60,7 +60,7 @@ def test_arguments_are_counted_as_the_compiler_does():
     there = sum(np.prod(s.sharding.shard_shape(s.shape)) * s.dtype.itemsize for s in jax.tree.leaves(state))
     assert budget.train_bytes(settings, dict(mesh.shape))[0] == pytest.approx(there, rel=0.1)  # norms are not split
     lengths = budget.Lengths(64, 16, 8)
-    flight = preflight.fly("sampling loop", lambda: preflight.lower_sampler(settings, drawing, lengths))
+    flight = preflight.measure("sampling loop", lambda: preflight.lower_sampler(settings, drawing, lengths))
     assert flight.peak > 0 and flight.text
     assert budget.sampling_bytes(settings, 8, lengths)[0] == pytest.approx(flight.arguments, rel=0.3)
 
@@ -98,9 +98,9 @@ def test_a_remedy_names_every_flag_that_it_takes():
 def test_advice_is_only_what_the_run_would_take():
     """Eight rows over eight devices cannot be taken in parts; sixty-four over four can, in up to sixteen."""
     eight = gptj(train__row_tokens=2048, mesh__data=1, mesh__fsdp=8)
-    assert preflight._advise_training(eight, preflight.Chips("small", 8, 12.0)) == "more devices"
+    assert preflight._advise_training(eight, preflight.Topology("small", 8, 12.0)) == "more devices"
     many = gptj(train__row_tokens=2048, train__batch_rows=64, mesh__data=1, mesh__fsdp=4)
-    said = preflight._advise_training(many, preflight.Chips("large", 4, 48.0))
+    said = preflight._advise_training(many, preflight.Topology("large", 4, 48.0))
     assert said.rpartition("=")[0].endswith("--config.train.microbatches") and int(said.rpartition("=")[2]) in (
         2,
         4,
@@ -114,7 +114,7 @@ def test_advice_is_only_what_the_run_would_take():
 )
 def test_a_wrong_topology_is_one_line(topology):
     with pytest.raises(InputError, match=rf"--topology={topology}: "):
-        preflight.chips(topology)
+        preflight.topology(topology)
 
 
 def run(*args: str) -> subprocess.CompletedProcess:
@@ -148,7 +148,7 @@ def test_a_train_step_has_splash_attention_where_the_chip_takes_it():
     sizes = dict(n_layers=2, d_model=256, n_heads=2, d_mlp=512, rotary_dim=32)
     settings = gptj(**{f"model__{name}": n for name, n in sizes.items()}, train__row_tokens=256, mesh__data=1)
     for topology, kernel in (("v5e:2x4", True), ("v3:2x2", False)):
-        mesh = sharding.make_mesh(settings.mesh, preflight.chips(topology).devices)
+        mesh = sharding.make_mesh(settings.mesh, preflight.topology(topology).devices)
         program = preflight.lower_train_step(settings, mesh)
         assert ("splash" in program.as_text()) == kernel
         assert program.compile().memory_analysis().temp_size_in_bytes > 0

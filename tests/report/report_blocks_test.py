@@ -40,14 +40,16 @@ def make_training(workdir: Path, iterations: int = 2) -> Path:
             for draw in range(2):
                 right = draw == 1 and index % 2 == 0
                 one = completion(index, number, "right" if right else "wrong", "train", f"{number}/{index}/{draw}")
-                drawn.append(dataclasses.replace(one, draw=draw, log_probability=-1.5 * draw, tokens=4))
+                drawn.append(dataclasses.replace(one, sample_index=draw, log_probability=-1.5 * draw, tokens=4))
         hinted = [
             dataclasses.replace(completion(index, number, "right", "train", f"hinted {index}"), hinted=True)
             for index in (1, 3)
         ]
-        kept = [Example(c.problem_id, "p", c.text, number, "sampled", draw=1) for c in drawn if c.verdict == "right"]
+        kept = [
+            Example(c.problem_id, "p", c.text, number, "sampled", sample_index=1) for c in drawn if c.verdict == "right"
+        ]
         kept += [Example("train-1", "p", "hinted 1", number, "rationalized")]
-        kept += [Example("train-0", "p", "0/0/0", number - 1, "sampled", draw=0)]  # of the iteration before
+        kept += [Example("train-0", "p", "0/0/0", number - 1, "sampled", sample_index=0)]  # of the iteration before
         folder = workdir / f"iter_{number:03d}"
         put(folder / "samples.jsonl", drawn)
         put(folder / "rationalizations.jsonl", hinted)
@@ -56,7 +58,7 @@ def make_training(workdir: Path, iterations: int = 2) -> Path:
 
 
 def shelf_of(*workdirs: Path) -> blocks.Shelf:
-    return blocks.shelve([load.read_run(workdir) for workdir in workdirs])
+    return blocks.pack_page_data([load.read_run(workdir) for workdir in workdirs])
 
 
 def all_blocks(shelf: blocks.Shelf) -> dict[str, blocks.Block]:
@@ -75,13 +77,15 @@ def test_the_training_draws_are_those_of_the_files(tmp_path):
     assert list(found["draws"]) == [1, 2]
     for number, rows in found["draws"].items():
         folder = tmp_path / f"iter_{number:03d}"
-        kept = {(e["problem_id"], e["source"], e["draw"], e["iteration"]) for e in lines(folder / "kept.jsonl")}
+        kept = {(e["problem_id"], e["source"], e["sample_index"], e["iteration"]) for e in lines(folder / "kept.jsonl")}
         wanted = []
         for name, source in (("samples", "sampled"), ("rationalizations", "rationalized")):
             for c in lines(folder / f"{name}.jsonl"):
-                was_kept = (c["problem_id"], source, c["draw"], number) in kept
+                was_kept = (c["problem_id"], source, c["sample_index"], number) in kept
                 rest = [c["answer"], c["consistent"], c["log_probability"] / c["tokens"], c["tokens"], c["text"]]
-                wanted.append([c["problem_id"], c["draw"], int(c["hinted"]), int(was_kept), c["verdict"], *rest])
+                wanted.append(
+                    [c["problem_id"], c["sample_index"], int(c["hinted"]), int(was_kept), c["verdict"], *rest]
+                )
         got = [[keys[place], *rest[:5], rest[5], pytest.approx(rest[6], abs=6e-4), *rest[7:]] for place, *rest in rows]
         assert len(got) == 14 and all(line in wanted for line in got)
         assert [row[0] for row in rows] == sorted(row[0] for row in rows)
@@ -90,7 +94,7 @@ def test_the_training_draws_are_those_of_the_files(tmp_path):
 def test_an_evaluation_is_its_draw_0(tmp_path):
     path = make_run(tmp_path) / "iter_001/eval_dev.jsonl"
     first = [completion(index, 1, "wrong") for index in range(4)]
-    put(path, [*first, *(dataclasses.replace(c, draw=1, verdict="right") for c in first)])
+    put(path, [*first, *(dataclasses.replace(c, sample_index=1, verdict="right") for c in first)])
     found = collections_of(page_of(tmp_path))["evaluation"]
     assert [row[4] for row in found["draws"][1]] == ["wrong"] * 4 and len(found["draws"][0]) == 4
 
@@ -131,7 +135,12 @@ def test_an_iteration_that_kept_nothing(tmp_path):
 def test_numbers_of_a_damaged_file_are_left_out(tmp_path):
     path = make_run(tmp_path) / "iter_002/samples.jsonl"
     values = lines(path)
-    values[0] |= {"tokens": float("inf"), "log_probability": float("-inf"), "draw": float("nan"), "consistent": "yes"}
+    values[0] |= {
+        "tokens": float("inf"),
+        "log_probability": float("-inf"),
+        "sample_index": float("nan"),
+        "consistent": "yes",
+    }
     values[1] |= {"tokens": 0, "answer": 17}
     values[2] |= {"tokens": 1e-290, "log_probability": 1e290}
     path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")

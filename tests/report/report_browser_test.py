@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from star_jax import report
-from star_jax.records import VERDICTS, Example
+from star_jax.records import Example, Verdict
 from star_jax.report import blocks
 from tests.report.report_test import completion, lines, make_run, problem, put
 
@@ -133,10 +133,10 @@ def varied(workdir: Path, iterations: int = 2) -> Path:
     draw = random.Random(1)
 
     def judged(index, number, split, place=0, hinted=False):
-        verdict = draw.choice(VERDICTS)
+        verdict = draw.choice(list(Verdict))
         one = completion(index, number, verdict, split, f"{split} {index} draw {place} of {number} {draw.random():.3f}")
         consistent = draw.choice((True, False)) if verdict == "right" else None
-        return dataclasses.replace(one, draw=place, hinted=hinted, consistent=consistent)
+        return dataclasses.replace(one, sample_index=place, hinted=hinted, consistent=consistent)
 
     for split, size in (("dev", 45), ("train", 18)):
         problems = [dataclasses.replace(problem(i, split), category=("one", "two", "")[i % 3]) for i in range(size)]
@@ -151,7 +151,7 @@ def varied(workdir: Path, iterations: int = 2) -> Path:
             put(folder / "rationalizations.jsonl", hinted)
             right = [c for c in sampled + hinted if c.verdict == "right" and draw.random() < 0.7]
             put(folder / "kept.jsonl", [
-                Example(c.problem_id, "p", c.text, number, "rationalized" if c.hinted else "sampled", draw=c.draw)
+                Example(c.problem_id, "p", c.text, number, "rationalized" if c.hinted else "sampled", sample_index=c.sample_index)
                 for c in right
             ])  # fmt: skip
     return report.write(workdir)
@@ -202,7 +202,7 @@ def test_the_filters_of_the_evaluation_give_what_the_files_say(opened, run):
         ("solved", "yes"): right[0] | right[1] | right[2],
         ("class", "1"): {k for k in now if class_of[k] == "two"},
         ("class", "2"): {k for k in now if class_of[k] == ""},
-        **{("verdict", verdict): {k for k in now if now[k]["verdict"] == verdict} for verdict in VERDICTS},
+        **{("verdict", verdict): {k for k in now if now[k]["verdict"] == verdict} for verdict in Verdict},
     }
     for (name, value), keys in wanted.items():
         assert keys
@@ -217,12 +217,12 @@ def test_the_filters_of_the_training_draws_give_what_the_files_say(opened, run):
     page = opened(run / "report.html")
     choose(page, collection="training")
     draws = [c for name in ("samples", "rationalizations") for c in lines(run / f"iter_002/{name}.jsonl")]
-    kept = {(e["problem_id"], e["source"], e["draw"]) for e in lines(run / "iter_002/kept.jsonl")}
+    kept = {(e["problem_id"], e["source"], e["sample_index"]) for e in lines(run / "iter_002/kept.jsonl")}
     solved = {
         c["problem_id"] for n in (1, 2) for c in lines(run / f"iter_{n:03d}/samples.jsonl") if c["verdict"] == "right"
     }
     source = {False: "sampled", True: "rationalized"}
-    was_kept = {c["text"]: (c["problem_id"], source[c["hinted"]], c["draw"]) in kept for c in draws}
+    was_kept = {c["text"]: (c["problem_id"], source[c["hinted"]], c["sample_index"]) in kept for c in draws}
     wanted = {
         ("kept", "kept"): [c for c in draws if was_kept[c["text"]]],
         ("kept", "not"): [c for c in draws if not was_kept[c["text"]]],
@@ -401,7 +401,7 @@ def test_hostile_ids_and_classes_make_links_that_work(opened, tmp_path):
 def test_blocks_beside_the_page_are_loaded_when_they_are_asked_for(opened, tmp_path, monkeypatch):
     """From disk and over HTTP; a file that is gone or of another report is named."""
     varied(tmp_path)
-    shelf = blocks.shelve([report.load.read_run(tmp_path)])
+    shelf = blocks.pack_page_data([report.load.read_run(tmp_path)])
     evaluation, training = shelf.collections[0]
     first = (evaluation.problems, evaluation.draws[0], evaluation.draws[evaluation.best])
     monkeypatch.setattr(blocks, "BUDGET", sum(len(block.text) for block in first))

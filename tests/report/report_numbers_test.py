@@ -52,14 +52,17 @@ def big_run(folder: Path, seed: int = 0, iterations: int = 3) -> Path:
         kept = [c for c in (*samples, *hinted) if c.verdict == "right"]
         sources = {False: "sampled", True: "rationalized"}
         earlier = Example("t0", "old", "the hint", n - 1, "sampled")  # of star.keep_previous
-        own = [Example(c.problem_id, "What is it?", c.text, n, sources[c.hinted], draw=c.draw) for c in kept]
+        own = [
+            Example(c.problem_id, "What is it?", c.text, n, sources[c.hinted], sample_index=c.sample_index)
+            for c in kept
+        ]
         put(directory / "kept.jsonl", [earlier, *own])
         sums = {f"kept_{source}": sum(e.source == source for e in own) for source in audit_file.SOURCES}
         label_of = {p.id: p.category for p in train}
-        by_class = {c: {s: sum((label_of[e.problem_id], e.source) == (c, s) for e in own) for s in audit_file.SOURCES}
+        by_category = {c: {s: sum((label_of[e.problem_id], e.source) == (c, s) for e in own) for s in audit_file.SOURCES}
                     for c in CLASSES}  # fmt: skip
-        counts = {"draws": len(samples), "problems": len(asked), "kept": len(own), "kept_by_class": by_class}
-        put(directory / "filter.json", counts | sums | {"problems_by_class": classes_of(asked)})
+        counts = {"samples": len(samples), "problems": len(asked), "kept": len(own), "kept_by_category": by_category}
+        put(directory / "filter.json", counts | sums | {"problems_by_category": classes_of(asked)})
         put(directory / "finetune.json", {"tokens": 100 * n, "steps": 5, "seconds": 2.0})
         metrics.append({"stage": "sample", "iteration": n, "step": 0, "tokens_per_second": 10.0 * n})
         metrics.append({"stage": "phases", "iteration": n, "step": 0, "time": 1e9, "sample": 3.0 * n, "save": 0.25,
@@ -73,7 +76,7 @@ def classes_of(problems: list[Problem]) -> dict[str, int]:
 
 
 def completion(rng, problem: Problem, n: int, draw: int, hinted: bool, texts: list[str]) -> Completion:
-    verdict = rng.choice(("right", "wrong", "wrong", "unparsable", "cut_off"))
+    verdict = rng.choice(("right", "wrong", "wrong", "unparsable", "truncated"))
     right, nats, tokens = verdict == "right", rng.random() * 9, rng.randint(1, 9)
     checked = rng.choice((True, False)) if right else None
     text, answer = rng.choice(texts), "x" if right else None
@@ -103,7 +106,7 @@ def run(tmp_path_factory) -> load.Run:
 def test_what_a_file_of_draws_comes_to(run, n, name):
     lines, found = raw(run.directory / f"iter_00{n}" / f"{name}.jsonl"), draws.drawn(run.iterations[n], name)
     verdicts = column(lines, "verdict")
-    for verdict in ("right", "wrong", "unparsable", "cut_off"):
+    for verdict in ("right", "wrong", "unparsable", "truncated"):
         assert found.share(verdict) == pytest.approx(np.mean(verdicts == verdict))
     assert found.draws == len(lines) and found.distinct == len(np.unique(column(lines, "text")))
     assert found.wrong_steps == np.sum((verdicts == "right") & (column(lines, "consistent") == False))  # noqa: E712
@@ -187,7 +190,7 @@ def test_time_and_tokens(run):
 def test_a_class_that_joins_later_is_hollow_before(tmp_path):
     make_run(tmp_path)
     path = tmp_path / "iter_001/filter.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"problems_by_class": {"1 digit": 8}}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"problems_by_category": {"1 digit": 8}}))
     run = load.read_run(tmp_path)
     assert series.introductions(run) == {"1 digit": 1, "2 digits": 2}
     plot = figures.accuracy(run, "f-")
@@ -195,7 +198,7 @@ def test_a_class_that_joins_later_is_hollow_before(tmp_path):
     assert "trained on from iteration 2 on" in notes["2 digits"] and "trained" not in notes["1 digit"]
     assert "Hollow markers" in shown(page_of(tmp_path))
     path = tmp_path / "iter_002/filter.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"problems_by_class": {"1 digit": 8}}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"problems_by_category": {"1 digit": 8}}))
     assert "not trained on" in next(k.note for k in figures.accuracy(load.read_run(tmp_path), "f-").legend[1:])
 
 
@@ -243,10 +246,10 @@ def test_the_papers_settings_are_those_of_our_configs(tmp_path, name, known, var
 
     config = runpy.run_path(f"{Path(__file__).parents[2]}/configs/{name}.py")["get_config"](variant[1:]).to_dict()
     put(tmp_path / "config.json", config)
-    departures = paper.departures(load.read_run(tmp_path))
-    assert {key for key, _, _ in departures} == known
+    settings_diff = paper.settings_diff(load.read_run(tmp_path))
+    assert {key for key, _, _ in settings_diff} == known
     put(tmp_path / "config.json", config | {"optimizer": {"learning_rate": 0.25}})
-    assert ("optimizer.learning_rate", "1e-06", "0.25") in paper.departures(load.read_run(tmp_path))
+    assert ("optimizer.learning_rate", "1e-06", "0.25") in paper.settings_diff(load.read_run(tmp_path))
 
 
 def test_words_of_the_problem_are_no_leak():

@@ -32,7 +32,7 @@ def zero_kept(folder: Path) -> Path:
     """As a run leaves it that was told to go on with nothing."""
     failed(folder)
     put(folder / "iter_001/kept.jsonl", [])
-    put(folder / "iter_001/filter.json", {"problems": 8, "draws": 8, "right": 0, "kept": 0})
+    put(folder / "iter_001/filter.json", {"problems": 8, "samples": 8, "right": 0, "kept": 0})
     return folder
 
 

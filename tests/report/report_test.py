@@ -21,7 +21,7 @@ from star_jax.report import figures, load, series, texts, words
 ROOT = Path(__file__).parents[2]
 CLASSES = ("1 digit", "2 digits")
 VERDICTS = {0: "rwuc", 1: "rwrw", 2: "rrrw"}  # of the four dev problems, classes in turn, in each iteration
-LETTERS = {"r": "right", "w": "wrong", "u": "unparsable", "c": "cut_off"}
+LETTERS = {"r": "right", "w": "wrong", "u": "unparsable", "c": "truncated"}
 
 
 def problem(index: int, split: str = "dev", place: int | None = None) -> Problem:
@@ -50,9 +50,9 @@ def add_evaluation(directory: Path, number: int, letters: str) -> None:
     values |= {
         "accuracy": letters.count("r") / len(letters),
         "ci95": [0.0625, 0.9375],
-        "mean_of_classes": sum(shares.values()) / 2,
+        "mean_of_categories": sum(shares.values()) / 2,
     }
-    values |= {"by_class": {label: {"n": 2, "accuracy": shares[label], "ci95": [0.125, 0.875]} for label in CLASSES}}
+    values |= {"by_category": {label: {"n": 2, "accuracy": shares[label], "ci95": [0.125, 0.875]} for label in CLASSES}}
     values |= {verdict: letters.count(letter) for letter, verdict in LETTERS.items()}
     put(directory / "eval_dev.json", values)
 
@@ -66,12 +66,15 @@ def add_training(directory: Path, number: int, sampled: int, rationalized: int) 
     kept = [Example(f"train-{i}", f"{i} + {i} =", f"kept {i}", number, source) for i, source in enumerate(sources)]
     put(directory / "kept.jsonl", kept)
     halves = {"sampled": sampled // 2, "rationalized": rationalized // 2}
-    counts = {"iteration": number, "problems": 8, "draws": 8, "right": sampled, "wrong": 8 - sampled}
-    counts |= {"unparsable": 0, "cut_off": 0, "right_wrong_steps": 0, "hints_kept": 0, "kept": len(kept)}
+    counts = {"iteration": number, "problems": 8, "samples": 8, "right": sampled, "wrong": 8 - sampled}
+    counts |= {"unparsable": 0, "truncated": 0, "right_wrong_steps": 0, "hints_kept": 0, "kept": len(kept)}
     counts |= {"rationalization_tried": 8 - sampled, "rationalization_right": rationalized}
     counts |= {"kept_sampled": sampled, "kept_rationalized": rationalized, "kept_reference": 0}
-    by_class = {"kept_by_class": dict.fromkeys(CLASSES, halves), "problems_by_class": dict.fromkeys(CLASSES, 4)}
-    put(directory / "filter.json", counts | by_class)
+    by_category = {
+        "kept_by_category": dict.fromkeys(CLASSES, halves),
+        "problems_by_category": dict.fromkeys(CLASSES, 4),
+    }
+    put(directory / "filter.json", counts | by_category)
     put(directory / "finetune.json", {"steps": 20, "loss_first": 2.0, "loss_last": 0.5, "seconds": 90.0 * number})
 
 
@@ -152,8 +155,8 @@ def test_numbers_are_those_of_the_raw_files(tmp_path):
             lines = (tmp_path / f"iter_{point.iteration:03d}" / "eval_dev.jsonl").read_text().splitlines()
             drawn = [line for line in map(json.loads, lines) if class_of[line["problem_id"]] == label]
             assert point.accuracy == sum(line["verdict"] == "right" for line in drawn) / len(drawn)
-    by_class = {label: [p.accuracy for p in points] for label, points in series.accuracy_series(run).items()}
-    assert by_class == {"1 digit": [0.5, 1.0, 1.0], "2 digits": [0.0, 0.0, 0.5]}
+    by_category = {label: [p.accuracy for p in points] for label, points in series.accuracy_series(run).items()}
+    assert by_category == {"1 digit": [0.5, 1.0, 1.0], "2 digits": [0.0, 0.0, 0.5]}
     assert [p.accuracy for p in series.mean_series(run)] == [0.25, 0.5, 0.75]
     assert [(p.low, p.high) for p in series.overall_series(run)] == [(0.0625, 0.9375)] * 3
     assert series.best(run).iteration == 2
@@ -178,8 +181,10 @@ def test_kept_series(tmp_path):
     run = load.read_run(make_run(tmp_path))
     bars = series.kept_series(run)
     assert [(bar.sampled, bar.rationalized, bar.problems) for bar in bars] == [(2, 2, 8), (4, 2, 8)]
-    by_class = [(bar.iteration, bar.label, bar.sampled, bar.rationalized) for bar in series.kept_by_class_series(run)]
-    assert by_class == [(1, "1 digit", 1, 1), (1, "2 digits", 1, 1), (2, "1 digit", 2, 1), (2, "2 digits", 2, 1)]
+    by_category = [
+        (bar.iteration, bar.label, bar.sampled, bar.rationalized) for bar in series.kept_by_class_series(run)
+    ]
+    assert by_category == [(1, "1 digit", 1, 1), (1, "2 digits", 1, 1), (2, "1 digit", 2, 1), (2, "2 digits", 2, 1)]
 
 
 def test_losses_of_a_resumed_run_count_once_and_a_torn_line_is_left_out(tmp_path):
@@ -287,8 +292,8 @@ def test_the_evaluated_split_is_the_configs(tmp_path):
 def test_a_class_of_no_problems_and_an_accuracy_without_interval(tmp_path):
     path = make_run(tmp_path) / "iter_001" / "eval_dev.json"
     values = json.loads(path.read_text())
-    values["by_class"]["9 digits"] = {"n": 0, "accuracy": None, "ci95": None}
-    del values["ci95"], values["mean_of_classes"]
+    values["by_category"]["9 digits"] = {"n": 0, "accuracy": None, "ci95": None}
+    del values["ci95"], values["mean_of_categories"]
     put(path, values)
     run = load.read_run(tmp_path)
     assert run.classes == (*CLASSES, "9 digits") and "9 digits" not in series.accuracy_series(run)
@@ -297,7 +302,7 @@ def test_a_class_of_no_problems_and_an_accuracy_without_interval(tmp_path):
 
 
 def test_a_base_that_is_not_beaten_and_counts_of_another_run(tmp_path):
-    put(make_run(tmp_path, iterations=1) / "iter_001" / "filter.json", {"draws": 9})
+    put(make_run(tmp_path, iterations=1) / "iter_001" / "filter.json", {"samples": 9})
     add_evaluation(tmp_path / "iter_000", 0, "rrrr")
     words = shown(page_of(tmp_path))
     assert "Accuracy base 100.0 % (the best so far)" in words
@@ -376,8 +381,8 @@ def test_duration_and_count():
         ("config.json", b"[1]", "should hold a JSON object"),
         ("iter_001/eval_dev.json", b'{"accuracy": 55}', "'accuracy' should be a number in 0..1, is 55"),
         ("iter_001/eval_dev.json", b'{"accuracy": 0.5, "ci95": [0.5]}', "'ci95' should be [low, high]"),
-        ("iter_001/eval_dev.json", b'{"by_class": {"a": 3}}', "should be an object"),
-        ("iter_001/filter.json", b'{"kept_by_class": []}', "'kept_by_class' should be an object"),
+        ("iter_001/eval_dev.json", b'{"by_category": {"a": 3}}', "should be an object"),
+        ("iter_001/filter.json", b'{"kept_by_category": []}', "'kept_by_category' should be an object"),
     ],
 )
 def test_a_broken_file_is_named_and_in_a_long_one_the_line(tmp_path, name, content, reason):

@@ -10,9 +10,9 @@ ROOT = Path(__file__).parents[2]
 WRITER = """
 import sys
 from pathlib import Path
-from star_jax.storage import write_whole
+from star_jax.storage import atomic_write
 for _ in range(60):
-    write_whole(Path(sys.argv[1]), sys.argv[2] * int(sys.argv[3]), shared=True)
+    atomic_write(Path(sys.argv[1]), sys.argv[2] * int(sys.argv[3]), shared=True)
 """
 
 
@@ -24,11 +24,11 @@ import os, signal, sys
 from pathlib import Path
 from star_jax import storage
 os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
-storage.write_whole(Path({str(path)!r}), "half", shared=True)
+storage.atomic_write(Path({str(path)!r}), "half", shared=True)
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -9
     assert [left.name for left in tmp_path.iterdir()] == ["report.html.tmp"]
-    atomic_files.write_whole(path, "whole", shared=True)
+    atomic_files.atomic_write(path, "whole", shared=True)
     assert [left.name for left in tmp_path.iterdir()] == ["report.html"] and path.read_text() == "whole"
 
 

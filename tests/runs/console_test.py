@@ -17,7 +17,7 @@ def test_the_table_has_the_files_figures(finished, capsys):  # noqa: F811
     accuracies = [result["accuracy"] for result in results]
     for n, (row, result, kept) in enumerate(zip(rows, results, counts, strict=True)):
         low, high = result["ci95"]
-        words = f"{result['accuracy']:.1%} {100 * low:.1f} – {high:.1%} {result['mean_of_classes']:.1%}"
+        words = f"{result['accuracy']:.1%} {100 * low:.1f} – {high:.1%} {result['mean_of_categories']:.1%}"
         words += f" {kept['kept']} {kept['kept_rationalized']} {kept['problems']}" if kept else " – – –"
         assert words in " ".join(row.split())
         assert ("*" in row) == (n == accuracies.index(max(accuracies)))

@@ -1,4 +1,4 @@
-"""Every write of a run, and of the commands that write beside it, goes through the ledger (and its lock) or Orbax."""
+"""Every write of a run, and of the commands that write beside it, goes through the run_dir (and its lock) or Orbax."""
 
 import json
 import os

@@ -10,7 +10,7 @@ from star_jax import config as configs
 from star_jax.algorithms import setup
 from star_jax.config import MeshConfig
 from star_jax.distributed import sharding
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.preflight import __main__ as preflight
 from star_jax.preflight import budget, hlo
 from star_jax.records import Prompt
@@ -23,7 +23,7 @@ from tests.support.models import TINY, numpy_params
 
 SYMBOLS = SymbolTokenizer(Arithmetic.symbols)
 CONFIG = dataclasses.replace(TINY, n_heads=8, rotary_dim=4, vocab_size=24)
-MODEL = gpt.GPT(CONFIG)
+MODEL = decoder.GPT(CONFIG)
 COMMON = dict(stop=("6 +", "3"), max_new_tokens=12, prefill_tokens=32, slots=4, queue=16)
 MESHES = {
     "data 8": (MeshConfig(data=8), 1),
@@ -74,7 +74,7 @@ def test_any_mesh_draws_what_one_device_draws(name, params, prompts, alone):
             [draw.log_probability for draw in found], [draw.log_probability for draw in expected], atol=1e-4
         )
     assert len({draw.text for draw in alone[Decoding()]}) > 10
-    assert 0 < sum(draw.cut_off for draw in alone[Decoding()]) < len(prompts)
+    assert 0 < sum(draw.truncated for draw in alone[Decoding()]) < len(prompts)
 
 
 def test_a_decode_step_gathers_neither_weights_nor_the_cache():

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from star_jax.config import ModelConfig
 from star_jax.distributed import cpu
 from star_jax.errors import InputError
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.records import Prompt
 from star_jax.sampling import engine, stop_strings
 from star_jax.sampling import sampler as sampling
-from star_jax.sampling.sampler import Draw, Sampler
+from star_jax.sampling.sampler import Sample, Sampler
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tasks.arithmetic import Arithmetic
 from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
@@ -31,12 +31,12 @@ COMMON = dict(stop=STOP, max_new_tokens=BUDGET, prefill_tokens=32, longest=32)
 
 
 @pytest.fixture(scope="module")
-def lively() -> tuple[gpt.GPT, gpt.Params]:
+def lively() -> tuple[decoder.GPT, decoder.Params]:
     """A model over the 20 symbols (one of them padding) whose texts differ and sometimes stop by themselves."""
     params = numpy_params(TINY, seed=1, scale=0.6)
     params["blocks"]["norm"]["scale"][:] = params["final_norm"]["scale"][:] = 1
     params["head"]["bias"][SYMBOLS.end_of_text] += 4
-    return gpt.GPT(TINY), jax.tree.map(jnp.asarray, params)
+    return decoder.GPT(TINY), jax.tree.map(jnp.asarray, params)
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +47,17 @@ def bodies() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def expected(lively, bodies) -> dict[Decoding, list[Draw]]:
+def expected(lively, bodies) -> dict[Decoding, list[Sample]]:
     """What one full forward pass a token draws behind the bodies, with their places as seeds."""
     return {how: plain_loop(*lively, bodies, [str(i) for i in range(len(bodies))], how) for how in (GREEDY, WARM)}
 
 
-def plain_loop(model, params, texts, seeds, how) -> list[Draw]:
+def plain_loop(model, params, texts, seeds, how) -> list[Sample]:
     """No cache, no slots, no automaton: the oracle. A row's next token comes from a pass over its whole text."""
-    forward = jax.jit(functools.partial(gpt.apply, model))
+    forward = jax.jit(functools.partial(decoder.apply, model))
     rows = [SYMBOLS.encode(text) for text in texts]
     begins, log_p, used = [len(row) for row in rows], [0.0] * len(rows), SYMBOLS.vocab_size
-    done: dict[int, Draw] = {}
+    done: dict[int, Sample] = {}
     for step in range(BUDGET):
         tokens_BT = np.zeros((len(rows), max(begins) + BUDGET), np.int32)
         for i, row in enumerate(rows):
@@ -77,13 +77,13 @@ def plain_loop(model, params, texts, seeds, how) -> list[Draw]:
             stopped = token == SYMBOLS.end_of_text or any(stop in text for stop in STOP)
             if stopped or step == BUDGET - 1:
                 cut = min((text.find(stop) for stop in STOP if stop in text), default=len(text))
-                done[i] = Draw(text[:cut], tuple(ids), log_p[i], not stopped)
+                done[i] = Sample(text[:cut], tuple(ids), log_p[i], not stopped)
     return [done[i] for i in range(len(rows))]
 
 
 def assert_same(drawn, wanted):
     assert [d.token_ids for d in drawn] == [w.token_ids for w in wanted]
-    assert [(d.text, d.cut_off) for d in drawn] == [(w.text, w.cut_off) for w in wanted]
+    assert [(d.text, d.truncated) for d in drawn] == [(w.text, w.truncated) for w in wanted]
     np.testing.assert_allclose([d.log_probability for d in drawn], [w.log_probability for w in wanted], atol=2e-4)
 
 
@@ -153,7 +153,7 @@ def test_what_is_done_meanwhile_is_done_once_and_first(lively, bodies):
 
 
 def test_the_oracle_sees_every_kind_of_end(expected):
-    kinds = {(w.cut_off, w.token_ids[-1] == SYMBOLS.end_of_text) for w in expected[WARM]}
+    kinds = {(w.truncated, w.token_ids[-1] == SYMBOLS.end_of_text) for w in expected[WARM]}
     assert kinds == {(True, False), (False, True), (False, False)}
     assert len({len(w.token_ids) for w in expected[WARM]}) > 4
     assert len({w.token_ids for w in expected[GREEDY]}) > 10
@@ -190,7 +190,7 @@ def test_draws_follow_the_distribution():
     params = jax.tree.map(np.zeros_like, numpy_params(config))
     params["head"]["bias"][:] = -40
     params["head"]["bias"][:5] = np.log(share_V)
-    sampler = Sampler(gpt.GPT(config), params, SYMBOLS, max_new_tokens=2, decoding=Decoding(1.0), queue=4096)
+    sampler = Sampler(decoder.GPT(config), params, SYMBOLS, max_new_tokens=2, decoding=Decoding(1.0), queue=4096)
     drawn = sampler([Prompt("", "7")] * 4000, [f"seed {i}" for i in range(4000)])
     first, second = np.array([d.token_ids for d in drawn]).T
     for tokens, p, bound in [(first, share_V, 18.5), (second, share_V, 18.5),
@@ -212,7 +212,7 @@ def test_truncation_keeps_what_numpy_keeps_and_draws_in_proportion(temperature, 
     p = p[:kept] / np.sum(p[:kept])
     keys_B = jax.random.split(jax.random.key(5), 4000)
     rows_BV = jnp.broadcast_to(jnp.append(jnp.asarray(logits_V, jnp.float32), -jnp.inf), (4000, 10))
-    drawn_B = np.asarray(Decoding(temperature, top_k, top_p).draw(rows_BV, keys_B))
+    drawn_B = np.asarray(Decoding(temperature, top_k, top_p).sample(rows_BV, keys_B))
     assert set(drawn_B.tolist()) == set(order[:kept].tolist())
     counts = np.bincount(drawn_B, minlength=9)[order[:kept]]
     assert np.sum((counts - 4000 * p) ** 2 / (4000 * p)) < 27.9  # chi-square, 9 degrees, p = 0.001
@@ -241,7 +241,7 @@ class Pieces:
         return stop.encode()
 
 
-def chain(follower: dict[int, int], vocab_size: int) -> tuple[gpt.GPT, gpt.Params]:
+def chain(follower: dict[int, int], vocab_size: int) -> tuple[decoder.GPT, decoder.Params]:
     """A model that follows token t with `follower[t]`, whatever came before: embedding -> norm -> head, no blocks."""
     wide = max(8, len(follower) + len(follower) % 2)
     config = ModelConfig(1, wide, 1, 8, 2, vocab_size, max_positions=64)
@@ -250,7 +250,7 @@ def chain(follower: dict[int, int], vocab_size: int) -> tuple[gpt.GPT, gpt.Param
     for row, (token, after) in enumerate(follower.items()):
         params["embedding"]["embedding"][token, row] = 1
         params["head"]["kernel"][row, after] = 20
-    return gpt.GPT(config), params
+    return decoder.GPT(config), params
 
 
 # Automata of one size, so that they share a compiled program.
@@ -274,8 +274,8 @@ def test_nothing_after_a_stop_and_nothing_lost_before_it(stops):
         cut = min((emitted.find(s.encode()) for s in stops if s.encode() in emitted), default=len(emitted))
         stopped = cut < len(emitted) or ids[-1] == tokenizer.end_of_text
         assert draw.token_ids == tuple(ids)
-        assert (draw.text, draw.cut_off) == (emitted[:cut].decode(errors="replace"), not stopped)
-    ends = {(len(d.token_ids) == 9, d.cut_off) for d in drawn}
+        assert (draw.text, draw.truncated) == (emitted[:cut].decode(errors="replace"), not stopped)
+    ends = {(len(d.token_ids) == 9, d.truncated) for d in drawn}
     assert (True, False) in ends, "some stop should come with the last token of the budget"
     assert (True, True) in ends, "some budget should end without a stop"
 
@@ -315,7 +315,7 @@ def test_stops_across_the_borders_of_gpt2_tokens(shared_dir):
     follower = dict(itertools.pairwise([start, *ids]))
     sampler = Sampler(*chain(follower, 50400), tokenizer, stop=stops, max_new_tokens=24, slots=2, queue=2)
     (draw,) = sampler([Prompt("", " Yes")])
-    assert draw.text == ", so it is ni" and not draw.cut_off
+    assert draw.text == ", so it is ni" and not draw.truncated
     assert draw.token_ids == tuple(ids[: ids.index(id_of[b"Question"]) + 1])
 
 
@@ -327,7 +327,7 @@ def test_nothing_compiles_anew_for_other_weights_prompts_or_counts(lively, bodie
     sampler([Prompt(shot, body) for shot in ("", shots[0]) for body in bodies])
     before = engine.sample_queues._cache_size(), sampling._encode_prefix._cache_size()
     other = sampler.with_params(jax.tree.map(lambda leaf: 0.5 * leaf, params))
-    again = Sampler(gpt.GPT(TINY), params, SYMBOLS, **options)
+    again = Sampler(decoder.GPT(TINY), params, SYMBOLS, **options)
     fewer = [Prompt(shots[1], body + " 5") for body in bodies[3:]]
     changed = other(fewer)
     again([Prompt("", "4 4")])
@@ -338,7 +338,7 @@ def test_nothing_compiles_anew_for_other_weights_prompts_or_counts(lively, bodie
 
 def test_progress_tells_every_draw_once(lively, bodies, expected):
     sampler = Sampler(*lively, SYMBOLS, decoding=WARM, slots=3, queue=7, **COMMON)
-    told: dict[int, Draw] = {}
+    told: dict[int, Sample] = {}
 
     def progress(places, draws):
         assert not told.keys() & set(places) and 0 < len(places) <= 7

@@ -19,20 +19,20 @@ def test_the_likeliest_and_its_log_probability(size):
     logits_BV[3, size // 3 :] = -np.inf  # ids that are never drawn
     logits_BV[4, [5, size // 2, size - 1]] = 30  # of equals the first, in whatever part they lie
     logits_BV[5] = 0
-    id_B, logp_B = token_sampling.likeliest(jnp.asarray(logits_BV))
+    id_B, logp_B = token_sampling.greedy_token_and_logprob(jnp.asarray(logits_BV))
     exact_BV = logits_BV.astype(np.float64)
     top_B = exact_BV.max(axis=-1)
     np.testing.assert_array_equal(id_B, exact_BV.argmax(axis=-1))
     np.testing.assert_allclose(logp_B, -np.log(np.exp(exact_BV - top_B[:, None]).sum(axis=-1)), rtol=2e-6, atol=1e-6)
     assert id_B.dtype == jnp.int32
-    np.testing.assert_array_equal(token_sampling.Decoding().draw(jnp.asarray(logits_BV), None), id_B)
+    np.testing.assert_array_equal(token_sampling.Decoding().sample(jnp.asarray(logits_BV), None), id_B)
 
 
 @pytest.mark.parametrize("size", SIZES[1:4])
 def test_parts_change_nothing_but_the_last_bits(size, monkeypatch):
     logits_BV = jnp.asarray(np.random.default_rng(0).standard_normal((4, size)), jnp.float32)
-    found = token_sampling.likeliest(logits_BV)
+    found = token_sampling.greedy_token_and_logprob(logits_BV)
     monkeypatch.setattr(cpu, "vocabulary_parts", lambda size: 1)
-    wanted = token_sampling.likeliest(logits_BV)
+    wanted = token_sampling.greedy_token_and_logprob(logits_BV)
     np.testing.assert_array_equal(found[0], wanted[0])
     np.testing.assert_allclose(found[1], wanted[1], rtol=1e-6)

@@ -50,7 +50,7 @@ def without(*names):
     return lambda folder: [shutil.rmtree(p) if p.is_dir() else p.unlink() for p in (folder / n for n in names)]
 
 
-def cut_off(name, size):
+def truncated(name, size):
     """The first `size` bytes are left; a negative number of bytes is taken from the end."""
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
 

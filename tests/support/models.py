@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from star_jax.config import ModelConfig
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.weights import placement
 
 TINY = ModelConfig(
@@ -12,8 +12,8 @@ TINY = ModelConfig(
 )
 
 
-def numpy_params(config: ModelConfig, seed: int = 0, scale: float = 0.2) -> gpt.Params:
+def numpy_params(config: ModelConfig, seed: int = 0, scale: float = 0.2) -> decoder.Params:
     """Random parameters of every leaf, made with NumPy (jit(init) would cost seconds of compiling)."""
     rng = np.random.default_rng(seed)
-    shapes = placement.unbox(placement.abstract_params(gpt.GPT(config)))
+    shapes = placement.unbox(placement.abstract_params(decoder.GPT(config)))
     return jax.tree.map(lambda s: (scale * rng.standard_normal(s.shape)).astype(np.float32), shapes)

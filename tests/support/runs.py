@@ -8,7 +8,7 @@ import numpy as np
 from star_jax import config
 from star_jax.algorithms import star
 from star_jax.records import Example, read_jsonl
-from star_jax.runs.run_directory import Ledger
+from star_jax.runs.run_directory import RunDirectory
 from star_jax.weights import checkpoint
 
 
@@ -34,13 +34,13 @@ def small_config(**changes) -> config.Config:
     return config.from_dict(values)
 
 
-def run_with(base: Path, workdir: Path, **changes) -> Ledger:
+def run_with(base: Path, workdir: Path, **changes) -> RunDirectory:
     star.run(small_config(base__path=str(base), **changes), workdir)
-    return Ledger(workdir)
+    return RunDirectory(workdir)
 
 
-def kept(ledger: Ledger, n: int) -> list[Example]:
-    return list(read_jsonl(Example, ledger.path(n, "kept.jsonl")))
+def kept(run_dir: RunDirectory, n: int) -> list[Example]:
+    return list(read_jsonl(Example, run_dir.path(n, "kept.jsonl")))
 
 
 def assert_same_result(a: Path, b: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from star_jax.config import ModelConfig
 from star_jax.convert import __main__ as command
 from star_jax.errors import exit_on_bad_input
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 
 
 def libraries():
@@ -69,7 +69,7 @@ def torch_logits(theirs, tokens_BT) -> np.ndarray:
         return wide(torch.from_numpy(np.asarray(tokens_BT)).long()).logits.numpy()
 
 
-def from_torch(values, config: ModelConfig) -> gpt.Params:
+def from_torch(values, config: ModelConfig) -> decoder.Params:
     """Torch's weights, or their gradients, by name -> our tree."""
     block = _gpt2_block if config.is_gpt2 else _gptj_block
     blocks = [block(values, f"transformer.h.{n}", config) for n in range(config.n_layers)]

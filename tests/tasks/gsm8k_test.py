@@ -29,9 +29,9 @@ def problem_with(answer):
 
 def verdict(task, answer, text):
     drawn = {
-        "cut_off": False,
+        "truncated": False,
         "iteration": 1,
-        "draw": 0,
+        "sample_index": 0,
         "hinted": False,
         "log_probability": 0.0,
         "tokens": 1,

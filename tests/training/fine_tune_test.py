@@ -13,13 +13,13 @@ from star_jax import errors
 from star_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from star_jax.distributed import preemption, sharding
 from star_jax.errors import InputError
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.training import fine_tune, packing, step
 from star_jax.weights import placement
 from tests.support.models import numpy_params
 
 CONFIG = ModelConfig(n_layers=1, d_model=16, n_heads=2, d_mlp=32, rotary_dim=4, vocab_size=20)
-MODEL = gpt.GPT(CONFIG)
+MODEL = decoder.GPT(CONFIG)
 OPTIMIZER = OptimizerConfig(learning_rate=0.01, warmup_steps=2)
 TRAIN = TrainConfig(batch_rows=4, row_tokens=12, log_every=1, checkpoint_every=2)
 
@@ -228,7 +228,7 @@ def test_the_next_batch_is_on_its_way_while_a_step_runs():
             asked.append(number)
             yield {"tokens_RT": number}
 
-    ahead = fine_tune._ahead(batches())
+    ahead = fine_tune.prefetch_one(batches())
     for number in range(3):
         assert next(ahead) == {"tokens_RT": number} and asked[-1] == number + 1
 

@@ -10,7 +10,7 @@ import pytest
 
 from star_jax.config import MeshConfig, ModelConfig, OptimizerConfig
 from star_jax.distributed import sharding
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.preflight import hlo
 from star_jax.training import loss
 from star_jax.training import step as train_step
@@ -45,16 +45,16 @@ def make_batch(kind="fractions", length=LENGTH):
 
 def plain(model, params, batch):
     """With all logits [R, T, V] in float32, and what JAX makes of that."""
-    x_RTD = gpt.call(
+    x_RTD = decoder.call(
         model, params, *(batch[f"{n}_RT"] for n in ("tokens", "positions", "segment_ids")), method="normed"
     )
     kernel_DV, bias_V = (
-        leaf if leaf is None else leaf.astype(x_RTD.dtype) for leaf in gpt.head_weights(model.config, params)
+        leaf if leaf is None else leaf.astype(x_RTD.dtype) for leaf in decoder.head_weights(model.config, params)
     )
     logits_RTV = jnp.matmul(x_RTD, kernel_DV, preferred_element_type=jnp.float32)[:, :-1]
     if bias_V is not None:
         logits_RTV += bias_V.astype(jnp.float32)[None, None]
-    losses_RT = -gpt.log_probability(logits_RTV, batch["tokens_RT"][:, 1:])
+    losses_RT = -decoder.log_probability(logits_RTV, batch["tokens_RT"][:, 1:])
     top_RT1 = jax.lax.stop_gradient(jnp.max(logits_RTV, axis=-1, keepdims=True))
     losses_RT += Z_LOSS * jax.nn.logsumexp(logits_RTV - top_RT1, axis=-1) ** 2
     return jnp.sum(losses_RT * batch["weights_RT"][:, 1:])
@@ -80,7 +80,7 @@ def assert_close(found, wanted, tolerance):
 @pytest.mark.parametrize("kind", ["fractions", "none", "all", "some rows"])
 def test_loss_and_gradients_are_those_of_all_logits(config, kind):
     """A chunk of 7 divides nothing; one of 1,000 is more than there is."""
-    model, params, batch = gpt.GPT(config), numpy_params(config), make_batch(kind)
+    model, params, batch = decoder.GPT(config), numpy_params(config), make_batch(kind)
     wanted = jax.jit(jax.value_and_grad(lambda params, batch: plain(model, params, batch)))(params, batch)
     for chunk in (7, 64, 1000):
         found = jax.jit(jax.value_and_grad(chunked(model, chunk)))(params, batch)
@@ -94,7 +94,12 @@ def test_loss_and_gradients_are_those_of_all_logits(config, kind):
 )
 def test_what_is_left_behind_whole_chunks_goes_by_in_small_ones(kind, mesh_config):
     """Tails of 3 behind chunks of 8: none, one and some of both, on each device its own."""
-    model, params, batch, mesh = gpt.GPT(GPTJ), numpy_params(GPTJ), make_batch(kind), sharding.make_mesh(mesh_config)
+    model, params, batch, mesh = (
+        decoder.GPT(GPTJ),
+        numpy_params(GPTJ),
+        make_batch(kind),
+        sharding.make_mesh(mesh_config),
+    )
     wanted = jax.jit(jax.value_and_grad(lambda params, batch: plain(model, params, batch)))(params, batch)
     with sharding.use(mesh):
         found = jax.jit(jax.value_and_grad(chunked(model, 8, 3)))(*place(mesh, model, params, batch))
@@ -105,7 +110,7 @@ def test_what_is_left_behind_whole_chunks_goes_by_in_small_ones(kind, mesh_confi
 def test_so_they_are_in_bfloat16(config):
     """Logits are summed in float32 on both sides, so only what is rounded on the way back differs."""
     model, params, batch = (
-        gpt.GPT(dataclasses.replace(config, compute_dtype="bfloat16")),
+        decoder.GPT(dataclasses.replace(config, compute_dtype="bfloat16")),
         numpy_params(config),
         make_batch(),
     )
@@ -116,7 +121,7 @@ def test_so_they_are_in_bfloat16(config):
 
 
 def test_it_is_the_trainer_s_own_loss():
-    model, params, batch = gpt.GPT(GPTJ), numpy_params(GPTJ), make_batch()
+    model, params, batch = decoder.GPT(GPTJ), numpy_params(GPTJ), make_batch()
     wanted = jax.jit(lambda params, batch: train_step.loss_sums(model, params, batch, Z_LOSS))(params, batch)
     found = jax.jit(lambda params, batch: loss.loss_sums(model, params, batch, loss.Options(Z_LOSS, 7)))(params, batch)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
@@ -130,7 +135,7 @@ def test_a_place_without_weight_is_not_looked_at():
     targets_RT = jnp.asarray(rng.integers(0, VOCABULARY, weights_RT.shape), jnp.int32)
 
     def of(x_RTD, kernel_DV):
-        return loss.summed(loss.Options(Z_LOSS, 8), x_RTD, kernel_DV, None, targets_RT, weights_RT)
+        return loss.chunked_cross_entropy(loss.Options(Z_LOSS, 8), x_RTD, kernel_DV, None, targets_RT, weights_RT)
 
     value, (dx_RTD, dkernel_DV) = jax.jit(jax.value_and_grad(of, argnums=(0, 1)))(x_RTD, kernel_DV)
     assert np.isfinite(value) and np.isfinite(dkernel_DV).all()
@@ -150,7 +155,7 @@ def place(mesh, model, params, batch):
 def test_every_mesh_has_one_device_s_gradients(config, mesh_config):
     """Rows with nothing to predict lie on some devices only: all go over as many chunks."""
     model, params, batch, mesh = (
-        gpt.GPT(config),
+        decoder.GPT(config),
         numpy_params(config),
         make_batch("some rows"),
         sharding.make_mesh(mesh_config),
@@ -164,7 +169,7 @@ def test_every_mesh_has_one_device_s_gradients(config, mesh_config):
 @pytest.mark.parametrize("mesh_config", MESHES, ids=lambda c: f"data{c.data}-fsdp{c.fsdp}-tensor{c.tensor}")
 def test_nothing_wide_goes_between_devices_and_the_head_s_gradient_once(mesh_config):
     """A chunk says its maxima, sums and hidden gradients; behind the last the kernel's gradient is summed once."""
-    model, params, batch, mesh = gpt.GPT(GPTJ), numpy_params(GPTJ), make_batch(), sharding.make_mesh(mesh_config)
+    model, params, batch, mesh = decoder.GPT(GPTJ), numpy_params(GPTJ), make_batch(), sharding.make_mesh(mesh_config)
     chunk = 8
     placed = place(mesh, model, params, batch)
     with sharding.use(mesh):
@@ -185,7 +190,7 @@ def shapes_of(text):
 @FAMILIES
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_a_train_step_holds_no_logits_but_a_chunk_s(config, microbatches):
-    model, batch, mesh = gpt.GPT(config), make_batch(length=64), sharding.make_mesh(MeshConfig(data=1))
+    model, batch, mesh = decoder.GPT(config), make_batch(length=64), sharding.make_mesh(MeshConfig(data=1))
     params, rows = place(mesh, model, numpy_params(config), batch)
     adam = OptimizerConfig()
     with sharding.use(mesh):
@@ -206,7 +211,7 @@ def test_a_train_step_holds_no_logits_but_a_chunk_s(config, microbatches):
     ids=["one", "one in 4 parts", "data2-fsdp2-tensor2 in 2 parts"],
 )
 def test_train_steps_are_those_of_all_logits(mesh_config, microbatches, monkeypatch):
-    model, batch, mesh = gpt.GPT(GPTJ), make_batch(), sharding.make_mesh(mesh_config)
+    model, batch, mesh = decoder.GPT(GPTJ), make_batch(), sharding.make_mesh(mesh_config)
     adam = OptimizerConfig(learning_rate=0.01)
 
     def losses():
@@ -227,7 +232,7 @@ def test_train_steps_are_those_of_all_logits(mesh_config, microbatches, monkeypa
 
 
 def test_a_loss_alone_costs_no_gradient():
-    model, params, batch = gpt.GPT(GPTJ), numpy_params(GPTJ), make_batch()
+    model, params, batch = decoder.GPT(GPTJ), numpy_params(GPTJ), make_batch()
 
     def products(function):
         text = jax.jit(function).lower(params, batch).as_text()
@@ -239,4 +244,4 @@ def test_a_loss_alone_costs_no_gradient():
 
 def test_a_narrow_vocabulary_keeps_its_logits():
     """Those of 20 symbols are smaller than one layer's activations."""
-    assert loss.pays(GPTJ) and not loss.pays(dataclasses.replace(GPTJ, vocab_size=20))
+    assert loss.use_chunked_loss(GPTJ) and not loss.use_chunked_loss(dataclasses.replace(GPTJ, vocab_size=20))

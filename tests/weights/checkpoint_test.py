@@ -12,7 +12,7 @@ import pytest
 from star_jax.config import MeshConfig, ModelConfig
 from star_jax.distributed import sharding
 from star_jax.errors import InputError
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.tokenizers.simple import ByteTokenizer, SymbolTokenizer
 from star_jax.training import step as train_step
 from star_jax.weights import checkpoint, fingerprint, placement, train_state
@@ -20,7 +20,7 @@ from tests.support.models import numpy_params
 
 CONFIG = ModelConfig(n_layers=2, d_model=8, n_heads=2, d_mlp=16, rotary_dim=2, vocab_size=12, max_positions=32,
                      architecture="gptj", compute_dtype="bfloat16")  # fmt: skip
-MODEL = gpt.GPT(CONFIG)
+MODEL = decoder.GPT(CONFIG)
 MESHES = [MeshConfig(data=1), MeshConfig(fsdp=4, tensor=2), MeshConfig(data=2, fsdp=2, tensor=2)]
 # Orbax leaves coroutines behind that complain when they are collected.
 OF_A_FAILED_READ = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -192,7 +192,7 @@ def state():
 
 
 def keep(directory, state, *steps) -> None:
-    keeper = train_state.StateKeeper(directory)
+    keeper = train_state.TrainStateCheckpointer(directory)
     for step in steps:
         keeper.save(at(state, step), {"tokens": 10 * step})
     keeper.close()
@@ -203,10 +203,12 @@ def at(state, step):
 
 
 def test_a_train_state_comes_back_where_it_lay(state, tmp_path):
-    """StateKeeper keeps the latest two steps, and their totals."""
-    assert train_state.StateKeeper(tmp_path / "state").restore(state) is None and not list(tmp_path.iterdir())
+    """TrainStateCheckpointer keeps the latest two steps, and their totals."""
+    assert train_state.TrainStateCheckpointer(tmp_path / "state").restore(state) is None and not list(
+        tmp_path.iterdir()
+    )
     keep(tmp_path / "state", state, 2, 4, 6)
-    keeper = train_state.StateKeeper(tmp_path / "state")
+    keeper = train_state.TrainStateCheckpointer(tmp_path / "state")
     with pytest.raises(RuntimeError, match="did not save step 6"):  # Orbax itself says nothing
         keeper.save(at(state, 6), {})
     found, totals = keeper.restore(state)
@@ -232,7 +234,7 @@ def test_a_damaged_train_state_is_passed_over(state, tmp_path, caplog):
         content[len(content) // 2] ^= 8
         damaged.write_bytes(content)
         caplog.clear()
-        keeper = train_state.StateKeeper(copy)
+        keeper = train_state.TrainStateCheckpointer(copy)
         found, totals = keeper.restore(state)
         keeper.close()
         assert totals == {"tokens": 10 * int(found.step)} and int(found.step) in (2, 4)
@@ -248,7 +250,7 @@ def test_where_all_train_states_are_damaged_there_is_none(state, tmp_path):
     keep(tmp_path / "state", state, 2, 4)
     for step in "24":
         shutil.rmtree(tmp_path / "state" / step / "state" / "d")
-    keeper = train_state.StateKeeper(tmp_path / "state")
+    keeper = train_state.TrainStateCheckpointer(tmp_path / "state")
     assert keeper.restore(state) is None and not list((tmp_path / "state").iterdir())
     keeper.close()
 
@@ -262,7 +264,7 @@ def test_a_save_in_the_background_is_a_model_when_it_is_finished(tmp_path):
 
     before, params = on_devices(), on_mesh(MESHES[2], seed=3)
     name = fingerprint.fingerprint(params)
-    saving = checkpoint.Saving(tmp_path / "model", MODEL, params, TOKENIZER)
+    saving = checkpoint.AsyncModelSave(tmp_path / "model", MODEL, params, TOKENIZER)
     del params
     assert on_devices() <= before
     saving.wait()
@@ -272,4 +274,4 @@ def test_a_save_in_the_background_is_a_model_when_it_is_finished(tmp_path):
     assert checkpoint.load_tokenizer(tmp_path / "model").spec() == TOKENIZER.spec()
     assert same_bits(checkpoint.load_model(tmp_path / "model")[1], numpy_params(CONFIG, seed=3))
     with pytest.raises(InputError, match="holds a model already"):
-        checkpoint.Saving(tmp_path / "model", MODEL, on_mesh(MESHES[0]), TOKENIZER)
+        checkpoint.AsyncModelSave(tmp_path / "model", MODEL, on_mesh(MESHES[0]), TOKENIZER)

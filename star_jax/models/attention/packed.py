@@ -149,7 +149,7 @@ def _backward(kept, dy_NTHK):
         def turn(j, carry):
             dq_HTK, dk_NTHK, dv_NTHK = carry
             k_HSK = _part(k_NTHK, j)
-            # Keys first: so two of the three products over a block's scores need not turn them.
+            # KV first: so two of the three products over a block's scores need not turn them.
             weights_HST = jnp.exp(_scores(k_HSK, q_HTK) + _unseen(ids_NT, i, j).T[None] - log_sum_HT[:, None])
             slope_HST = _product("HSK,HTK->HST", _part(v_NTHK, j), dy_HTK) - sum_HT[:, None]
             slope_HST = (weights_HST * slope_HST * q_HTK.shape[-1] ** -0.5).astype(q_HTK.dtype)

@@ -10,7 +10,7 @@ from star_jax.models.attention.dense import _LOW, _own, _shared
 
 
 def written(groups, keys, slot):
-    """The ring with the newest keys, model.Keys [B, H, 1, K], at `slot`; see over_ring for `groups`."""
+    """The ring with the newest keys, model.KV [B, H, 1, K], at `slot`; see over_ring for `groups`."""
 
     def at_slot(ring, new):
         return jax.lax.dynamic_update_slice_in_dim(ring, new, slot, axis=2)
@@ -29,7 +29,7 @@ def _rows_of(groups):
 def over_ring(q_BHTK, groups, slot, filled_B, prefix=None, prefix_length=None):
     """A decode step's (T = 1), over keys in a ring: a row sees the one at `slot` and the `filled_B` in front of it.
 
-    `groups`: model.Keys [B / G, H, S, K] of the first rows, of the next ones, and so on: see cpu.row_groups.
+    `groups`: model.KV [B / G, H, S, K] of the first rows, of the next ones, and so on: see cpu.row_groups.
     """
     if _has_kernel(q_BHTK, prefix):
         (keys,) = groups
@@ -41,7 +41,7 @@ def over_ring(q_BHTK, groups, slot, filled_B, prefix=None, prefix_length=None):
     found = [jax.tree.map(lambda *of_groups: jnp.concatenate(of_groups), *parts)]
     if prefix is not None and prefix.k.shape[1]:
         found.append(_shared(q_BHTK, prefix, prefix_length))
-    return softmax.whole(*found).astype(q_BHTK.dtype)
+    return softmax.merge(*found).astype(q_BHTK.dtype)
 
 
 def kernel_over_ring(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix=None, prefix_length=None, interpret=False):
@@ -55,7 +55,7 @@ def kernel_over_ring(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix=None, prefix
             shared = triton.over_prefix(q_BHK, keys[0], keys[1], length, interpret=interpret)
         else:
             low_BH = jnp.full(q_BHK.shape[:2], _LOW)
-            shared = softmax.Partial(low_BH, jnp.zeros_like(low_BH), jnp.zeros(q_BHK.shape))
+            shared = softmax.SoftmaxState(low_BH, jnp.zeros_like(low_BH), jnp.zeros(q_BHK.shape))
         return triton.over_ring(q_BHK, k_BHSK, v_BHSK, slot, filled_B, shared, interpret=interpret)
 
     keys = () if prefix is None or not prefix.k.shape[1] else tuple(prefix)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 
-class Partial(NamedTuple):
+class SoftmaxState(NamedTuple):
     """A softmax over some of the keys, to be gone on with: float32, for queries of any leading shape.
 
     `top`: the largest score. `total`: the sum of exp(score - top). `y` [..., K]: the values' sum under these weights.
@@ -19,14 +19,14 @@ class Partial(NamedTuple):
     y: jax.Array
 
 
-def over(scores: jax.Array, axis: int, weighted: Callable[[jax.Array], jax.Array]) -> Partial:
+def partial_softmax(scores: jax.Array, axis: int, weighted: Callable[[jax.Array], jax.Array]) -> SoftmaxState:
     """The softmax over the keys along `axis`; `weighted`: from weights, of the scores' shape, to the values' sum."""
     top = jnp.max(scores, axis=axis, keepdims=True)
     weights = jnp.exp(scores - top)
-    return Partial(jnp.squeeze(top, axis=axis), jnp.sum(weights, axis=axis), weighted(weights))
+    return SoftmaxState(jnp.squeeze(top, axis=axis), jnp.sum(weights, axis=axis), weighted(weights))
 
 
-def whole(*parts: Partial) -> jax.Array:
+def merge(*parts: SoftmaxState) -> jax.Array:
     """[..., K] of the softmax over the keys of all parts, of which one has a key that the query sees."""
     if len(parts) == 1:
         return parts[0].y / parts[0].total[..., None]

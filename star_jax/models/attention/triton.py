@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from star_jax.models.attention.softmax import Partial
+from star_jax.models.attention.softmax import SoftmaxState
 
 # Of what was tried on an H200 (LOG.md of the benchmarks): 4.0 TB/s, where a copy runs at 4.3.
 LANES = 4  # keys of the ring that a program of one warp works on while the next are on their way
@@ -21,7 +21,7 @@ QUERIES, KEYS = 64, 32  # of the prefix's products in a program
 
 def over_prefix(
     q_BHK: jax.Array, k_HPK: jax.Array, v_HPK: jax.Array, length: jax.Array, *, interpret: bool = False
-) -> Partial:
+) -> SoftmaxState:
     """All rows' queries over the first `length` of keys that they share. P is a multiple of 16, K a power of two."""
     (rows, heads, size), places = q_BHK.shape, k_HPK.shape[1]
     queries, keys = QUERIES if rows >= QUERIES else 16, KEYS if places % KEYS == 0 else 16
@@ -45,7 +45,7 @@ def over_prefix(
         k_HPK,
         v_HPK,
     )
-    return Partial(*(array[:rows] for array in found))
+    return SoftmaxState(*(array[:rows] for array in found))
 
 
 def _queries(keys, length_ref, q_ref, k_ref, v_ref, top_ref, total_ref, y_ref):
@@ -73,7 +73,7 @@ def over_ring(
     v_BHSK: jax.Array,
     slot: jax.Array,
     filled_B: jax.Array,
-    shared: Partial,
+    shared: SoftmaxState,
     *,
     lanes: int = LANES,
     interpret: bool = False,

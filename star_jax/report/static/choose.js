@@ -1,6 +1,6 @@
 // Which rows match what was asked for, and how a link says what was asked for.
 
-const VERDICTS = { right: "right", wrong: "wrong", unparsable: "unparsable", cut_off: "cut off" };
+const VERDICTS = { right: "right", wrong: "wrong", unparsable: "unparsable", truncated: "cut off" };
 
 function isRight(drawn) {
   return Boolean(drawn) && drawn.verdict === "right";

@@ -15,8 +15,8 @@ import numpy as np
 
 from star_jax.config import ModelConfig
 from star_jax.errors import InputError
-from star_jax.models import decoder as gpt
-from star_jax.runs.run_directory import Ledger
+from star_jax.models import decoder
+from star_jax.runs.run_directory import RunDirectory
 from star_jax.tokenizers.byte_level_bpe import END_OF_TEXT, Gpt2Tokenizer
 from star_jax.weights.sources import loader
 from star_jax.weights.sources.tensor_files import open_directory, read_json
@@ -122,7 +122,7 @@ class HfSource:
             name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}": tensor
             for name, tensor in open_directory(directory).items()
         }
-        self._shapes = {(leaf, layer): shape for leaf, layer, shape in loader.tensors(gpt.GPT(self.config))}
+        self._shapes = {(leaf, layer): shape for leaf, layer, shape in loader.tensors(decoder.GPT(self.config))}
         self._check()
         dtypes = {self._files[self.name(leaf, layer)].dtype for leaf, layer in self._shapes}
         only = dtypes.pop() if len(dtypes) == 1 else None
@@ -187,7 +187,12 @@ def _read_config(path: Path) -> ModelConfig:
 
 
 def save(
-    directory: Path, config: ModelConfig, params: gpt.Params, tokenizer: Any, dtype: np.dtype, shard_bytes: int = 2**31
+    directory: Path,
+    config: ModelConfig,
+    params: decoder.Params,
+    tokenizer: Any,
+    dtype: np.dtype,
+    shard_bytes: int = 2**31,
 ) -> None:
     """Writes config.json, safetensors (with an index where there are several) and the tokenizer's files.
 
@@ -200,7 +205,7 @@ def save(
     directory.mkdir(parents=True, exist_ok=True)
     if (directory / "config.json").exists():
         raise InputError(f"{directory}: holds a model already; delete it or give another directory")
-    grouped = _grouped(gpt.GPT(config))
+    grouped = _grouped(decoder.GPT(config))
     plan: list[list[str]] = [[]]
     size = total = 0
     for name, (shape, _) in grouped.items():
@@ -215,7 +220,7 @@ def save(
         file = f"model-{number:05d}-of-{len(plan):05d}.safetensors" if len(plan) > 1 else "model.safetensors"
         save_file({n: _gather(grouped[n][1], params, dtype) for n in names}, directory / file, {"format": "pt"})
         weight_map.update(dict.fromkeys(names, file))
-    write = Ledger(directory).write_json
+    write = RunDirectory(directory).write_json
     if len(plan) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write(directory / "model.safetensors.index.json", index)
@@ -227,7 +232,7 @@ def save(
     write(directory / "config.json", _config_json(config, tokenizer.end_of_text if tokenizer else None, dtype))
 
 
-def _grouped(model: gpt.GPT) -> dict[str, tuple[tuple[int, ...], list[tuple[Row, int | None]]]]:
+def _grouped(model: decoder.GPT) -> dict[str, tuple[tuple[int, ...], list[tuple[Row, int | None]]]]:
     """Their name -> (their shape, the rows that fill it, part by part)."""
     rows = {row.leaf: row for row in TABLES[model.config.architecture or "gptj"]}
     grouped: dict[str, tuple[tuple[int, ...], list[tuple[Row, int | None]]]] = {}
@@ -237,7 +242,7 @@ def _grouped(model: gpt.GPT) -> dict[str, tuple[tuple[int, ...], list[tuple[Row,
     return grouped
 
 
-def _gather(parts: list[tuple[Row, int | None]], params: gpt.Params, dtype: np.dtype) -> np.ndarray:
+def _gather(parts: list[tuple[Row, int | None]], params: decoder.Params, dtype: np.dtype) -> np.ndarray:
     found = []
     for row, layer in sorted(parts, key=lambda item: item[0].part):
         leaf = params

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from star_jax.config import ModelConfig, from_dict_of
 from star_jax.distributed import sharding
 from star_jax.errors import InputError
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.tokenizers.base import Tokenizer
 from star_jax.weights import placement
 
@@ -58,13 +58,13 @@ def model_config(path: Path, values: dict[str, Any]) -> ModelConfig:
     return config
 
 
-def leaves(model: gpt.GPT) -> dict[str, jax.ShapeDtypeStruct]:
+def leaves(model: decoder.GPT) -> dict[str, jax.ShapeDtypeStruct]:
     """ "blocks/attention/query" -> shape and dtype, for every parameter."""
     flat = jax.tree_util.tree_flatten_with_path(placement.unbox(placement.abstract_params(model)))[0]
     return {placement.leaf_name(path): leaf for path, leaf in flat}
 
 
-def tensors(model: gpt.GPT) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:
+def tensors(model: decoder.GPT) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:
     """(leaf, layer or None, shape) of every tensor: the stacked leaves are cut into their layers."""
     for leaf, struct in leaves(model).items():
         if leaf.startswith(STACKED):
@@ -73,12 +73,12 @@ def tensors(model: gpt.GPT) -> Iterator[tuple[str, int | None, tuple[int, ...]]]
             yield leaf, None, struct.shape
 
 
-def load(source: Source, mesh: Mesh, dtype: np.dtype | str) -> tuple[gpt.GPT, gpt.Params]:
+def load(source: Source, mesh: Mesh, dtype: np.dtype | str) -> tuple[decoder.GPT, decoder.Params]:
     """(model, parameters) on the mesh, in `dtype`: the host never holds more than one tensor of one layer.
 
     Raises InputError naming the tensor for what cannot be read and for weights that are not finite.
     """
-    model = gpt.GPT(source.config)
+    model = decoder.GPT(source.config)
     places = placement.param_shardings(model, mesh)
     flat_places = {placement.leaf_name(path): place for path, place in _flatten(places)}
     flat: dict[str, jax.Array] = {}
@@ -102,7 +102,7 @@ def load(source: Source, mesh: Mesh, dtype: np.dtype | str) -> tuple[gpt.GPT, gp
     return model, jax.tree_util.tree_map_with_path(lambda path, _: flat[placement.leaf_name(path)], places)
 
 
-def check_finite(place: Path, params: gpt.Params) -> None:
+def check_finite(place: Path, params: decoder.Params) -> None:
     """Raises InputError naming the first leaf that holds something else than finite numbers of its dtype."""
     for path, leaf in _flatten(params):
         if not _finite(leaf):
@@ -110,7 +110,7 @@ def check_finite(place: Path, params: gpt.Params) -> None:
             raise InputError(f"{place}: {name} holds values that are not finite numbers of {leaf.dtype}")
 
 
-def _flatten(tree: gpt.Params) -> list[tuple[tuple[jax.tree_util.DictKey, ...], Any]]:
+def _flatten(tree: decoder.Params) -> list[tuple[tuple[jax.tree_util.DictKey, ...], Any]]:
     return jax.tree_util.tree_flatten_with_path(tree)[0]
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from star_jax.config import ModelConfig
 from star_jax.errors import InputError
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.weights.sources import loader
 from star_jax.weights.sources.tensor_files import read_json
 
@@ -89,7 +89,7 @@ class MeshTransformerSource:
         self._places = {name: i for i, name in enumerate(names)}
         self._shards = [_Shard(folder, len(names), part) for folder in folders]
         self._check_agreement()
-        self._shapes = {(leaf, layer): shape for leaf, layer, shape in loader.tensors(gpt.GPT(self.config))}
+        self._shapes = {(leaf, layer): shape for leaf, layer, shape in loader.tensors(decoder.GPT(self.config))}
         # Biases that add up over shards, and rows with a bias folded in, are no bfloat16 numbers any more.
         self.dtype = np.dtype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Packed training attention: equal to the dense softmax within segments, values and gradients."""
+"""PrefillMask training attention: equal to the dense softmax within segments, values and gradients."""
 
 import functools
 import sys
@@ -11,7 +11,7 @@ import pytest
 
 from star_jax.config import MeshConfig, ModelConfig
 from star_jax.distributed import sharding
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.models.attention import dense, packed
 from star_jax.preflight import hlo
 from tests.support.models import numpy_params
@@ -141,29 +141,32 @@ def test_on_a_mesh_it_is_the_same_and_says_nothing_to_other_devices(config):
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_training_s_pass_is_the_model_s_whatever_is_recomputed(remat):
     """`normed` with its segments against `__call__` with its mask: the same logits behind the head."""
-    model = gpt.GPT(ModelConfig(2, 16, 4, 32, 2, 24, 64, "gptj", remat=remat))
+    model = decoder.GPT(ModelConfig(2, 16, 4, 32, 2, 24, 64, "gptj", remat=remat))
     params, (tokens_BT, positions_BT, ids_BT) = numpy_params(model.config), packed_rows()
 
     def ours(params):
-        kernel_DV, bias_V = gpt.head_weights(model.config, params)
+        kernel_DV, bias_V = decoder.head_weights(model.config, params)
         return (
-            gpt.call(model, params, tokens_BT, positions_BT, ids_BT, method="normed") @ kernel_DV + bias_V[None, None]
+            decoder.call(model, params, tokens_BT, positions_BT, ids_BT, method="normed") @ kernel_DV
+            + bias_V[None, None]
         )
 
     def of(logits):
         return jax.jit(jax.value_and_grad(lambda params: jnp.mean(jnp.sin(logits(params)))))(params)
 
-    found, wanted = of(ours), of(lambda params: gpt.apply(model, params, tokens_BT, positions_BT, ids_BT))
+    found, wanted = of(ours), of(lambda params: decoder.apply(model, params, tokens_BT, positions_BT, ids_BT))
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5, atol=1e-6)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), found[1], wanted[1])
 
 
 def test_a_narrow_vocabulary_s_logits_are_the_model_s():
     """`segmented`, which trains models whose logits need no chunks, against `__call__` with its mask."""
-    model = gpt.GPT(ModelConfig(2, 16, 4, 32, 2, 24, 64, "gptj"))
+    model = decoder.GPT(ModelConfig(2, 16, 4, 32, 2, 24, 64, "gptj"))
     params, (tokens_BT, positions_BT, ids_BT) = numpy_params(model.config), packed_rows()
-    found = jax.jit(lambda params: gpt.call(model, params, tokens_BT, positions_BT, ids_BT, method="segmented"))(params)
-    wanted = jax.jit(lambda params: gpt.apply(model, params, tokens_BT, positions_BT, ids_BT))(params)
+    found = jax.jit(lambda params: decoder.call(model, params, tokens_BT, positions_BT, ids_BT, method="segmented"))(
+        params
+    )
+    wanted = jax.jit(lambda params: decoder.apply(model, params, tokens_BT, positions_BT, ids_BT))(params)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -171,10 +174,10 @@ def test_attention_runs_again_only_where_whole_blocks_do():
     """By the exponentials of a gradient's program: "dots" has no more of them than "none", "full" has."""
     exponentials = {}
     for remat in ("none", "dots", "full"):
-        model = gpt.GPT(ModelConfig(2, 16, 4, 32, 2, 24, 64, "gptj", remat=remat))
+        model = decoder.GPT(ModelConfig(2, 16, 4, 32, 2, 24, 64, "gptj", remat=remat))
 
         def loss(params, model=model):
-            return jnp.sum(gpt.call(model, params, *packed_rows(), method="normed"))
+            return jnp.sum(decoder.call(model, params, *packed_rows(), method="normed"))
 
         text = str(jax.make_jaxpr(jax.grad(loss))(numpy_params(model.config)))
         exponentials[remat] = text.count("= exp ")

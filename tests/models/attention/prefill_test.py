@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.models.attention import dense, prefill
 
 HEADS, SIZE = 2, 4
@@ -45,7 +45,7 @@ def check(lengths, padding, longest, prefix=None, length=0):
 def test_blocks_of_the_row_see_what_the_whole_row_sees(length):
     """Four blocks; texts that end with one, begin with one, fill one, and reach from one into the next."""
     assert dense._BLOCK == 64
-    prefix = gpt.Keys(*arrays(*[(HEADS, 6, SIZE)] * 2, seed=1)) if length else None
+    prefix = decoder.KV(*arrays(*[(HEADS, 6, SIZE)] * 2, seed=1)) if length else None
     check([30, 34, 65, 1, 62, 60], padding=4, longest=65, prefix=prefix, length=length)
 
 

@@ -11,7 +11,7 @@ def partial(scores_QS, v_SK):
     top_Q = scores_QS.max(axis=-1)
     weights_QS = np.exp(scores_QS - top_Q[:, None])
     found = top_Q, weights_QS.sum(axis=-1), weights_QS @ v_SK
-    return softmax.Partial(*(jnp.asarray(x, jnp.float32) for x in found))
+    return softmax.SoftmaxState(*(jnp.asarray(x, jnp.float32) for x in found))
 
 
 @pytest.mark.parametrize("cuts", [[], [4], [1, 2, 9]])
@@ -24,4 +24,4 @@ def test_parts_are_the_whole(cuts):
     parts = [partial(*both) for both in zip(np.split(scores_QS, cuts, axis=1), np.split(v_SK, cuts), strict=True)]
     weights_QS = np.exp(scores_QS - scores_QS.max(axis=-1, keepdims=True))
     wanted_QK = weights_QS @ v_SK / weights_QS.sum(axis=-1, keepdims=True)
-    np.testing.assert_allclose(softmax.whole(*parts), wanted_QK, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(softmax.merge(*parts), wanted_QK, rtol=1e-5, atol=1e-6)

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from star_jax.config import MeshConfig
 from star_jax.distributed import cuda, sharding
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.models.attention import dense, ring, triton
 from star_jax.sampling import kv_cache
 from tests.support.models import TINY, numpy_params
@@ -43,14 +43,14 @@ def plain(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix, length):
 @pytest.mark.parametrize("slot", [0, 7, SLOTS - 1])
 def test_rows_see_their_own_part_of_the_ring_and_the_prefix(places, length, slot):
     q_BHTK, k_BHSK, v_BHSK = arrays((ROWS, HEADS, 1, SIZE), *[(ROWS, HEADS, SLOTS, SIZE)] * 2)
-    prefix = gpt.Keys(*arrays(*[(HEADS, places, SIZE)] * 2, seed=1)) if places else None
+    prefix = decoder.KV(*arrays(*[(HEADS, places, SIZE)] * 2, seed=1)) if places else None
     filled_B = jnp.array([0, 1, 3, SLOTS - 2, SLOTS - 1, SLOTS + 40])  # the last: an idle row that counts on
     args = q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix, length
     found = ring.kernel_over_ring(*args, interpret=INTERPRET)
     np.testing.assert_allclose(found, plain(*args), rtol=2e-6, atol=2e-6)
     for groups in (1, 3):  # arrays of so many rows each
         keys = [
-            gpt.Keys(*(x[i : i + ROWS // groups] for x in (k_BHSK, v_BHSK))) for i in range(0, ROWS, ROWS // groups)
+            decoder.KV(*(x[i : i + ROWS // groups] for x in (k_BHSK, v_BHSK))) for i in range(0, ROWS, ROWS // groups)
         ]
         found = ring.over_ring(q_BHTK, keys, slot, filled_B, prefix, length)
         np.testing.assert_allclose(found, plain(*args), rtol=2e-6, atol=2e-6)
@@ -59,12 +59,12 @@ def test_rows_see_their_own_part_of_the_ring_and_the_prefix(places, length, slot
 def test_what_is_not_the_rows_own_may_be_anything():
     """Slots that a row does not see, and the prefix's padding, are NaN or huge."""
     q_BHTK, k_BHSK, v_BHSK = arrays((ROWS, HEADS, 1, SIZE), *[(ROWS, HEADS, SLOTS, SIZE)] * 2)
-    prefix, slot, filled = gpt.Keys(*arrays(*[(HEADS, 32, SIZE)] * 2, seed=1)), 4, 6
+    prefix, slot, filled = decoder.KV(*arrays(*[(HEADS, 32, SIZE)] * 2, seed=1)), 4, 6
     args = slot, jnp.full((ROWS,), filled), prefix, 20
     found = ring.kernel_over_ring(q_BHTK, k_BHSK, v_BHSK, *args, interpret=INTERPRET)
     hidden = np.setdiff1d(np.arange(SLOTS), (slot - np.arange(filled + 1)) % SLOTS)
     broken = [x.at[:, :, hidden].set(np.nan) for x in (k_BHSK, v_BHSK)]
-    padding = gpt.Keys(*(x.at[:, 20:].set(1e6) for x in prefix))
+    padding = decoder.KV(*(x.at[:, 20:].set(1e6) for x in prefix))
     again = ring.kernel_over_ring(q_BHTK, *broken, slot, args[1], padding, 20, interpret=INTERPRET)
     np.testing.assert_array_equal(found, again)
 
@@ -88,7 +88,7 @@ def test_heads_may_lie_on_several_devices(config):
     """As in the sampler: rows by a shard_map over `data`, heads by the compiler."""
     mesh = sharding.make_mesh(config)
     q_BHTK, k_BHSK, v_BHSK = arrays((8, HEADS, 1, SIZE), *[(8, HEADS, SLOTS, SIZE)] * 2)
-    prefix, filled_B = gpt.Keys(*arrays(*[(HEADS, 32, SIZE)] * 2, seed=1)), jnp.arange(8)
+    prefix, filled_B = decoder.KV(*arrays(*[(HEADS, 32, SIZE)] * 2, seed=1)), jnp.arange(8)
 
     def attend(q_BHTK, k_BHSK, v_BHSK, filled_B, prefix):
         return ring.kernel_over_ring(q_BHTK, k_BHSK, v_BHSK, 5, filled_B, prefix, 30, interpret=INTERPRET)
@@ -105,7 +105,7 @@ def test_heads_may_lie_on_several_devices(config):
 def test_a_decode_step_is_the_same_through_them(monkeypatch):
     """The whole step, its cache too, over several turns around the ring."""
     config = TINY
-    model, params = gpt.GPT(config), numpy_params(config)
+    model, params = decoder.GPT(config), numpy_params(config)
     tokens_P = jnp.asarray(np.random.default_rng(0).integers(0, config.vocab_size, 32))
     prefix = kv_cache.encode_prefix(model, params, tokens_P, 29)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from star_jax.config import ModelConfig
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
 from star_jax.tokenizers.simple import ByteTokenizer
 from star_jax.weights import checkpoint
@@ -24,7 +24,6 @@ from tests.support.damages import (
     Trap,
     as_npy,
     content,
-    cut_off,
     every,
     index_with,
     json_with,
@@ -35,6 +34,7 @@ from tests.support.damages import (
     tensors_with,
     torch_file,
     trapped,
+    truncated,
     without,
 )  # fmt: skip
 from tests.support.models import numpy_params
@@ -58,7 +58,7 @@ def good(tmp_path_factory) -> Path:
     hf.save(folder / HF, CONFIG, params, tokenizer, np.dtype("float32"))
     hf.save(folder / "sharded", CONFIG, params, None, np.dtype("float32"), shard_bytes=10_000)
     assert len(list((folder / "sharded").glob("*.safetensors"))) == 4
-    checkpoint.save_model(folder / OURS, gpt.GPT(CONFIG), jax.tree.map(jax.numpy.asarray, params), ByteTokenizer())
+    checkpoint.save_model(folder / OURS, decoder.GPT(CONFIG), jax.tree.map(jax.numpy.asarray, params), ByteTokenizer())
     mesh_transformer.write(folder / MESH / "step_3", mesh_transformer.cut(originals(), 2), full=True)
     mesh_transformer.write(folder / "slim" / "step_3", mesh_transformer.cut(originals(), 2))
     sizes = {"layers": 2, "d_model": 8, "n_heads": 2, "n_vocab": 300, "seq": 16, "pe": "rotary", "pe_rotary_dims": 2}
@@ -81,7 +81,7 @@ H0 = "transformer.h.0"
 BAD_HF = [
     ("no config.json", without("config.json"), "config.json: cannot be read"),
     ("empty config.json", content("config.json", b""), "config.json: not JSON"),
-    ("broken config.json", cut_off("config.json", 40), "config.json: not JSON"),
+    ("broken config.json", truncated("config.json", 40), "config.json: not JSON"),
     ("config.json of no text", content("config.json", b"\xff\xfe\x00"), "config.json: not JSON"),
     ("nested config.json", content("config.json", b"[" * 100_000), "config.json: not JSON"),
     ("config.json is a list", content("config.json", b"[1]"), "config.json: not a JSON object"),
@@ -106,10 +106,10 @@ BAD_HF = [
     ("NaN", tensors_with(f"{H0}.attn.q_proj.weight", spoiled(np.nan)), f"{H0}.attn.q_proj.weight holds values that"),
     ("inf", tensors_with("transformer.ln_f.bias", spoiled(-np.inf)), "transformer.ln_f.bias holds values that are not"),
     ("empty weights", content(ONE, b""), f"{ONE}: not a whole safetensors file"),
-    ("seven bytes", cut_off(ONE, 7), f"{ONE}: not a whole safetensors file"),
-    ("half a header", cut_off(ONE, 300), f"{ONE}: not a whole safetensors file"),
-    ("no tensors", cut_off(ONE, 4000), f"{ONE}: not a whole safetensors file"),
-    ("a byte short", cut_off(ONE, -1), f"{ONE}: not a whole safetensors file"),
+    ("seven bytes", truncated(ONE, 7), f"{ONE}: not a whole safetensors file"),
+    ("half a header", truncated(ONE, 300), f"{ONE}: not a whole safetensors file"),
+    ("no tensors", truncated(ONE, 4000), f"{ONE}: not a whole safetensors file"),
+    ("a byte short", truncated(ONE, -1), f"{ONE}: not a whole safetensors file"),
     ("garbage", content(ONE, os.urandom(5000)), f"{ONE}: not a whole safetensors file"),
     ("a folder as weights", lambda f: [without(ONE)(f), (f / ONE).mkdir()], "no weights are there"),
     ("no weights", without(ONE), "no weights are there"),
@@ -121,7 +121,7 @@ BAD_HF = [
     ("an empty dict by torch", torch_file(lambda _: {}), "is missing; get the whole model"),
     ("torch garbage", torch_file(lambda _: b"PK\3\4" * 99, by="bytes"), f"{BIN}: not a file of weights"),
     ("torch nothing", torch_file(lambda _: b"", by="bytes"), f"{BIN}: not a file of weights"),
-    ("tokenizer.json", cut_off("tokenizer.json", 500), "tokenizer.json: no tokenizer can be made of it"),
+    ("tokenizer.json", truncated("tokenizer.json", 500), "tokenizer.json: no tokenizer can be made of it"),
     ("tokenizer list", content("tokenizer.json", b"[]"), "tokenizer.json: no tokenizer can be made of it"),
     ("vocab alone", lambda f: [without("tokenizer.json")(f), content("vocab.json", b"{}")(f)], "merges.txt is there"),
 ]
@@ -131,13 +131,13 @@ BAD_SHARDS = [
     ("absolute path", index_with("lm_head.bias", "/etc/passwd"), "the file '/etc/passwd' it names is not beside it"),
     ("wrong file", index_with("lm_head.bias", SHARD), f"{SHARD}: the tensor lm_head.bias is missing, which {INDEX}"),
     ("number", index_with("lm_head.bias", 3), f"{INDEX}: has no weight_map"),
-    ("truncated", cut_off(SHARD, -1), f"{SHARD}: not a whole safetensors file"),
-    ("index broken", cut_off(INDEX, 90), f"{INDEX}: not JSON"),
+    ("truncated", truncated(SHARD, -1), f"{SHARD}: not a whole safetensors file"),
+    ("index broken", truncated(INDEX, 90), f"{INDEX}: not JSON"),
     ("index of nothing", content(INDEX, b"{}"), f"{INDEX}: has no weight_map"),
     ("index names none", content(INDEX, b'{"weight_map": {}}'), "is missing; get the whole model"),
 ]
 BAD_OURS = [
-    ("truncated", cut_off("model.json", 60), "model.json: not a model description"),
+    ("truncated", truncated("model.json", 60), "model.json: not a model description"),
     ("missing", without("model.json"), "no complete model is there: neither model.json"),
     ("a list", content("model.json", b"[]"), "model.json: not a model description"),
     ("format", json_with("model.json", format="star_jax model 9"), "unknown format 'star_jax model 9'"),
@@ -163,7 +163,7 @@ BAD_MESH = [
     ("no shards", without("step_3/shard_0", "step_3/shard_1"), "step_3: needs the folders shard_0, shard_1"),
     ("one of two", without("step_3/shard_1"), "has shape [8, 4], the config asks for [8, 8] (1 shards"),
     ("no npz", without(step_file("15.npz")), "shard_1/15.npz: not a whole npz archive"),
-    ("half an npz", cut_off(step_file("9.npz"), 700), "shard_1/9.npz: not a whole npz archive"),
+    ("half an npz", truncated(step_file("9.npz"), 700), "shard_1/9.npz: not a whole npz archive"),
     ("empty npz", content(step_file("0.npz"), b""), "shard_1/0.npz: not a whole npz archive"),
     ("garbage npz", content(step_file("0.npz"), b"PK\3\4" * 300), "shard_1/0.npz: not a whole npz archive"),
     ("a single array", as_npy, "shard_1/7.npz: not a whole npz archive (a single array)"),

@@ -16,7 +16,7 @@ import pytest
 from star_jax.config import MeshConfig, ModelConfig
 from star_jax.distributed import sharding
 from star_jax.errors import InputError
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.records import Prompt
 from star_jax.sampling.sampler import Sampler
 from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
@@ -45,7 +45,7 @@ TEXTS = [
     "".join(map(chr, range(256))),
     "".join(map(chr, range(0x100, 0x110000, 997))).encode("utf-8", "ignore").decode(),
 ]
-forward = jax.jit(gpt.apply, static_argnums=0)
+forward = jax.jit(decoder.apply, static_argnums=0)
 
 
 def worst(found, expected) -> float:
@@ -234,7 +234,7 @@ def test_greedy_continuations_are_those_of_transformers(config, tmp_path, record
     rng = np.random.default_rng(5)
     prompts = [rng.integers(0, 60, n).tolist() for n in (1, 2, 7, 8, 15, 20, 3, 11)]
     sampler = Sampler(
-        gpt.GPT(config), jax.tree.map(jnp.asarray, params), IdsTokenizer(61, end), max_new_tokens=budget, slots=3,
+        decoder.GPT(config), jax.tree.map(jnp.asarray, params), IdsTokenizer(61, end), max_new_tokens=budget, slots=3,
         queue=8, prefill_tokens=32,
     )  # fmt: skip
     drawn = sampler([Prompt("", " ".join(map(str, ids))) for ids in prompts])
@@ -253,7 +253,7 @@ def test_greedy_continuations_are_those_of_transformers(config, tmp_path, record
         compared += int(sure)
     record_property("tokens", compared)
     assert compared >= 40 and len({draw.token_ids for draw in drawn}) > 3
-    assert config.is_gpt2 or any(not draw.cut_off for draw in drawn)
+    assert config.is_gpt2 or any(not draw.truncated for draw in drawn)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

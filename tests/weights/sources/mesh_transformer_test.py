@@ -14,7 +14,7 @@ import pytest
 from star_jax.config import MeshConfig, ModelConfig, OptimizerConfig
 from star_jax.distributed import sharding
 from star_jax.errors import InputError
-from star_jax.models import decoder as gpt
+from star_jax.models import decoder
 from star_jax.records import Prompt
 from star_jax.sampling.sampler import Sampler
 from star_jax.training import optimizer, step
@@ -29,7 +29,7 @@ SCHEDULE = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, decay="cosine", e
 WIDE = ModelConfig(
     n_layers=12, d_model=16, n_heads=8, d_mlp=64, rotary_dim=2, vocab_size=24, max_positions=8, architecture="gptj"
 )
-forward = jax.jit(gpt.apply, static_argnums=0)
+forward = jax.jit(decoder.apply, static_argnums=0)
 
 
 @pytest.fixture(scope="module")
