@@ -3,8 +3,9 @@
 import argparse
 from typing import Any
 
+from star_jax.cli.parser import exit_on_bad_input
 from star_jax.distributed import processes, sharding
-from star_jax.errors import InputError, exit_on_bad_input
+from star_jax.errors import InputError
 from star_jax.evaluation.accuracy import score, vote
 from star_jax.evaluation.generate import complete, prompts_of, split_problems
 from star_jax.evaluation.stored_run import open_iteration

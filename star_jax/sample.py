@@ -12,8 +12,9 @@ import json
 import sys
 from collections.abc import Iterator
 
+from star_jax.cli.parser import exit_on_bad_input
 from star_jax.distributed import sharding
-from star_jax.errors import InputError, exit_on_bad_input
+from star_jax.errors import InputError
 from star_jax.evaluation import generate, stored_run
 from star_jax.records import Problem
 from star_jax.sampling.token_sampling import Decoding

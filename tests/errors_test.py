@@ -2,7 +2,8 @@
 
 import pytest
 
-from star_jax.errors import InputError, disk_errors_as_input_errors, exit_on_bad_input, is_peer_failure
+from star_jax.cli.parser import exit_on_bad_input
+from star_jax.errors import InputError, disk_errors_as_input_errors, is_peer_failure
 
 
 def raising(error: BaseException):
@@ -39,7 +40,7 @@ def test_ctrl_c_is_one_line_and_the_shell_s_status(capsys):
     with pytest.raises(SystemExit) as caught:
         exit_on_bad_input(raising(KeyboardInterrupt()))
     assert caught.value.code == 130
-    assert capsys.readouterr().err == "star_jax: stopped; the same command goes on from here\n"
+    assert capsys.readouterr().err == "star_jax: interrupted; the same command continues the run\n"
 
 
 def test_a_main_that_succeeds_returns():

@@ -18,7 +18,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from star_jax.errors import InputError, Parser, exit_on_bad_input
+from star_jax.cli.parser import Parser, exit_on_bad_input
+from star_jax.errors import InputError
 from star_jax.records import Example, natural_order
 from star_jax.report import audit_file, audited
 from star_jax.report.audit_file import MARKS, SOURCES, Item
@@ -30,7 +31,7 @@ from star_jax.runs.atomic_files import atomic_write
 def main() -> None:
     """The command line at the head of this file."""
     about = __doc__.split("\n")[0]
-    parser = Parser(prog="python -m star_jax.audit", description=about, allow_abbrev=False)
+    parser = Parser("audit", about)
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="a run's directory")
     parser.add_argument("--n", type=int, default=50, help="items that the file should have (default: 50)")
     parser.add_argument(

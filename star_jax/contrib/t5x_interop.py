@@ -31,8 +31,9 @@ from flax.linen.partitioning import AxisMetadata
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from star_jax.cli.parser import exit_on_bad_input
 from star_jax.distributed import sharding
-from star_jax.errors import InputError, exit_on_bad_input
+from star_jax.errors import InputError
 from star_jax.models import decoder
 from star_jax.records import Example, read_jsonl
 from star_jax.sampling import kv_cache

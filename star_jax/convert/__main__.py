@@ -18,9 +18,10 @@ from typing import NoReturn
 import numpy as np
 
 from star_jax import tokenizers
+from star_jax.cli.parser import exit_on_bad_input
 from star_jax.config import MeshConfig
 from star_jax.distributed import sharding
-from star_jax.errors import InputError, exit_on_bad_input
+from star_jax.errors import InputError
 from star_jax.tokenizers import byte_level_bpe
 from star_jax.tokenizers.base import Tokenizer
 from star_jax.weights import checkpoint

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from star_jax.distributed import preemption
-from star_jax.errors import InputError, Stopped, is_peer_failure, say
+from star_jax.errors import InputError, Stopped, is_peer_failure, report_error
 
 ANOTHER_DIED = 3  # exit status
 HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead
@@ -224,7 +224,7 @@ def _leave(error: BaseException) -> None:
     """Ends this process at once: leaving in good order would wait for the others, which wait for this one."""
     status: Any = 1
     if isinstance(error, InputError | KeyboardInterrupt | SystemExit | Stopped):
-        status = say(error)
+        status = report_error(error)
     elif is_peer_failure(error):
         print(f"star_jax: {_TOLD} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
         status = ANOTHER_DIED

@@ -22,14 +22,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from star_jax import main
 from star_jax.algorithms import setup
+from star_jax.cli.config_flags import read_config
+from star_jax.cli.parser import Parser, exit_on_bad_input
 from star_jax.config import Config, from_dict
 from star_jax.distributed import sharding
-from star_jax.errors import InputError, exit_on_bad_input
+from star_jax.errors import InputError
 from star_jax.models import decoder
 from star_jax.preflight import budget, hlo
 from star_jax.preflight.budget import GIB, Lengths
@@ -49,10 +49,6 @@ TPUS = {
     "tpu7x": (192, "tpu7x-8"),
 }
 GPUS = {"A100": 80, "H100": 80, "H200": 141, "B200": 180, "L4": 24, "L40S": 48, "RTX4090": 24, "V100": 32, "T4": 16}
-
-_TOPOLOGY = flags.DEFINE_string("topology", None, "e.g. v3:2x2, v5e:4x4, gpu:8xH100.")
-_PREFIX = flags.DEFINE_integer("prefix_tokens", 1024, "Tokens of the shared few-shot prefix.", lower_bound=0)
-_BODY = flags.DEFINE_integer("body_tokens", 128, "Tokens of the longest problem.", lower_bound=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,8 +295,14 @@ def report(config: Config, on: Topology, lengths: Lengths, say: Callable[[str], 
 
 
 def _main() -> None:
-    values = main.read_config(sys.argv, __doc__)
-    if not _TOPOLOGY.value:
+    parser = Parser("preflight", __doc__)
+    parser.add_argument("--topology", help="e.g. v3:2x2, v5e:4x4, gpu:8xH100")
+    parser.add_argument("--prefix_tokens", type=int, default=1024, help="tokens of the shared few-shot prefix (1024)")
+    parser.add_argument("--body_tokens", type=int, default=128, help="tokens of the longest problem (128)")
+    args, values = read_config(parser)
+    if args.prefix_tokens < 0 or args.body_tokens < 1:
+        raise InputError("--prefix_tokens must be at least 0 and --body_tokens at least 1")
+    if not args.topology:
         raise InputError("give --topology, e.g. --topology=v3:2x2 or --topology=gpu:8xH100")
     given = values.base.path
     if not given and not values.base.stages:
@@ -310,8 +312,8 @@ def _main() -> None:
         config = dataclasses.replace(config, model=setup.model_config(config, Path(given)))
     config.model.check_complete()
     new = config.sampling.max_new_tokens or config.make_task().max_new_tokens
-    lengths = Lengths(_PREFIX.value, sampler.round_up(_BODY.value, 8), new)
-    if not report(config, topology(_TOPOLOGY.value), lengths, lambda line: print(line, flush=True)):
+    lengths = Lengths(args.prefix_tokens, sampler.round_up(args.body_tokens, 8), new)
+    if not report(config, topology(args.topology), lengths, lambda line: print(line, flush=True)):
         sys.exit(1)
 
 

@@ -4,17 +4,14 @@ import contextlib
 from pathlib import Path
 
 from star_jax import report
-from star_jax.errors import InputError, Parser, exit_on_bad_input
+from star_jax.cli.parser import Parser, exit_on_bad_input
+from star_jax.errors import InputError
 from star_jax.report.watch import watch
 
 
 def main() -> None:
     """Parses the command line, writes the page, prints its path."""
-    parser = Parser(
-        prog="python -m star_jax.report",
-        description="Writes a run as one self-contained HTML page; several runs are put side by side.",
-        allow_abbrev=False,
-    )
+    parser = Parser("report", "Writes a run as one self-contained HTML page; several runs are put side by side.")
     parser.add_argument(
         "--workdir", type=Path, action="append", required=True, metavar="DIR", help="a run's directory; may be repeated"
     )

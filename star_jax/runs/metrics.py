@@ -11,8 +11,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from star_jax.distributed import processes
-from star_jax.runs.trackers import Sink
 from star_jax.runs.atomic_files import append_line
+from star_jax.runs.trackers import Sink
 
 LOG = logging.getLogger("star_jax")
 

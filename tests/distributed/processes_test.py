@@ -29,7 +29,7 @@ from pathlib import Path
 sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # as main has it
 from star_jax import config
 from star_jax.distributed import processes
-from star_jax.errors import exit_on_bad_input
+from star_jax.cli.parser import exit_on_bad_input
 
 def main():
     settings = config.from_dict(__import__("json").loads(Path(sys.argv[1]).read_text()))

@@ -80,7 +80,7 @@ def guarded(function):
     return operate
 
 from star_jax import main
-from star_jax.errors import exit_on_bad_input
+from star_jax.cli.parser import exit_on_bad_input
 for module, names in ((os, "replace rename fsync mkdir unlink remove rmdir ftruncate".split()), (shutil, ["rmtree"])):
     for name in names:
         setattr(module, name, guarded(getattr(module, name)))
@@ -197,7 +197,7 @@ class Drill:
         process.send(signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL, chosen)
         sent = time.monotonic()
         statuses = process.wait()
-        if not any(statuses) and "told to stop" not in process.tail():
+        if not any(statuses) and "stopped as requested" not in process.tail():
             return ""
         if kind == "SIGTERM":
             right = not any(statuses)

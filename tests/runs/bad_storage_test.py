@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.runs.full_disk_test import ROOT, RUN, disk, results  # noqa: F401
-from tests.support.runs import small_config
 
 from star_jax.algorithms import star
+from tests.runs.full_disk_test import ROOT, RUN, disk, results  # noqa: F401
+from tests.support.runs import small_config
 
 # Stands between the program (TensorStore's native threads, too) and the C library: the n-th write or fsync of a file
 # below a directory, and all behind it, fail as they do on a broken disk.

@@ -3,11 +3,10 @@
 import json
 import re
 
-
 from star_jax.runs import console
 
 
-def test_the_table_has_the_files_figures(finished, capsys):  # noqa: F811
+def test_the_table_has_the_files_figures(finished, capsys):
     results = [json.loads((finished / f"iter_{n:03d}/eval_dev.json").read_text()) for n in range(3)]
     counts = [None] + [json.loads((finished / f"iter_{n:03d}/filter.json").read_text()) for n in (1, 2)]
     console.show(results, counts, "here/report.html")

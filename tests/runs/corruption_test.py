@@ -5,13 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.support.runs import assert_same_result, small_config
 
 from star_jax.algorithms import star
 from star_jax.distributed import processes
 from star_jax.errors import InputError
-from star_jax.training import fine_tune
-from star_jax.training import step
+from star_jax.training import fine_tune, step
+from tests.support.runs import assert_same_result, small_config
 
 CHANGES = dict(train__checkpoint_every=2, star__steps=6, star__problems_per_iteration=40, sampling__queue=16)
 FILES = {
@@ -119,14 +118,14 @@ def stop_drawing(patch, workdir: Path) -> None:
 
 
 def stop_training(patch, workdir: Path) -> None:
-    real = step.train_step
+    train_step = step.train_step
 
-    def step(model, optimizer, state, *rest):
+    def interrupted_step(model, optimizer, state, *rest):
         if int(state.step) == 6 and (workdir / "iter_002").exists():
             raise KeyboardInterrupt
-        return real(model, optimizer, state, *rest)
+        return train_step(model, optimizer, state, *rest)
 
-    patch.setattr(fine_tune, "train_step", step)
+    patch.setattr(fine_tune, "train_step", interrupted_step)
 
 
 def take_advice(workdir: Path, line: str) -> bool:

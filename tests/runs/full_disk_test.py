@@ -8,18 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.runs import small_config
 
 from star_jax.algorithms import star
+from tests.support.runs import small_config
 
 ROOT = Path(__file__).parents[2]
 ROOMY = 64  # MiB, more than a run takes
 RUN = """
 import json, os, sys
 from pathlib import Path
-from star_jax import config, star
+from star_jax import config
+from star_jax.algorithms import star
 sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # as main has it
-from star_jax.errors import exit_on_bad_input
+from star_jax.cli.parser import exit_on_bad_input
 exit_on_bad_input(lambda: star.run(config.from_dict(json.loads(Path(sys.argv[1]).read_text())), sys.argv[2]))
 """
 

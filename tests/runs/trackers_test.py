@@ -106,7 +106,8 @@ def test_a_run_that_goes_on_stays_the_same_run(offline):
 
 def test_no_login_is_one_line_with_the_way_out(offline):
     """In a process of its own: wandb reads its environment once."""
-    code = "import sys, pathlib; from star_jax.errors import exit_on_bad_input as e; from star_jax.runs.trackers import *; "
+    code = "import sys, pathlib; from star_jax.cli.parser import exit_on_bad_input as e; "
+    code += "from star_jax.runs.trackers import *; "
     code += "e(lambda: WeightsAndBiases(pathlib.Path(sys.argv[1]), 'p', {}))"
     env = {key: value for key, value in os.environ.items() if key != "WANDB_API_KEY"}
     env |= {"WANDB_MODE": "online", "NETRC": str(offline / "none"), "PYTHONPATH": str(Path(__file__).parents[2])}

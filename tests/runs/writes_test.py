@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.runs import small_config
 
 from star_jax.algorithms import star
+from tests.support.runs import small_config
 
 ROOT = Path(__file__).parents[2]
 # Python tells an audit hook of every file it opens and every name it makes, changes or removes. What Orbax has

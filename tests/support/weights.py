@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from star_jax.cli.parser import exit_on_bad_input
 from star_jax.config import ModelConfig
 from star_jax.convert import __main__ as command
-from star_jax.errors import exit_on_bad_input
 from star_jax.models import decoder
 
 

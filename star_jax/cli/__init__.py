@@ -1,0 +1,1 @@
+"""Command lines: one argument parser for all commands, `--config` and its overrides, one line for bad input."""

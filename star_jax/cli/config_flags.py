@@ -1,0 +1,136 @@
+"""`--config=FILE[:VARIANT]` and `--config.GROUP.OPTION=VALUE`: from a command line to a ConfigDict.
+
+The syntax is that of ml_collections' config_flags, which interprets the overrides here. Its flags live in a private
+FlagValues, so no flag of this process is defined or read at import.
+"""
+
+import argparse
+import difflib
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from star_jax.cli.parser import Parser
+from star_jax.errors import InputError
+
+_OVERRIDE = re.compile(r"--(no)?config\.")
+_EPILOG = """options of the config:
+  --config.GROUP.OPTION=VALUE
+                        any option of star_jax/config.py or of the task, e.g. --config.star.iterations=3
+"""
+
+
+def read_config(parser: Parser, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, ConfigDict]:
+    """Parses a command line that names a config file and may override its options.
+
+    Args:
+      parser: the command's own flags; `--config` is added here, and its help printed for --help.
+      argv: the arguments after the program's name; default: those of this process.
+
+    Returns: the parsed flags (`args.config` is FILE[:VARIANT]), and the locked config with all overrides applied.
+
+    Raises InputError for a wrong flag, for a config file that is missing or fails, and for an override of an option
+    that does not exist or with a value of the wrong type.
+    """
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="a config file, e.g. configs/arithmetic.py")
+    parser.epilog = _EPILOG
+    arguments, overrides = _split(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(arguments)
+    if not args.config:
+        raise InputError("give --config=FILE, e.g. --config=configs/arithmetic.py")
+    config = _load(args.config)
+    if overrides:
+        config = _override(config, overrides)
+    return args, config
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without overrides, and the overrides, each one argument or two (`--config.a.b 3`)."""
+    arguments: list[str] = []
+    overrides: list[str] = []
+    takes_value = False  # the argument before this one is an override without "="
+    for arg in argv:
+        if re.match(r"-[a-z]\w", arg):  # flags may begin with one hyphen, as with absl: -config=FILE
+            arg = f"-{arg}"
+        is_override = _OVERRIDE.match(arg) is not None
+        if is_override or (takes_value and not arg.startswith("--")):
+            overrides.append(arg)
+        else:
+            arguments.append(arg)
+        takes_value = is_override and "=" not in arg
+    return arguments, overrides
+
+
+def _load(spec: str) -> ConfigDict:
+    """What `get_config` of FILE[:VARIANT] returns, locked. Raises InputError with file, line and reason."""
+    file, colon, variant = spec.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(f"--config={spec}: there is no such file; give e.g. --config=configs/arithmetic.py")
+    namespace: dict[str, Any] = {"__name__": "config_file", "__file__": str(path)}
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), namespace)
+        if "get_config" not in namespace:
+            raise InputError("defines no function get_config(); see configs/arithmetic.py")
+        config = namespace["get_config"](*([variant] if colon else []))
+        if not isinstance(config, ConfigDict):
+            raise InputError(f"get_config() must return a ConfigDict, got {type(config).__name__}")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise _failure(path, error) from error
+    return config.lock()
+
+
+def _failure(path: Path, error: BaseException) -> InputError:
+    """An error of a config file as one line. Configs may run each other: the place is the last line run in their folder."""
+    where, reason = str(path), str(error)
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename).resolve().parent == path.resolve().parent:
+            where = f"{frame.filename}:{frame.lineno}"
+    if isinstance(error, SyntaxError) and error.filename:
+        where, reason = f"{error.filename}:{error.lineno}", error.msg
+    return InputError(f"{where}: {type(error).__name__}: {reason}")
+
+
+def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+    """Applies `--config.a.b=VALUE` arguments in order; the last of several values wins."""
+    for arg in overrides:
+        if _OVERRIDE.match(arg):
+            _check_option(config, arg.partition("=")[0].partition("config.")[2])
+    values = flags.FlagValues()
+    argv = ["star_jax", *overrides]
+    try:
+        holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        surplus = values(argv)[1:]
+    except flags.Error as error:  # its text names the flag
+        raise InputError(str(error)) from error
+    except (LookupError, AttributeError, TypeError, ValueError, SyntaxError) as error:
+        raise InputError(f"{' '.join(overrides)}: {error}") from error
+    if surplus:
+        raise InputError(f"unexpected argument {surplus[0]!r}; options are given as --config.GROUP.OPTION=VALUE")
+    return holder.value
+
+
+def _check_option(config: ConfigDict, name: str) -> None:
+    """Raises InputError with a suggestion unless the config has the option, or the group, `name`."""
+    names = list(_option_names(config))
+    root = name.partition("[")[0]  # an item of a list: base.stages[0]
+    if not any(known == root or known.startswith(f"{root}.") for known in names):
+        near = difflib.get_close_matches(name, names, n=1)
+        suggestion = f"did you mean {near[0]}?" if near else "see star_jax/config.py"
+        raise InputError(f"--config.{name}: there is no such option; {suggestion}")
+
+
+def _option_names(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _option_names(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
