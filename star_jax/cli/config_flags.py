@@ -89,7 +89,7 @@ def _load(spec: str) -> ConfigDict:
 
 
 def _failure(path: Path, error: BaseException) -> InputError:
-    """An error of a config file as one line. Configs may run each other: the place is the last line run in their folder."""
+    """An error of a config file as one line: the last line run in its folder, as configs may run each other; the reason."""
     where, reason = str(path), str(error)
     for frame in traceback.extract_tb(error.__traceback__):
         if Path(frame.filename).resolve().parent == path.resolve().parent:

@@ -1,4 +1,4 @@
-"""star_jax.runs.lock: one holder at a time; the dead hold nothing, on this machine at once and on others after a while."""
+"""star_jax.runs.lock: one holder at a time; a dead process holds nothing, on this machine at once, on others later."""
 
 import json
 import re
