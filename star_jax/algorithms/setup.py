@@ -23,7 +23,6 @@ from star_jax.models import decoder
 from star_jax.records import Problem, write_lines
 from star_jax.runs import metrics, trackers
 from star_jax.runs.run_directory import RunDirectory
-from star_jax.sampling import kv_cache
 from star_jax.sampling.sampler import Sampler
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tasks import Task
@@ -106,7 +105,8 @@ class Run:
                 then()
         if self.config.star.restart_from == "previous":
             self._remember(n, params)
-        drawing = kv_cache.placed(self.model, params, self.sampling_mesh, self.config.sampling.weights_dtype)
+        dtype = self.config.sampling.weights_dtype
+        drawing = placement.to_decode_params(self.model, params, self.sampling_mesh, dtype)
         self._drawing = n, drawing
 
     def settle(self) -> None:

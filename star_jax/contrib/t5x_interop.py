@@ -307,7 +307,7 @@ def prefilled_cache(
     last_B = jnp.sum(causal_BT != 0, axis=1) - 1
     cached_B = jnp.maximum(last_B - 1, 0)
     bodies_BT = jax.vmap(jnp.roll)(_ours(inputs_BT, 0), length - last_B)  # left-padded, without the last token
-    layers = kv_cache.encode_rows(model, params, bodies_BT, cached_B)
+    layers = kv_cache.encode_rows(model, decoder.split_layers(params), bodies_BT, cached_B)
     # As many slots as places: the keys as they come are a ring that is written at slot 0 next. t5x repeats and picks
     # rows of every leaf, so the ring's clock is kept once a row.
     cache = {"layers": layers, "time_B": jnp.zeros_like(cached_B), "filled_B": cached_B}
@@ -319,9 +319,10 @@ def step(
 ) -> tuple[jax.Array, dict[str, Any]]:
     """One token of t5x's a row: (logits [B, 1 + V] over t5x's ids, the cache one step on)."""
     ring = kv_cache.RingCache(cache["layers"], cache["time_B"][0], cache["filled_B"])
-    prefix = kv_cache.encode_prefix(model, params, jnp.zeros((0,), jnp.int32), jnp.asarray(0))
+    per_layer = decoder.split_layers(params)
+    prefix = kv_cache.encode_prefix(model, per_layer, jnp.zeros((0,), jnp.int32), jnp.asarray(0))
     # An empty prompt begins with end-of-text, as GPT-2 writes without one; rows that have ended may take anything.
-    logits_BV, ring = kv_cache.decode_step(model, params, _ours(tokens_B, end_of_text), ring, prefix)
+    logits_BV, ring = kv_cache.decode_step(model, per_layer, _ours(tokens_B, end_of_text), ring, prefix)
     cache = {"layers": ring.layers, "time_B": cache["time_B"] + 1, "filled_B": ring.filled_B}
     return _over_t5x_ids(logits_BV), cache
 

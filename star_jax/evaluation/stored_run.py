@@ -10,11 +10,10 @@ from star_jax.distributed import processes, sharding
 from star_jax.errors import InputError
 from star_jax.evaluation.generate import make_sampler
 from star_jax.runs.run_directory import RunDirectory
-from star_jax.sampling import kv_cache
 from star_jax.sampling.sampler import Sampler
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tasks import Task
-from star_jax.weights import checkpoint
+from star_jax.weights import checkpoint, placement
 
 
 def best_iteration(run_dir: RunDirectory, split: str) -> int:
@@ -39,7 +38,7 @@ class Opened:
         options, words = self.config.sampling, checkpoint.load_tokenizer(self.directory)
         drawing = sharding.sampling_mesh(mesh, options.tensor)
         model, params = checkpoint.load_model(self.directory, mesh, self.config.train.param_dtype)
-        params = kv_cache.placed(model, params, drawing, options.weights_dtype)
+        params = placement.to_decode_params(model, params, drawing, options.weights_dtype)
         return make_sampler(self.config, task, model, params, words, decoding, drawing)
 
 

@@ -26,7 +26,15 @@ import jax.numpy as jnp
 from star_jax.config import ModelConfig
 from star_jax.models.attention import dense, packed, prefill, ring
 
-Params = Any  # nested dict of arrays
+Params = Any  # nested dict of arrays; every leaf under "blocks" has a leading layer axis N
+
+
+class DecodeParams(NamedTuple):
+    """Parameters for decoding, one tree per layer: from a stack, a compiler may copy each layer at every step."""
+
+    layers: tuple[Params, ...]  # one Block's parameters for each of the N layers
+    rest: Params  # everything outside the blocks: embedding, final norm, head
+
 
 # Normal with standard deviation 1 / sqrt(inputs): 0.0156 at GPT-J-6B's width, and tiny models learn too.
 _INIT = nn.initializers.lecun_normal()
@@ -77,7 +85,7 @@ class Attention(nn.Module):
         Args:
           x_BTD: inputs. positions_BT: absolute positions, int32.
           mask_BTS: True where query t may see key s; S = T without a cache. Or PackedMask, PrefillMask, RingMask.
-          cached: with RingMask and T = 1, the ring before: a tuple of KV [B / G, H, S, K], the rows in G groups; or None.
+          cached: with RingMask and T = 1, the ring before: G x KV [B / G, H, S, K], the rows in G groups; or None.
           slot: where the own token goes.
           prefix: KV [H, P, K] or None; its first `prefix_length` keys are seen by every query.
 
@@ -294,6 +302,17 @@ def call(model: GPT, params: Params, *args: Any, method: str | None = None) -> j
 def init(model: GPT, key: jax.Array) -> Params:
     """Freshly drawn float32 parameters, boxed with their logical axes: see sharding.unbox."""
     return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+def split_layers(params: Params) -> DecodeParams:
+    """Splits stacked parameters into one tree per layer. Traceable."""
+    return DecodeParams(unstack(params["blocks"]), {name: tree for name, tree in params.items() if name != "blocks"})
+
+
+def unstack(blocks: Params) -> tuple[Params, ...]:
+    """One tree for each index of the leading layer axis."""
+    n_layers = jax.tree.leaves(blocks)[0].shape[0]
+    return tuple(jax.tree.map(lambda leaf, n=n: leaf[n], blocks) for n in range(n_layers))
 
 
 def _rotate(x_BHTK, positions_BT, rotary_dim):

@@ -156,7 +156,8 @@ def _drawn_from(config: Config, mesh: Mesh) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=place)
 
     params = placement.placed_shapes(decoder.GPT(config.model), mesh, config.sampling.weights_dtype)
-    return {**params, "blocks": (jax.tree.map(layer, params["blocks"]),) * config.model.n_layers}
+    layers = (jax.tree.map(layer, params.pop("blocks")),) * config.model.n_layers
+    return decoder.DecodeParams(layers, params)
 
 
 def lower_sampler(config: Config, mesh: Mesh, lengths: Lengths) -> Any:

@@ -1,7 +1,6 @@
 """The passes that decoding is made of: a prefix that all rows share, prefill, and steps over a ring of keys.
 
-They unroll the layers, so that each layer's cache is an array of its own that the loop updates in place. Weights may
-be stacked, as in training, or apart (`placed`): from a stack a compiler may copy each layer's at every step.
+They unroll the layers, so that each layer's cache is an array of its own that the loop updates in place.
 The letters in array names are listed at the head of model.py.
 """
 
@@ -11,12 +10,10 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from star_jax.config import ModelConfig
 from star_jax.distributed import cpu
-from star_jax.models.decoder import GPT, KV, Block, Params, PrefillMask, RingMask, call
-from star_jax.weights import placement
+from star_jax.models.decoder import GPT, KV, Block, DecodeParams, PrefillMask, RingMask, call
 
 _INSERTED = 8  # bodies that are put into the cache at once
 
@@ -49,24 +46,7 @@ class RingCache(NamedTuple):
         return self.layers[0][0].k.shape[2]
 
 
-def placed(model: GPT, params: Params, mesh: Mesh, dtype: Any = None) -> Params:
-    """The weights on a sampling mesh (see sharding.to_sampling), each layer's in arrays of its own.
-
-    Weights that are apart are taken to be there already.
-    """
-    if isinstance(params["blocks"], tuple):
-        return params
-    params = placement.to_sampling(model, params, mesh, dtype)
-    return {**params, "blocks": _unstack(params["blocks"])}
-
-
-@jax.jit
-def _unstack(blocks: Params) -> tuple[Params, ...]:
-    count = jax.tree.leaves(blocks)[0].shape[0]
-    return tuple(jax.tree.map(lambda leaf, n=n: leaf[n], blocks) for n in range(count))
-
-
-def encode_prefix(model: GPT, params: Params, tokens_P: jax.Array, length: jax.Array) -> Prefix:
+def encode_prefix(model: GPT, params: DecodeParams, tokens_P: jax.Array, length: jax.Array) -> Prefix:
     """KV and values of a prefix that all rows share; `tokens_P` is right-padded, `length` of it are real."""
     size, cfg = tokens_P.shape[0], model.config
     if size == 0:
@@ -77,7 +57,9 @@ def encode_prefix(model: GPT, params: Params, tokens_P: jax.Array, length: jax.A
     return Prefix(tuple(KV(keys.k[0], keys.v[0]) for keys in layers), jnp.asarray(length))
 
 
-def encode_rows(model: GPT, params: Params, tokens_RT: jax.Array, lengths_R: jax.Array) -> tuple[tuple[KV, ...], ...]:
+def encode_rows(
+    model: GPT, params: DecodeParams, tokens_RT: jax.Array, lengths_R: jax.Array
+) -> tuple[tuple[KV, ...], ...]:
     """Layers of a ring from rows by themselves, in one group: N x 1 x KV of [R, H, T, K]; padding's are garbage.
 
     `tokens_RT` is LEFT-padded, so that all rows end at the same place; `lengths_R` of a row are real.
@@ -89,7 +71,7 @@ def encode_rows(model: GPT, params: Params, tokens_RT: jax.Array, lengths_R: jax
 
 
 def prefill(
-    model: GPT, params: Params, tokens_C: jax.Array, bodies_C: PrefillMask, positions_C: jax.Array, prefix: Prefix
+    model: GPT, params: DecodeParams, tokens_C: jax.Array, bodies_C: PrefillMask, positions_C: jax.Array, prefix: Prefix
 ) -> tuple[KV, ...]:
     """Runs the bodies of prompts through the model, behind the prefix: N x KV of [H, C, K].
 
@@ -103,24 +85,20 @@ def prefill(
 
 
 def decode_step(
-    model: GPT, params: Params, tokens_B: jax.Array, cache: RingCache, prefix: Prefix
+    model: GPT, params: DecodeParams, tokens_B: jax.Array, cache: RingCache, prefix: Prefix
 ) -> tuple[jax.Array, RingCache]:
     """One token a row: writes it to the cache and returns (logits [B, V], the cache one step on)."""
     slot = cache.time % cache.slots
     positions_BT = (prefix.length + cache.filled_B)[:, None]
     seen = RingMask(cache.filled_B)
     x_BTD, layers = _hidden(model, params, tokens_B[:, None], positions_BT, seen, cache.layers, slot, prefix)
-    logits_BV = call(model, params, x_BTD[:, 0], method="logits")
+    logits_BV = call(model, params.rest, x_BTD[:, 0], method="logits")
     return logits_BV, RingCache(layers, cache.time + 1, cache.filled_B + 1)
-
-
-def _layers(params: Params) -> tuple[Params, ...]:
-    return params["blocks"] if isinstance(params["blocks"], tuple) else _unstack(params["blocks"])
 
 
 def _hidden(
     model: GPT,
-    params: Params,
+    params: DecodeParams,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
     mask_BTS: jax.Array | RingMask | PrefillMask,
@@ -129,9 +107,9 @@ def _hidden(
     prefix: Prefix | None = None,
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     """(activations [B, T, D] behind the blocks, each layer's keys); see model.Attention for both."""
-    x_BTD = call(model, params, tokens_BT, positions_BT, method="embed")
+    x_BTD = call(model, params.rest, tokens_BT, positions_BT, method="embed")
     block, layers = Block(model.config), []
-    for n, weights in enumerate(_layers(params)):
+    for n, weights in enumerate(params.layers):
         own, shared = cached and cached[n], prefix and prefix.layers[n]
         x_BTD, keys = cast(
             Any,

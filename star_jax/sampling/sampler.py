@@ -26,6 +26,7 @@ from star_jax.sampling import kv_cache, stop_strings
 from star_jax.sampling.engine import TRUNCATED, EngineSpec, Outputs, Queue, sample_queues, sample_queues_on_cuda
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tokenizers.base import Tokenizer
+from star_jax.weights import placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Sampler:
     def __init__(
         self,
         model: decoder.GPT,
-        params: decoder.Params,
+        params: decoder.Params | decoder.DecodeParams,
         tokenizer: Tokenizer,
         *,
         mesh: Mesh | None = None,
@@ -62,7 +63,7 @@ class Sampler:
     ) -> None:
         """
         Args:
-          params: on `mesh`, or anywhere (then they are put there as they are; see cached.placed).
+          params: on `mesh`, or anywhere (then they are put there as they are; see placement.to_decode_params).
           mesh: a sampling mesh, sharding.sampling_mesh; default: the devices on which the parameters lie.
           stop: strings that end a completion; end-of-text always does.
           slots: rows that decode together, at each place along the mesh's data axis.
@@ -84,16 +85,16 @@ class Sampler:
         if mesh is None:
             given = sharding.mesh_of(params)
             mesh = sharding.sampling_mesh(given, given.shape["tensor"])
-        self.mesh, self.params = mesh, kv_cache.placed(model, params, mesh)
+        self.mesh, self.params = mesh, _decode_params(model, params, mesh)
         self.stop, self.decoding, self.queue, self.longest = tuple(stop), decoding, queue, longest
         self.shape = EngineSpec(slots, prefill_tokens, max_new_tokens, tokenizer.vocab_size)
         self._automaton_SV = jnp.asarray(stop_strings.automaton(tokenizer, self.stop))
         self._prefixes: dict[str, kv_cache.Prefix] = {}
 
-    def with_params(self, params: decoder.Params) -> "Sampler":
+    def with_params(self, params: decoder.Params | decoder.DecodeParams | None) -> "Sampler":
         """The same sampler with other weights; with None it holds none until it is given some in this way."""
         other = object.__new__(Sampler)
-        placed = params if params is None else kv_cache.placed(self.model, params, self.mesh)
+        placed = params if params is None else _decode_params(self.model, params, self.mesh)
         other.__dict__.update(self.__dict__, params=placed, _prefixes={})
         return other
 
@@ -219,6 +220,14 @@ def round_up(length: int, unit: int) -> int:
     """A multiple of `unit`, an eighth longer at most where that is longer: similar sizes share a compiled program."""
     unit *= max(1, (1 << length.bit_length()) // 16 // unit)
     return -(-length // unit) * unit
+
+
+def _decode_params(
+    model: decoder.GPT, params: decoder.Params | decoder.DecodeParams, mesh: Mesh
+) -> decoder.DecodeParams:
+    if isinstance(params, decoder.DecodeParams):
+        return params
+    return placement.to_decode_params(model, params, mesh)
 
 
 @functools.partial(jax.jit, static_argnums=0)

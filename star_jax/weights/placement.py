@@ -96,6 +96,19 @@ def to_sampling(model: decoder.GPT, params: decoder.Params, mesh: Mesh, dtype: A
     return jax.tree.map(move, params, param_shardings(model, mesh))
 
 
+def to_decode_params(model: decoder.GPT, params: decoder.Params, mesh: Mesh, dtype: Any = None) -> decoder.DecodeParams:
+    """Puts stacked parameters on a sampling mesh, cast to `dtype` if given, and splits them into layers.
+
+    All processes must call it together; see to_sampling.
+    """
+    params = to_sampling(model, params, mesh, dtype)
+    rest = {name: tree for name, tree in params.items() if name != "blocks"}
+    return decoder.DecodeParams(_unstack(params["blocks"]), rest)
+
+
+_unstack = jax.jit(decoder.unstack)
+
+
 def to_host(params: decoder.Params) -> decoder.Params:
     """A copy of the shards of this process in its host's memory: pinned, which devices read at full speed."""
     return jax.tree.map(lambda leaf: _copy(leaf, _host_memory(leaf)), params)

@@ -161,9 +161,10 @@ def make_sampler(args: argparse.Namespace, model: decoder.GPT, params: decoder.P
 
 def ended_at_once(ours: sampler.Sampler) -> sampler.Sampler:
     """The same with weights that make every row end with its first token: the same program, prefill and one step."""
-    head = ours.params["head"]
+    head = ours.params.rest["head"]
     bias = head["bias"].at[ByteTokenizer().end_of_text].set(1e4)
-    return ours.with_params({**ours.params, "head": {**head, "bias": bias}})
+    rest = {**ours.params.rest, "head": {**head, "bias": bias}}
+    return ours.with_params(ours.params._replace(rest=rest))
 
 
 def decoding(args: argparse.Namespace, model: decoder.GPT, params: decoder.Params, slots: int, speed: Speed) -> None:

@@ -18,15 +18,26 @@ from tests.support.models import TINY, numpy_params
 from tests.support.weights import from_torch, torch_model
 
 forward = jax.jit(decoder.apply, static_argnums=0)
-encode_prefix = jax.jit(kv_cache.encode_prefix, static_argnums=0)
-decode_step = jax.jit(kv_cache.decode_step, static_argnums=0)
-encode_rows = jax.jit(kv_cache.encode_rows, static_argnums=0)
 insert = jax.jit(kv_cache.insert)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def prefill(model, params, tokens_C, bodies_C, longest, positions_C, prefix):
+def with_stacked_params(decode_pass, static_argnums=0):
+    """The compiled pass, which splits stacked parameters itself."""
+
+    def run(model, params, *args):
+        return decode_pass(model, decoder.split_layers(params), *args)
+
+    return jax.jit(run, static_argnums=static_argnums)
+
+
+def _prefill(model, params, tokens_C, bodies_C, longest, positions_C, prefix):
     return kv_cache.prefill(model, params, tokens_C, decoder.PrefillMask(bodies_C, longest), positions_C, prefix)
+
+
+encode_prefix = with_stacked_params(kv_cache.encode_prefix)
+decode_step = with_stacked_params(kv_cache.decode_step)
+encode_rows = with_stacked_params(kv_cache.encode_rows)
+prefill = with_stacked_params(_prefill, static_argnums=(0, 4))
 
 
 _TORCH = functools.partial(ModelConfig, max_positions=64)

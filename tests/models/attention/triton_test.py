@@ -105,7 +105,7 @@ def test_heads_may_lie_on_several_devices(config):
 def test_a_decode_step_is_the_same_through_them(monkeypatch):
     """The whole step, its cache too, over several turns around the ring."""
     config = TINY
-    model, params = decoder.GPT(config), numpy_params(config)
+    model, params = decoder.GPT(config), decoder.split_layers(numpy_params(config))
     tokens_P = jnp.asarray(np.random.default_rng(0).integers(0, config.vocab_size, 32))
     prefix = kv_cache.encode_prefix(model, params, tokens_P, 29)
 
@@ -122,5 +122,5 @@ def test_a_decode_step_is_the_same_through_them(monkeypatch):
     def through_kernels(q_BHTK, groups, *args):
         return ring.kernel_over_ring(q_BHTK, *groups[0], *args, interpret=INTERPRET)
 
-    monkeypatch.setattr(dense, "over_ring", through_kernels)
+    monkeypatch.setattr(ring, "over_ring", through_kernels)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), steps(), wanted)
