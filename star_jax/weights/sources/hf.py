@@ -6,6 +6,7 @@ and holds query, key and value side by side in one. Both rotate interleaved pair
 """
 
 import dataclasses
+import json
 import math
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from star_jax.config import ModelConfig
 from star_jax.errors import InputError
 from star_jax.models import decoder
-from star_jax.runs.run_directory import RunDirectory
+from star_jax.runs.atomic_files import atomic_write
 from star_jax.tokenizers.byte_level_bpe import END_OF_TEXT, Gpt2Tokenizer
 from star_jax.weights.sources import loader
 from star_jax.weights.sources.tensor_files import open_directory, read_json
@@ -220,16 +221,20 @@ def save(
         file = f"model-{number:05d}-of-{len(plan):05d}.safetensors" if len(plan) > 1 else "model.safetensors"
         save_file({n: _gather(grouped[n][1], params, dtype) for n in names}, directory / file, {"format": "pt"})
         weight_map.update(dict.fromkeys(names, file))
-    write = RunDirectory(directory).write_json
     if len(plan) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write(directory / "model.safetensors.index.json", index)
+        _write_json(directory / "model.safetensors.index.json", index)
     if isinstance(tokenizer, Gpt2Tokenizer):
-        write(directory / "tokenizer.json", tokenizer.spec()["tokenizer"])
+        _write_json(directory / "tokenizer.json", tokenizer.spec()["tokenizer"])
         special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         about = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config.max_positions, **special}
-        write(directory / "tokenizer_config.json", about)
-    write(directory / "config.json", _config_json(config, tokenizer.end_of_text if tokenizer else None, dtype))
+        _write_json(directory / "tokenizer_config.json", about)
+    _write_json(directory / "config.json", _config_json(config, tokenizer.end_of_text if tokenizer else None, dtype))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Not RunDirectory.write_json: that adds our checksums.json, and an export holds its format's files only."""
+    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _grouped(model: decoder.GPT) -> dict[str, tuple[tuple[int, ...], list[tuple[Row, int | None]]]]:

@@ -171,6 +171,20 @@ def test_transformers_reads_back_the_bits_that_were_saved(shape, dtype, files, w
     np.testing.assert_array_equal(torch_logits(back.eval(), TOKENS_BT), torch_logits(theirs, TOKENS_BT))
 
 
+def test_an_export_holds_hugging_face_s_files_only(trained, tmp_path):
+    """From the command and from `hf.save`, with and without shards and tokenizer: no checksums.json of ours."""
+    config = dataclasses.replace(GPT2, vocab_size=trained.get_vocab_size())
+    params = jax.tree.map(jnp.asarray, numpy_params(config))
+    tokenizer = Gpt2Tokenizer(trained._tokenizer.to_str())
+    checkpoint.save_model(tmp_path / "ours", decoder.GPT(config), params, tokenizer)
+    assert convert(tmp_path / "ours", "orbax", tmp_path / "one", "hf")[0] == 0
+    hf.save(tmp_path / "sharded", config, params, None, np.dtype("float32"), shard_bytes=60_000)
+    files = {folder: {path.name for path in (tmp_path / folder).rglob("*")} for folder in ("one", "sharded")}
+    assert files["one"] == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    shards = {f"model-{n}-of-00003.safetensors" for n in ("00001", "00002", "00003")}
+    assert files["sharded"] == {"config.json", "model.safetensors.index.json", *shards}
+
+
 @pytest.mark.parametrize("masks", ["with masks", "without"])
 @BOTH
 def test_old_names_and_mask_buffers_are_read(config, masks, written):
