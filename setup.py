@@ -15,9 +15,11 @@ EXTRAS = {
     "test": [
         "pytest>=8",
         "pytest-xdist",
+        "filelock",
         "hypothesis",
-        "ruff",
+        "import-linter",
         "mypy",
+        "ruff",
         "nbclient",
         "nbformat",
         "ipykernel",

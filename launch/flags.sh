@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sourced by gcloud.sh: the launcher's own flags, as tpu_* and star_flags (the others, which go on to star_jax.main).
+# Sourced by gcloud.sh: parses the launcher's own flags into tpu_*, and collects those of star_jax.main in star_flags.
 # shellcheck disable=SC2034 # gcloud.sh and tpu.sh read them
 
 tpu_help() {
@@ -7,31 +7,32 @@ tpu_help() {
 launch/run.sh [--tpu=NAME ...] [flags of star_jax.main, below]
 
   --tpu=NAME          run on every worker of this TPU VM, stream worker 0's log, return its exit status. The same
-                      command shows the log of a run that is going on, and goes on with one that was interrupted
-  --zone, --project   where it is; default: gcloud's configuration
-  --create --type=T   make it where it is absent, and anew where it was preempted: v5litepod-8, v4-32, v6e-16, ...
+                      command attaches to a run in progress, and continues one that was interrupted
+  --zone, --project   of the TPU; default: gcloud's configuration
+  --create --type=T   create it if it is absent or was preempted: v5litepod-8, v4-32, v6e-16, ...
      --version=V      its software; default: the one for JAX on that type
-     --spot           cheaper, and may be taken away: exit status 75. Goes on with the same command
-     --queued         ask through a queued resource, and wait for it
+     --spot           cheaper, and may be preempted: exit status 75. The same command continues the run
+     --queued         ask for it through a queued resource, and wait
      --create-flag=F  any other flag of gcloud's create, e.g. --create-flag=--reserved
-  --clone=URL[@REF]   clone there, instead of copying this working tree (without what git ignores)
-  --setup=COMMAND     run on every worker first, each time: mounts the storage that holds --workdir
+  --clone=URL[@REF]   clone on the workers, instead of copying this working tree (less what git ignores)
+  --setup=COMMAND     run on every worker first, each time, e.g. to mount the storage that holds --workdir
   --env=NAME[=VALUE]  a variable for the run, e.g. HF_TOKEN or LIBTPU_INIT_ARGS; no others are passed on
   --internal-ip       ssh to internal addresses
   --stop              end the run, keep the TPU
   --delete            end the run, delete the TPU and its queued resource
 
 --workdir must be on storage that all workers see and that outlives them: NFS (Filestore), or a bucket with gcsfuse.
-STAR_EXTRAS is what is installed there (tpu).
+STAR_EXTRAS names the extras that are installed on the workers (tpu).
 
 END
 }
 
 tpu_parse() {
-  tpu_name="" tpu_zone="" tpu_project="" tpu_type="" tpu_version="" tpu_clone="" tpu_setup="" tpu_do="" tpu_queued=false
-  tpu_scratch="" # a directory, once there is something to do
-  tpu_made_by="" # a flag that goes with --create, for the message
-  tpu_create=() tpu_ssh=() tpu_env=() star_flags=()
+  tpu_name="" tpu_zone="" tpu_project="" tpu_type="" tpu_version="" tpu_clone="" tpu_setup="" tpu_action=""
+  tpu_queued=false
+  tpu_scratch="" # a temporary directory, made by tpu_main
+  tpu_needs_create="" # the last flag that needs --create, for the error message
+  tpu_create_flags=() tpu_ssh=() tpu_env=() star_flags=()
   local flag value first=""
   for flag in "$@"; do
     value="${flag#*=}"
@@ -39,18 +40,18 @@ tpu_parse() {
       --tpu=?*) tpu_name="$value" ;;
       --zone=?*) tpu_zone="$value" ;;
       --project=?*) tpu_project="$value" ;;
-      --type=?*) tpu_type="$value" tpu_made_by="--type" ;;
-      --version=?*) tpu_version="$value" tpu_made_by="--version" ;;
-      --spot) tpu_create+=(--spot) tpu_made_by="--spot" ;;
-      --queued) tpu_queued=true tpu_made_by="--queued" ;;
-      --create-flag=?*) tpu_create+=("$value") tpu_made_by="--create-flag" ;;
+      --type=?*) tpu_type="$value" tpu_needs_create="--type" ;;
+      --version=?*) tpu_version="$value" tpu_needs_create="--version" ;;
+      --spot) tpu_create_flags+=(--spot) tpu_needs_create="--spot" ;;
+      --queued) tpu_queued=true tpu_needs_create="--queued" ;;
+      --create-flag=?*) tpu_create_flags+=("$value") tpu_needs_create="--create-flag" ;;
       --clone=?*) tpu_clone="$value" ;;
       --setup=?*) tpu_setup="$value" ;;
       --env=?*) tpu_add_env "$value" ;;
       --internal-ip) tpu_ssh+=(--internal-ip) ;;
       --create | --stop | --delete)
-        [[ -z "$tpu_do" || "$tpu_do" == "${flag#--}" ]] || tpu_fail "give one of --create, --stop and --delete"
-        tpu_do="${flag#--}"
+        [[ -z "$tpu_action" || "$tpu_action" == "${flag#--}" ]] || tpu_fail "give one of --create, --stop and --delete"
+        tpu_action="${flag#--}"
         ;;
       --tpu* | --zone | --zone= | --project | --project= | --type | --type= | --version | --version= | --create-flag | \
         --create-flag= | --clone | --clone= | --setup | --setup= | --env | --env=)
@@ -68,7 +69,7 @@ tpu_parse() {
 
 tpu_add_env() {
   local name="${1%%=*}"
-  [[ "$name" =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || tpu_fail "--env=$1: $name is no name of a variable"
+  [[ "$name" =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || tpu_fail "--env=$1: $name is not a variable name"
   if [[ "$1" == *=* ]]; then
     tpu_env+=("$1")
   elif [[ -n "${!name+set}" ]]; then
@@ -84,8 +85,8 @@ tpu_check() {
   [[ -n "$tpu_zone" ]] || tpu_fail "give --zone=ZONE, or set one: gcloud config set compute/zone ZONE"
   [[ -n "$tpu_project" ]] || tpu_project="$(cloud_default core/project)" || true
   [[ -n "$tpu_project" ]] || tpu_fail "give --project=PROJECT, or set one: gcloud config set project PROJECT"
-  if [[ "$tpu_do" != create ]]; then
-    [[ -z "$tpu_made_by" || -n "$tpu_do" ]] || tpu_fail "$tpu_made_by goes with --create"
+  if [[ "$tpu_action" != create ]]; then
+    [[ -z "$tpu_needs_create" || -n "$tpu_action" ]] || tpu_fail "$tpu_needs_create goes with --create"
     return 0
   fi
   [[ -n "$tpu_type" ]] || tpu_fail "--create needs --type, e.g. --type=v5litepod-8"
@@ -95,7 +96,7 @@ tpu_check() {
     v5litepod-*) tpu_version=v2-alpha-tpuv5-lite ;;
     v5p-*) tpu_version=v2-alpha-tpuv5 ;;
     v6e-*) tpu_version=v2-alpha-tpuv6e ;;
-    *) tpu_fail "--type=$tpu_type: no software version is known for it here; give --version=VERSION" ;;
+    *) tpu_fail "--type=$tpu_type: its software version is not known here; give --version=VERSION" ;;
   esac
 }
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Sourced by tpu.sh: every call of gcloud, and the TPU itself: its state, making and deleting it.
+# Sourced by tpu.sh: every call of gcloud, and the state, creation and deletion of the TPU.
 
 # shellcheck source=launch/flags.sh
-source launch/flags.sh
+source "$(dirname "${BASH_SOURCE[0]}")/flags.sh"
 
 cloud() { gcloud compute tpus "$@" --zone="$tpu_zone" --project="$tpu_project" --quiet < /dev/null; }
 
@@ -23,7 +23,7 @@ cloud_delete() { cloud tpu-vm delete "$tpu_name"; }
 
 cloud_unqueue() { cloud queued-resources delete "$tpu_name" --force; }
 
-# A connection that died without a word (a preempted VM) ends after a minute.
+# The keep-alive ends a dead connection (of a preempted VM) after a minute.
 cloud_ssh() { # WORKERS COMMAND
   cloud tpu-vm ssh "$tpu_name" --worker="$1" --command="$2" ${tpu_ssh[@]+"${tpu_ssh[@]}"} \
     --ssh-flag=-oServerAliveInterval=15 --ssh-flag=-oServerAliveCountMax=4
@@ -33,13 +33,13 @@ cloud_scp() { # FILE...: to every worker's home
   cloud tpu-vm scp "$@" "$tpu_name:" --worker=all ${tpu_ssh[@]+"${tpu_ssh[@]}"}
 }
 
-# Prints the TPU's state, or its queued resource's while there is no TPU, or ABSENT.
+# Prints the TPU's state; without a TPU that of its queued resource, or ABSENT.
 tpu_state() {
   local state
   state="$(tpu_describe tpu-vm state)" || return
   if [[ "$state" == ABSENT ]]; then
     state="$(tpu_describe queued-resources state.state)" || return
-    [[ "$state" != ACTIVE ]] || state=PROVISIONING # the TPU is a moment behind its queued resource
+    [[ "$state" != ACTIVE ]] || state=PROVISIONING # the TPU appears a moment later
   fi
   echo "$state"
 }
@@ -56,25 +56,25 @@ tpu_describe() {
   fi
 }
 
-# Returns when the TPU is READY; with --create, makes it where it is not there (any more).
+# Returns when the TPU is READY. With --create, creates it if it is absent or gone.
 tpu_ready() {
-  local state said="" looks=0 made=false
+  local state last="" polls=0 created=false
   while true; do
-    # The first look must succeed; during hours in a queue the network may fail for a moment.
-    state="$(tpu_state)" || { [[ -n "$said" ]] || exit 2; state=UNKNOWN; }
+    # The first request must succeed. Later, in hours of waiting in a queue, the network may fail for a moment.
+    state="$(tpu_state)" || { [[ -n "$last" ]] || exit 2; state=UNKNOWN; }
     [[ "$state" != READY ]] || return 0
-    if [[ "$state" != "$said" || $((looks % 40)) == 0 ]]; then
+    if [[ "$state" != "$last" || $((polls % 40)) == 0 ]]; then
       tpu_say "$tpu_name is $state"
-      said="$state"
+      last="$state"
     fi
     case "$state" in
       ABSENT | PREEMPTED | TERMINATED | SUSPENDED | FAILED)
-        [[ "$tpu_do" == create ]] || tpu_fail "there is no TPU $tpu_name to run on in $tpu_zone ($state); the same" \
-          "command with --create --type=TYPE makes it, and goes on with the run"
-        ! "$made" || tpu_fail "$tpu_name became $state right after it was asked for; see gcloud's messages above"
+        [[ "$tpu_action" == create ]] || tpu_fail "there is no TPU $tpu_name in $tpu_zone ($state);" \
+          "rerun with --create --type=TYPE to create it and to continue the run"
+        ! "$created" || tpu_fail "$tpu_name became $state right after its creation; see gcloud's messages above"
         [[ "$state" == ABSENT ]] || tpu_delete
-        tpu_make
-        made=true
+        tpu_create
+        created=true
         ;;
       STOPPED | HIDDEN)
         tpu_fail "$tpu_name is $state; start it:" \
@@ -82,15 +82,16 @@ tpu_ready() {
         ;;
       *) sleep "${STAR_POLL:-15}" ;;
     esac
-    looks=$((looks + 1))
+    polls=$((polls + 1))
   done
 }
 
-tpu_make() {
-  local how=cloud_create
-  ! "$tpu_queued" || how=cloud_queue
+tpu_create() {
+  local command=cloud_create
+  ! "$tpu_queued" || command=cloud_queue
   tpu_say "creating $tpu_name ($tpu_type, $tpu_version) in $tpu_zone"
-  "$how" ${tpu_create[@]+"${tpu_create[@]}"} || tpu_fail "gcloud could not create $tpu_name; its message is above"
+  "$command" ${tpu_create_flags[@]+"${tpu_create_flags[@]}"} ||
+    tpu_fail "gcloud could not create $tpu_name; its message is above"
 }
 
 tpu_delete() {

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# One worker of a TPU VM: what launch/tpu.sh calls through ssh, in ~/star_jax.
+# Runs on each worker of a TPU VM, in ~/star_jax. launch/tpu.sh calls it through ssh:
 #
 #   install             runs --setup, makes .venv and installs the extras
-#   start               starts the run in a session of its own; does nothing while one is alive
+#   start               starts the run in its own session; does nothing while one is alive
 #   probe               prints probe:WORKER:alive|idle:CHECKSUM of the command
-#   follow LINE         prints the log from that line on, as NUMBER:TEXT, until the run ends; then end:STATUS
-#   finish WAIT GRACE   waits for the end, stops what has not ended, shows the last lines of a failure; its status
+#   follow LINE         prints the log from line LINE on, as NUMBER:TEXT, until the run ends; then end:STATUS
+#   finish WAIT GRACE   waits WAIT seconds for the end, then stops the run; shows the log end of a failure; its status
 #   stop GRACE          SIGTERM to the run's processes, SIGKILL after GRACE seconds
 #
 # ~/star_jax.command comes from tpu.sh and is sourced: exports, `flags`, `extras` and `setup_command`.
-# ~/star_jax.run keeps command, pid, status (written when the run ends), a log for each run (`log`: the last one), and
+# ~/star_jax.run holds command, pid, status (written when the run ends), a log per run (`log` links to the last), and
 # the lock that all processes of the run hold open: it is free exactly when none of them is alive.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -27,10 +27,10 @@ worker_install() {
   [[ -z "$setup_command" ]] || bash -euo pipefail -c "$setup_command"
   # shellcheck source=launch/setup.sh
   source launch/setup.sh
-  star_setup "$extras"
+  star_setup "$PWD" "$extras"
 }
 
-# Files of the last copy that are not in this one are gone from the working tree; anything else here is not ours.
+# Deletes files of the last copy that are not in this one: they were deleted from the working tree. Others stay.
 worker_forget_files() {
   [[ -f "$HOME/star_jax.tar.gz" ]] || return 0
   tar -tzf "$HOME/star_jax.tar.gz" --quoting-style=literal | grep -v '/$' | LC_ALL=C sort > "$state/files.new"
@@ -44,7 +44,7 @@ worker_forget_files() {
 worker_start() {
   exec 9>> "$state/lock"
   if ! flock -w 5 9; then
-    echo "a run is going on already"
+    echo "a run is in progress already"
     return 0
   fi
   mv "$HOME/star_jax.command" "$state/command"
@@ -58,15 +58,15 @@ worker_start() {
 }
 
 worker_run() {
-  local told=false
-  trap 'told=true' TERM # the program has the signal as well; this shell lives on to write down how it ended
+  local stopped=false
+  trap 'stopped=true' TERM # the program gets the signal too; this shell stays to write its exit status
   # shellcheck source=/dev/null
   source "$state/command"
   export STAR_DISTRIBUTED=1 PYTHONUNBUFFERED=1
   local code=0
   # shellcheck disable=SC2154 # `flags` is in the command
   .venv/bin/python -m star_jax.main "${flags[@]}" || code=$?
-  [[ "$told$code" != true0 ]] || code=143 # it stored what it had, and is not at its end
+  [[ "$stopped$code" != true0 ]] || code=143 # it exits with 0 after a SIGTERM, but is not complete
   echo "$code" > "$state/status.new"
   mv "$state/status.new" "$state/status"
 }
@@ -76,7 +76,7 @@ worker_alive() {
 }
 
 worker_status() {
-  cat "$state/status" 2> /dev/null || echo 137 # killed, or the machine went down: nothing was written
+  cat "$state/status" 2> /dev/null || echo 137 # killed, or the machine went down, before it was written
 }
 
 worker_probe() {
@@ -90,12 +90,12 @@ worker_follow() {
   local first="$1" number=1 line rest="" more=true
   exec 3< "$state/log"
   while "$more"; do
-    worker_alive || more=false # asked before reading: what the run wrote until its end is read below
+    worker_alive || more=false # before reading, so that all that the run wrote is read below
     while IFS= read -r line; do
       ((number < first)) || printf '%d:%s\n' "$number" "$rest$line"
       number=$((number + 1)) rest=""
     done <&3
-    rest+="$line" # a line that is not whole yet
+    rest+="$line" # an incomplete line
     ! "$more" || sleep 0.2
   done
   [[ -z "$rest" ]] || printf '%d:%s\n' "$number" "$rest"
@@ -109,12 +109,12 @@ worker_finish() {
   [[ "$code" != 0 ]] || return 0
   echo "ended with status $code; the last lines of its log:"
   tail -n 15 "$state/log" | sed 's/^/    /'
-  return $((code < 255 ? code : 1)) # 255 is how ssh says that it failed itself
+  return $((code < 255 ? code : 1)) # 255 is ssh's own failure
 }
 
 worker_stop() {
   if ! worker_alive; then
-    echo "no run is going on"
+    echo "no run is in progress"
     return 0
   fi
   local group
