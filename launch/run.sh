@@ -34,9 +34,16 @@ config_path() {
   echo "$file${1#"${1%%:*}"}"
 }
 
-flags=() has_config=false wants_help=false
+flags=() has_config=false wants_help=false name=""
 for flag in "$@"; do
+  if [[ -n "$name" ]]; then # --config FILE is --config=FILE
+    flag="$name=$flag" name=""
+  fi
   case "$flag" in
+    --config | -config | --workdir | -workdir)
+      name="$flag"
+      continue
+      ;;
     --config=* | -config=*)
       has_config=true
       path="$(config_path "${flag#*=}")"
@@ -46,6 +53,7 @@ for flag in "$@"; do
   esac
   flags+=("$flag")
 done
+[[ -z "$name" ]] || flags+=("$name")
 
 if "$wants_help"; then
   tpu_help

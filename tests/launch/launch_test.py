@@ -94,11 +94,12 @@ def test_without_flags_the_demo(tree):
     assert status == 0 and len(calls) == 2
     assert calls[0][:3] == ["-m", "pip", "install"] and calls[0][-1] == "."
     assert calls[0][calls[0].index("--constraint") + 1] == "launch/constraints/python3.11.txt"
-    assert calls[1] == [*MAIN, "--config=configs/arithmetic.py"]
+    assert calls[1] == [*MAIN, f"--config={tree}/configs/arithmetic.py"]
 
 
 def test_flags_reach_main_unchanged(tree):
     flags = [
+        "--workdir=a b",
         "--config=mine.py:a",
         "--config.task.text=two  words 'quoted'\n[x] $HOME *",
         "--nonsense",
@@ -123,6 +124,7 @@ def test_a_config_is_the_callers_and_else_the_repositorys(tree):
         wrong += [calls] if calls[-1] != [*MAIN, expected] else []
     calls = run(tree, cwd=folder)[1]
     assert not wrong and calls[-1] == [*MAIN, f"--config={tree}/configs/arithmetic.py"]
+    assert run(tree, "--config", "mine.py", "--workdir", "a b")[1][-1] == [*MAIN, "--config=mine.py", "--workdir=a b"]
 
 
 def test_another_folders_star_jax_is_not_the_package(tree):

@@ -152,6 +152,7 @@ def test_create_run_preempt_run_again_stop_delete(cloud):
         assert result.returncode == 0 and message in result.stderr and not (cloud.root / "t").exists()
 
 
+@pytest.mark.slow
 def test_creating_what_is_there_goes_on(cloud):
     assert cloud.launch().returncode == 0
     assert cloud.launch(steps=5).stdout.splitlines() == steps(4, 5)
@@ -166,6 +167,7 @@ def bash(code: str, *arguments: str) -> str:
     return result.stdout.strip()
 
 
+@pytest.mark.slow
 def test_each_type_has_its_software(cloud):
     versions = {
         "v2-8": "tpu-ubuntu2204-base",
@@ -182,6 +184,7 @@ def test_each_type_has_its_software(cloud):
     assert "--accelerator-type=v6e-4" in call and "--version=v2-alpha-tpuv6e" in call
 
 
+@pytest.mark.slow
 def test_flags_of_creation_are_passed_on(cloud):
     result = cloud.launch("--version=mine", "--spot", "--create-flag=--reserved", "--zone=z", "--project=p")
     assert result.returncode == 0, result.stderr
@@ -189,11 +192,13 @@ def test_flags_of_creation_are_passed_on(cloud):
     assert {"--version=mine", "--spot", "--reserved", "--zone=z", "--project=p"} <= set(call)
 
 
+@pytest.mark.slow
 def test_zone_and_project_come_from_gclouds_configuration(cloud):
     assert cloud.launch().returncode == 0
     assert all({"--zone=here", "--project=mine"} <= set(call) for call in cloud.calls("tpu-vm"))
 
 
+@pytest.mark.slow
 def test_a_queued_resource_is_waited_for_and_deleted_with_its_tpu(cloud):
     (cloud.root / "queue").write_text("ACCEPTED WAITING_FOR_RESOURCES WAITING_FOR_RESOURCES PROVISIONING")
     result = cloud.launch("--queued", "--spot")
@@ -211,6 +216,7 @@ def test_a_queued_resource_is_waited_for_and_deleted_with_its_tpu(cloud):
     assert not (cloud.root / "t").exists() and not (cloud.root / "t.queued").exists()
 
 
+@pytest.mark.slow
 def test_a_suspended_queued_resource_is_created_again(cloud):
     """What is left of a queued resource when its spot TPU was taken away: no TPU, and a name that is in use."""
     (cloud.root / "t.queued").write_text("SUSPENDED")
@@ -219,6 +225,7 @@ def test_a_suspended_queued_resource_is_created_again(cloud):
     assert result.returncode == 0 and result.stdout.splitlines() == steps(1, 3), result.stderr
 
 
+@pytest.mark.slow
 def test_a_queued_resource_that_fails_at_once_is_not_asked_for_again(cloud):
     (cloud.root / "queue").write_text("FAILED")
     result = cloud.launch("--queued")
@@ -229,15 +236,17 @@ def test_a_queued_resource_that_fails_at_once_is_not_asked_for_again(cloud):
 # --- the same command again ---
 
 
+@pytest.mark.slow
 def test_the_same_command_shows_the_log_of_a_run_that_is_going_on(cloud):
-    first = cloud.start(*CREATE, *cloud.work(40))
+    first = cloud.start(*CREATE, *cloud.work(400))
     cloud.wait_for_step(2)
-    second = cloud.run(*CREATE, *cloud.work(40))
+    second = cloud.run(*CREATE, *cloud.work(400))
     assert second.returncode == 0 and "in progress already" in second.stderr
-    assert second.stdout.splitlines() == steps(1, 40) == result_of(first).stdout.splitlines()
+    assert second.stdout.splitlines() == steps(1, 400) == result_of(first).stdout.splitlines()
     assert len(cloud.calls("tpu-vm", "scp")) == 1, "nothing is copied under a run"
 
 
+@pytest.mark.slow
 def test_another_command_is_refused_meanwhile(cloud):
     first = cloud.start(*CREATE, *cloud.work(10_000))
     cloud.wait_for_step(2)
@@ -247,6 +256,7 @@ def test_another_command_is_refused_meanwhile(cloud):
     assert result_of(first).returncode in (PREEMPTED, 143) and not cloud.processes()
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_run_alone(cloud):
     first = cloud.start(*CREATE, *cloud.work(600))
     cloud.wait_for_step(3)
@@ -258,6 +268,7 @@ def test_ctrl_c_leaves_the_run_alone(cloud):
     assert result.returncode == 0 and result.stdout.splitlines() == steps(1, 600)
 
 
+@pytest.mark.slow
 def test_processes_killed_on_a_tpu_that_lives(cloud):
     first = cloud.start(*CREATE, *cloud.work(10_000))
     cloud.wait_for_step(3)
@@ -268,6 +279,7 @@ def test_processes_killed_on_a_tpu_that_lives(cloud):
     assert cloud.run(*cloud.work(reached + 1)).stdout.splitlines() == steps(reached + 1, reached + 1)
 
 
+@pytest.mark.slow
 def test_what_a_broken_run_left_is_ended_first(cloud):
     """Worker 0 is dead, worker 1 is not (yet): without it the new run of worker 1 would not have started."""
     first = cloud.start(*CREATE, *cloud.work(10_000))
@@ -282,6 +294,7 @@ def test_what_a_broken_run_left_is_ended_first(cloud):
     assert result.stdout.splitlines() == steps(reached + 1, reached + 2)
 
 
+@pytest.mark.slow
 def test_sigkill_for_those_that_do_not_stop(cloud):
     first = cloud.start(*CREATE, *cloud.work(10_000), "--stubborn")
     cloud.wait_for_step(2)
@@ -300,6 +313,7 @@ def test_a_lost_connection_costs_no_line_and_doubles_none(cloud):
     assert not (cloud.root / "hiccup").exists()
 
 
+@pytest.mark.slow
 def test_it_connects_again_when_gcloud_gives_up(cloud):
     running = cloud.start(*CREATE, *cloud.work(60))
     cloud.wait_for_step(5)
@@ -314,6 +328,7 @@ def test_it_connects_again_when_gcloud_gives_up(cloud):
     assert "reconnecting" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_last_lines_of_a_worker_that_failed(cloud):
     result = cloud.launch("--fail=1", steps=10_000)
     assert result.returncode == 3, "worker 0's status"
@@ -322,6 +337,7 @@ def test_the_last_lines_of_a_worker_that_failed(cloud):
     assert result.stderr.splitlines()[-1] == "star_jax: the run ended with status 3; the same command continues it"
 
 
+@pytest.mark.slow
 def test_a_single_worker_needs_no_shared_storage(cloud):
     (cloud.root / "workers").write_text("1")
     result = cloud.run(*CREATE, "--workdir=runs/1", "--steps=2")
@@ -341,6 +357,7 @@ def test_flags_arrive_unharmed(cloud):
         assert cloud.started(worker)["argv"][-len(flags) :] == flags
 
 
+@pytest.mark.slow
 def test_the_environment_of_the_workers_is_their_own(cloud):
     given = {"HF_TOKEN": "a b'c", "SECRET": "s", "XLA_FLAGS": "--xla_x"}
     assert cloud.launch("--env=HF_TOKEN", "--env=LIBTPU_INIT_ARGS=--x=1 --y", **given).returncode == 0
@@ -354,6 +371,7 @@ def test_the_environment_of_the_workers_is_their_own(cloud):
     assert not any("a b" in word for call in cloud.calls() for word in call), "visible to all with ps"
 
 
+@pytest.mark.slow
 def test_every_worker_installs_the_tpu_extra_once(cloud):
     assert cloud.launch().returncode == 0 and cloud.launch(steps=4).returncode == 0
     for worker in (0, 1):
@@ -363,6 +381,7 @@ def test_every_worker_installs_the_tpu_extra_once(cloud):
     assert (cloud.home(1) / "pip.log").read_text().splitlines()[-1].endswith(".[tpu,hub]")
 
 
+@pytest.mark.slow
 def test_setup_comes_first_on_every_worker(cloud):
     result = cloud.launch('--setup=test ! -e pip.log && echo "it\'s $JAX_PROCESS_ID" > ~/mounted', "--env=X=1")
     assert result.returncode == 0, result.stdout
@@ -375,6 +394,7 @@ def test_a_failing_setup_or_installation_starts_nothing(cloud):
     assert "worker 1: no such share" in result.stderr and "installing failed" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_working_tree_is_copied_as_git_sees_it(cloud):
     for name in ("tracked.py", "untracked é.py", "deleted.py", ".venv/bin/python", "runs/old/step", "sub/x y.txt"):
         (cloud.tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -390,6 +410,7 @@ def test_the_working_tree_is_copied_as_git_sees_it(cloud):
         assert "launch_program" in (copy / ".venv/bin/python").read_text()
 
 
+@pytest.mark.slow
 def test_a_second_copy_takes_away_what_is_gone_and_nothing_else(cloud):
     """A module that was renamed would still be imported; data that a user put there must stay."""
     for name in ("old name.py", "kept.py"):
@@ -404,6 +425,7 @@ def test_a_second_copy_takes_away_what_is_gone_and_nothing_else(cloud):
     assert not (copy / "old name.py").exists() and (copy / "kept.py").read_text() == "2"
 
 
+@pytest.mark.slow
 def test_a_tree_without_git_is_copied_too(cloud):
     shutil.rmtree(cloud.tree / ".git")
     (cloud.tree / "runs").mkdir()
@@ -418,6 +440,7 @@ def commit(cloud: Cloud, message: str) -> None:
     subprocess.run(["git", *identity, "commit", "-qm", message], cwd=cloud.tree, check=True)
 
 
+@pytest.mark.slow
 def test_clone(cloud):
     commit(cloud, "one")
     subprocess.run(["git", "branch", "first"], cwd=cloud.tree, check=True)
@@ -511,6 +534,7 @@ def test_what_gcloud_says_is_shown(cloud):
     assert result.stderr.splitlines()[-1] == "star_jax: gcloud cannot describe t in z (project p)"
 
 
+@pytest.mark.slow
 def test_several_workers_need_storage_that_all_see(cloud):
     wrong = []
     for workdir in ([], ["--workdir=runs/1"], ["--workdir=gs://bucket/1"]):
@@ -521,6 +545,7 @@ def test_several_workers_need_storage_that_all_see(cloud):
     assert not wrong and not cloud.calls("tpu-vm", "scp")
 
 
+@pytest.mark.slow
 def test_a_config_has_to_be_in_the_tree_that_is_copied(cloud):
     """Relative to the caller's folder inside of the tree it is found; elsewhere the workers would not have it."""
     folder = cloud.tree / "my configs"
@@ -533,11 +558,12 @@ def test_a_config_has_to_be_in_the_tree_that_is_copied(cloud):
     assert result.returncode == 2 and "star_jax: --config=other.py is not in " in result.stderr
 
 
+@pytest.mark.slow
 def test_a_tree_that_is_too_large_to_copy(cloud):
     with (cloud.tree / "weights").open("wb") as file:
         file.truncate(110 << 20)
     result = cloud.launch()
-    assert result.returncode == 2 and "over 100 MB: name what is large in .gitignore" in result.stderr.splitlines()[-1]
+    assert result.returncode == 2 and "over 100 MB: list large files in .gitignore" in result.stderr.splitlines()[-1]
 
 
 # --- the real program ---
