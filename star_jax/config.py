@@ -240,6 +240,11 @@ class EvaluationConfig:
     problems: int = 0  # the first so many of the split; 0: all
     report_split: str = ""  # a further split, only reported and never selected on, measured as often; "": none
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that every iteration evaluates; the first one selects."""
+        return (self.split, self.report_split) if self.report_split else (self.split,)
+
     def check(self) -> None:
         _at_least(0, self, "problems")
         if self.report_split == self.split:

@@ -4,6 +4,7 @@ Token ids and per-token log-probabilities are too many for JSON: fields marked `
 stored by `runs.run_directory` in a binary file next to it.
 """
 
+import base64
 import dataclasses
 import enum
 import functools
@@ -12,6 +13,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
+
+import numpy as np
 
 from star_jax.errors import InputError
 
@@ -49,7 +52,7 @@ RIGHT_WRONG_STEPS = "right_wrong_steps"  # count next to the verdicts: right ans
 
 
 def _side(dtype: str) -> Any:
-    """A field stored as a `dtype` array in the binary side file; empty where it is not known."""
+    """A field stored as a little-endian `dtype` ("i4", "f4") array in the binary side file; empty if unknown."""
     return dataclasses.field(default=(), metadata={"side": dtype})
 
 
@@ -67,7 +70,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """The text a completion is drawn after: few-shot prefix (shared by all problems of a pass) + this problem."""
+    """The text that a completion continues: few-shot prefix (shared by all problems of a pass) + this problem."""
 
     prefix: str
     body: str
@@ -78,37 +81,46 @@ class Prompt:
 
     @property
     def parts(self) -> tuple[str, str]:
-        """(shared, own) text as each is tokenized: the white space between them belongs to the second.
+        """(prefix, body) as each is tokenized: the white space between them belongs to the body.
 
-        So that byte-level BPE makes of the two what it makes of the whole text: "\n\n" at a text's end is one token of
-        GPT-2's, and in front of a word it is two.
+        Byte-level BPE then encodes the two to the ids of the whole text: "\n\n" at the end of a text is one token of
+        GPT-2's vocabulary, before a word it is two.
         """
         shared = self.prefix.rstrip()
         return shared, self.text[len(shared) :]
 
 
 @dataclasses.dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt with its token ids, encoded once for sampling."""
+
+    prompt: Prompt
+    prefix_ids: tuple[int, ...]  # of parts[0]; encoded once for all problems that share it
+    body_ids: tuple[int, ...]  # of parts[1]
+
+
+@dataclasses.dataclass(frozen=True)
 class Completion:
-    """One draw from the model, judged. Every draw of a run is kept in samples.jsonl or rationalizations.jsonl."""
+    """One sample from the model, judged. A run stores all of them in samples.jsonl and rationalizations.jsonl."""
 
     problem_id: str
-    iteration: int  # the iteration that drew it; it was drawn from the weights of the iteration before
+    iteration: int  # the iteration that sampled it, from the weights of the iteration before
     sample_index: int  # 0, 1, ... of the samples of this problem
     hinted: bool  # the prompt held the answer
     text: str  # cut at the stop; the stop itself is not part of it
     answer: str | None  # as parsed; None: there is none
     verdict: Verdict
     consistent: bool | None  # the steps check out; None: this task cannot tell, or there is no answer
-    log_probability: float  # sum of log p of the drawn tokens (stop included), nats, at temperature 1
-    tokens: int  # how many were drawn, the stop's included
-    seed: str  # what its random key was made from
-    token_ids: tuple[int, ...] = _side("int32")  # as sampled, the stop's included
-    token_log_probs: tuple[float, ...] = _side("float32")  # of each of them, nats, at temperature 1
+    log_probability: float  # sum of log p of the sampled tokens (stop included), nats, at temperature 1
+    tokens: int  # number of sampled tokens, the stop's included
+    seed: str  # the text its random key was derived from
+    token_ids: tuple[int, ...] = _side("i4")  # as sampled, the stop's included
+    token_log_probs: tuple[float, ...] = _side("f4")  # of each of them, nats, at temperature 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One training example: loss on `completion` and the end-of-text behind it, none on `prompt`."""
+    """One training example: loss on `completion` and the end-of-text after it, none on `prompt`."""
 
     problem_id: str
     prompt: str  # hint-free unless `hint_kept`
@@ -120,22 +132,31 @@ class Example:
     seed: str = ""
     verdict: Verdict | None = None
     log_probability: float | None = None
-    prompt_set: str = ""  # fingerprint of the few-shot text it was drawn behind
-    weights: str = ""  # fingerprint of the weights it was drawn from
+    prompt_set: str = ""  # fingerprint of the few-shot text before the prompt
+    weights: str = ""  # fingerprint of the weights it was sampled from
+    loss_weight: float = 1.0  # of each of its loss tokens
     # Spans [start, end) of `completion` in characters that carry no loss; only the embedded base uses them.
     unweighted: tuple[tuple[int, int], ...] = ()
     # The sampled ids of `completion` if it was cut on a token border; training uses them. Empty: it is encoded again.
-    token_ids: tuple[int, ...] = _side("int32")
+    token_ids: tuple[int, ...] = _side("i4")
 
 
 Record = TypeVar("Record", Problem, Completion, Example)
 
 
-def to_json(record: Any) -> str:
-    """One line of JSON (no newline at its end), keys in the order of the dataclass."""
+def to_json(record: Any, with_side: bool = False) -> str:
+    """One line of JSON (no newline at its end), keys in the order of the dataclass.
+
+    `with_side`: include the side fields, as base64 of their little-endian bytes.
+    """
     values = record.__dict__  # dataclasses.asdict copies every value, ten times as slow
     if side := side_fields(cast(Any, type(record))):
         values = {name: value for name, value in values.items() if name not in side}
+        if with_side:
+            values |= {
+                name: base64.b64encode(np.asarray(getattr(record, name), f"<{dtype}").tobytes()).decode()
+                for name, dtype in side.items()
+            }
     return json.dumps(values, ensure_ascii=False)
 
 
@@ -145,6 +166,11 @@ def from_json(kind: type[Record], line: str) -> Record:
     if not isinstance(values, dict):
         raise ValueError("it is not a JSON object")
     names, required = _keys(cast(Any, kind))  # to mypy a class of dataclasses has no hash
+    for name, dtype in side_fields(cast(Any, kind)).items():
+        if name in values:
+            if not isinstance(values[name], str):
+                raise ValueError(f"'{name}' must be base64 text")
+            values[name] = tuple(np.frombuffer(base64.b64decode(values[name]), f"<{dtype}").tolist())
     if unknown := sorted(values.keys() - names):
         raise ValueError(f"unknown key '{unknown[0]}'")
     if missing := sorted(required - values.keys()):
@@ -167,7 +193,7 @@ def side_fields(kind: type) -> dict[str, str]:
 @functools.cache
 def _keys(kind: type) -> tuple[frozenset[str], frozenset[str]]:
     """The names of a line's keys, and of those that must be there."""
-    fields = [field for field in dataclasses.fields(kind) if "side" not in field.metadata]
+    fields = dataclasses.fields(kind)
     return frozenset(f.name for f in fields), frozenset(f.name for f in fields if f.default is dataclasses.MISSING)
 
 

@@ -1,18 +1,31 @@
-"""Judging what was drawn and choosing what is trained on (paper, Algorithm 1, lines 4 to 6)."""
+"""Selection of training examples from judged completions (paper, Algorithm 1, lines 4 to 6)."""
 
 import collections
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from star_jax.evaluation.judging import counts
+from star_jax.evaluation.prompts import PromptEncoder
 from star_jax.records import Completion, Example, Problem, Source, Verdict
-from star_jax.tasks.base import Task
-from star_jax.tasks.few_shot import PromptSet
+from star_jax.tokenizers.base import Tokenizer
 
 
-def usable(completion: Completion, require_consistent: bool) -> bool:
-    """Whether it may be trained on: a right answer and, where that is asked for, no step that fails the task's check.
+@dataclasses.dataclass(frozen=True)
+class SelectionSpec:
+    """What is kept, and how it is stored."""
+
+    seed: int
+    weights: str  # fingerprint of the weights that sampled
+    per_problem: int = 1  # distinct completions kept for each problem; 0: all
+    few_shot_train: bool = False  # the stored prompt includes the shots
+    hint_keep_probability: float = 0.0  # share of the rationalizations stored with their hint (p_show_hint_save)
+    require_consistent: bool = False  # see `is_usable`
+
+
+def is_usable(completion: Completion, require_consistent: bool) -> bool:
+    """Whether a completion may be trained on: the right answer and, if required, no step that fails the task's check.
 
     Steps that the task cannot check (consistent = None) do not count against it.
     """
@@ -27,84 +40,69 @@ def to_rationalize(
     iteration: int,
     require_consistent: bool = False,
 ) -> list[Problem]:
-    """The problems of which no draw is usable, each with the given probability, fixed by seed, iteration and id."""
-    solved = {s.problem_id for s in samples if usable(s, require_consistent)}
+    """The problems without a usable sample, each with the given probability, fixed by seed, iteration and id."""
+    solved = {s.problem_id for s in samples if is_usable(s, require_consistent)}
     return [p for p in problems if p.id not in solved and chance(seed, iteration, p.id, "rationalize") < probability]
 
 
 def keep(
-    task: Task,
-    problems: Sequence[Problem],
-    completions: Iterable[Completion],
-    prompts: PromptSet,
-    *,
-    per_problem: int,
-    few_shot_train: bool,
-    hint_keep_probability: float,
-    seed: int,
-    weights: str,
-    require_consistent: bool = False,
+    prompts: PromptEncoder, problems: Sequence[Problem], completions: Iterable[Completion], spec: SelectionSpec
 ) -> list[Example]:
     """The usable completions as training examples, in the order of the problems.
 
-    At most `per_problem` distinct texts a problem (0: all), lowest draw first. The stored prompt is the
-    hint-free problem, behind the shots with `few_shot_train`; only a rationalization that wins the draw against
-    `hint_keep_probability` keeps the hint it was made with (the released code's p_show_hint_save).
+    At most `spec.per_problem` distinct texts for each problem, samples before rationalizations, lowest sample index
+    first. Prompts are stored without hint, except for a share of the rationalizations (`hint_keep_probability`).
     """
     by_problem: dict[str, list[Completion]] = collections.defaultdict(list)
     for completion in completions:
-        if usable(completion, require_consistent):
+        if is_usable(completion, spec.require_consistent):
             by_problem[completion.problem_id].append(completion)
     examples = []
     for problem in problems:
-        texts: dict[str, Completion] = {}
+        by_text: dict[str, Completion] = {}
         for completion in sorted(by_problem[problem.id], key=lambda c: (c.hinted, c.sample_index)):
-            texts.setdefault(completion.text, completion)
-        chosen = list(texts.values())
-        for completion in chosen[:per_problem] if per_problem else chosen:
-            hint = completion.hinted and (
-                chance(seed, completion.iteration, problem.id, "keep hint") < hint_keep_probability
-            )
-            prompt = prompts.prompt(task, problem, hint)
-            examples.append(
-                Example(
-                    problem_id=problem.id,
-                    prompt=prompt.text if few_shot_train else prompt.body,
-                    completion=completion.text,
-                    iteration=completion.iteration,
-                    source=Source.RATIONALIZED if completion.hinted else Source.SAMPLED,
-                    hint_kept=hint,
-                    sample_index=completion.sample_index,
-                    seed=completion.seed,
-                    verdict=completion.verdict,
-                    log_probability=completion.log_probability,
-                    prompt_set=prompts.fingerprint,
-                    weights=weights,
-                )
-            )
+            by_text.setdefault(completion.text, completion)
+        distinct = list(by_text.values())
+        for completion in distinct[: spec.per_problem] if spec.per_problem else distinct:
+            examples.append(_example(prompts, problem, completion, spec))
     return examples
 
 
 def references(
-    task: Task, problems: Sequence[Problem], prompts: PromptSet, *, few_shot_train: bool, iteration: int
+    prompts: PromptEncoder, problems: Sequence[Problem], *, few_shot_train: bool, iteration: int
 ) -> list[Example]:
     """Every problem with its reference answer: the training set of the direct baseline (paper, Table 1)."""
     examples = []
     for problem in problems:
-        prompt = prompts.prompt(task, problem)
-        text = task.reference(problem)
+        text = prompts.task.reference(problem)
         if text is not None:
             examples.append(
                 Example(
                     problem_id=problem.id,
-                    prompt=prompt.text if few_shot_train else prompt.body,
+                    prompt=_prompt_text(prompts, problem, False, few_shot_train),
                     completion=text,
                     iteration=iteration,
                     source=Source.REFERENCE,
-                    prompt_set=prompts.fingerprint,
+                    prompt_set=prompts.prompt_set.fingerprint,
                 )
             )
     return examples
+
+
+def completion_ids(tokenizer: Tokenizer, completion: Completion) -> tuple[int, ...]:
+    """The sampled ids of the completion's text, without the stop; empty if it was cut inside a token.
+
+    Training on them, and not on the text encoded again, trains the tokens that were sampled.
+    """
+    end = len(completion.token_ids)
+    while end and len(text := tokenizer.decode(completion.token_ids[:end])) >= len(completion.text):
+        if text == completion.text:
+            # A token that decodes to nothing (end-of-text) is not part of the text.
+            while end and tokenizer.decode(completion.token_ids[: end - 1]) == completion.text:
+                end -= 1
+            return completion.token_ids[:end]
+        end -= 1
+    return ()
 
 
 def summary(
@@ -114,15 +112,14 @@ def summary(
     rationalizations: Sequence[Completion],
     examples: Sequence[Example],
 ) -> dict[str, Any]:
-    """The content of filter.json."""
+    """The content of filter.json. `kept_retokenized` counts sampled examples whose text had to be encoded again."""
     category = {p.id: p.category for p in problems}
-    kept: dict[str, dict[str, int]] = {
-        c: dict.fromkeys((Source.SAMPLED, Source.RATIONALIZED, Source.REFERENCE), 0) for c in category.values()
-    }
-    own = [e for e in examples if e.iteration == iteration]
-    for example in own:
-        kept[category[example.problem_id]][example.source] += 1
-    sources = collections.Counter(e.source for e in own)
+    sources = (Source.SAMPLED, Source.RATIONALIZED, Source.REFERENCE)
+    kept_by_category: dict[str, dict[str, int]] = {c: dict.fromkeys(sources, 0) for c in category.values()}
+    current = [e for e in examples if e.iteration == iteration]
+    for example in current:
+        kept_by_category[category[example.problem_id]][example.source] += 1
+    kept_by_source = collections.Counter(e.source for e in current)
     return {
         "iteration": iteration,
         "problems": len(problems),
@@ -131,19 +128,46 @@ def summary(
         "distinct": len({c.text for c in samples}),
         "mean_tokens": round(sum(c.tokens for c in samples) / max(1, len(samples)), 2),
         "rationalization_tried": len(rationalizations),
-        "rationalization_right": counts(rationalizations)["right"],
+        "rationalization_right": counts(rationalizations)[Verdict.RIGHT],
         "kept": len(examples),
-        "kept_sampled": sources[Source.SAMPLED],
-        "kept_rationalized": sources[Source.RATIONALIZED],
-        "kept_reference": sources[Source.REFERENCE],
-        "kept_from_earlier": len(examples) - len(own),
-        "hints_kept": sum(e.hint_kept for e in own),
-        "kept_by_category": kept,
+        "kept_sampled": kept_by_source[Source.SAMPLED],
+        "kept_rationalized": kept_by_source[Source.RATIONALIZED],
+        "kept_reference": kept_by_source[Source.REFERENCE],
+        "kept_from_earlier": len(examples) - len(current),
+        "kept_retokenized": sum(e.source != Source.REFERENCE and not e.token_ids for e in current),
+        "hints_kept": sum(e.hint_kept for e in current),
+        "kept_by_category": kept_by_category,
         "problems_by_category": dict(collections.Counter(category.values())),
     }
 
 
 def chance(seed: int, iteration: int, problem_id: str, purpose: str) -> float:
-    """A number in [0, 1) that depends on its arguments alone, so that a restart makes the same choices."""
+    """A number in [0, 1) that depends on its arguments alone, so a restart makes the same choices."""
     digest = hashlib.sha256(f"{seed}/{iteration}/{problem_id}/{purpose}".encode()).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def _example(prompts: PromptEncoder, problem: Problem, completion: Completion, spec: SelectionSpec) -> Example:
+    hint_kept = completion.hinted and (
+        chance(spec.seed, completion.iteration, problem.id, "keep hint") < spec.hint_keep_probability
+    )
+    return Example(
+        problem_id=problem.id,
+        prompt=_prompt_text(prompts, problem, hint_kept, spec.few_shot_train),
+        completion=completion.text,
+        iteration=completion.iteration,
+        source=Source.RATIONALIZED if completion.hinted else Source.SAMPLED,
+        hint_kept=hint_kept,
+        sample_index=completion.sample_index,
+        seed=completion.seed,
+        verdict=completion.verdict,
+        log_probability=completion.log_probability,
+        prompt_set=prompts.prompt_set.fingerprint,
+        weights=spec.weights,
+        token_ids=completion_ids(prompts.tokenizer, completion),
+    )
+
+
+def _prompt_text(prompts: PromptEncoder, problem: Problem, hinted: bool, with_shots: bool) -> str:
+    prompt = prompts(problem, hinted).prompt
+    return prompt.text if with_shots else prompt.body

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 HALF = 0.5
 
 
-def of_draws(before: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
+def of_samples(before: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
     """Between two filter.json: rationales that grow alike, or short. Numbers that are missing raise no alarm.
 
     Counted are the first tries, not the rationalizations: those are drawn for other problems each time.

@@ -1,28 +1,33 @@
-"""Judging sampled text: the verdict on one completion, and the counts of many."""
+"""Judging: the verdict on one sample, and the counts of many."""
 
 import collections
+import dataclasses
 from collections.abc import Sequence
 
 from star_jax.records import RIGHT_WRONG_STEPS, Completion, Problem, Verdict
+from star_jax.sampling.sampler import Sample
 from star_jax.tasks.base import Task
 
 
-def judge(
-    task: Task,
-    problem: Problem,
-    *,
-    text: str,
-    truncated: bool,
-    iteration: int,
-    sample_index: int,
-    hinted: bool,
-    log_probability: float,
-    tokens: int,
-    seed: str,
-) -> Completion:
-    """A drawn text with its verdict; see records.Verdict."""
-    answer = task.parse(text)
-    if truncated:
+@dataclasses.dataclass(frozen=True)
+class SamplingPass:
+    """One pass of sampling over a list of problems. Every field is part of the random keys."""
+
+    name: str  # "sample", "rationalization" or "evaluate"; the words are frozen
+    seed: int
+    iteration: int
+    samples_per_problem: int = 1
+    hinted: bool = False  # the prompts show the answer
+
+    def key(self, problem: Problem, sample_index: int) -> str:
+        """The text from which a sample's random key is derived."""
+        return f"{self.seed}/{self.name}/{self.iteration}/{problem.id}/{sample_index}/{int(self.hinted)}"
+
+
+def judge(task: Task, problem: Problem, sample: Sample, sampling_pass: SamplingPass, sample_index: int) -> Completion:
+    """The completion with its verdict (records.Verdict)."""
+    answer = task.parse(sample.text)
+    if sample.truncated:
         verdict = Verdict.TRUNCATED
     elif answer is None:
         verdict = Verdict.UNPARSABLE
@@ -30,21 +35,23 @@ def judge(
         verdict = Verdict.RIGHT if task.grade(problem, answer) else Verdict.WRONG
     return Completion(
         problem_id=problem.id,
-        iteration=iteration,
+        iteration=sampling_pass.iteration,
         sample_index=sample_index,
-        hinted=hinted,
-        text=text,
+        hinted=sampling_pass.hinted,
+        text=sample.text,
         answer=answer,
         verdict=verdict,
-        consistent=None if answer is None else task.consistent(problem, text),
-        log_probability=round(log_probability, 4),
-        tokens=tokens,
-        seed=seed,
+        consistent=None if answer is None else task.consistent(problem, sample.text),
+        log_probability=round(sample.log_probability, 4),
+        tokens=len(sample.token_ids),
+        seed=sampling_pass.key(problem, sample_index),
+        token_ids=sample.token_ids,
+        token_log_probs=sample.token_log_probs,
     )
 
 
 def counts(completions: Sequence[Completion]) -> dict[str, int]:
-    """How many were right, wrong, unparsable and cut off, and right with steps that do not check out."""
-    seen = collections.Counter(c.verdict for c in completions)
-    doubtful = sum(c.verdict == Verdict.RIGHT and c.consistent is False for c in completions)
-    return {**{verdict: seen[verdict] for verdict in Verdict}, RIGHT_WRONG_STEPS: doubtful}
+    """Completions by verdict, and those that are right although their steps fail the task's check."""
+    by_verdict = collections.Counter(c.verdict for c in completions)
+    wrong_steps = sum(c.verdict == Verdict.RIGHT and c.consistent is False for c in completions)
+    return {**{verdict: by_verdict[verdict] for verdict in Verdict}, RIGHT_WRONG_STEPS: wrong_steps}

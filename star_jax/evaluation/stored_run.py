@@ -1,14 +1,14 @@
-"""One iteration of a stored run: which is best, its config and its model."""
+"""One iteration of a stored run: its config, its model, and which iteration is best."""
 
 import dataclasses
+import functools
 from pathlib import Path
-
-from jax.sharding import Mesh
 
 from star_jax.config import Config, from_dict
 from star_jax.distributed import processes, sharding
 from star_jax.errors import InputError
-from star_jax.evaluation.generate import make_sampler
+from star_jax.evaluation.generate import SampleStream, prompts_of, sampler_spec
+from star_jax.evaluation.prompts import PromptEncoder
 from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling.sampler import Sampler
 from star_jax.sampling.token_sampling import Decoding
@@ -17,7 +17,7 @@ from star_jax.weights import checkpoint, placement
 
 
 def best_iteration(run_dir: RunDirectory, split: str) -> int:
-    """The iteration of the highest accuracy on the split that evaluation uses, the earliest of equals."""
+    """The iteration with the highest accuracy on the split that evaluation uses; the earliest of equals."""
     results = [run_dir.read_json(path) for path in run_dir.find(f"iter_*/eval_{split}.json")]
     if not results:
         raise InputError(f"{run_dir.workdir}: no iteration has been evaluated on {split!r} yet")
@@ -25,24 +25,35 @@ def best_iteration(run_dir: RunDirectory, split: str) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
-    """One iteration of a run that is on disk."""
+class StoredIteration:
+    """One iteration of a run on disk."""
 
     run_dir: RunDirectory
     config: Config
     number: int  # 0: the base
     directory: Path  # of its model
 
-    def sampler(self, task: Task, mesh: Mesh, decoding: Decoding) -> Sampler:
-        """A sampler of its model, loaded onto the (training) mesh. Raises InputError."""
-        options, words = self.config.sampling, checkpoint.load_tokenizer(self.directory)
-        drawing = sharding.sampling_mesh(mesh, options.tensor)
-        model, params = checkpoint.load_model(self.directory, mesh, self.config.train.param_dtype)
-        params = placement.to_decode_params(model, params, drawing, options.weights_dtype)
-        return make_sampler(self.config, task, model, params, words, decoding, drawing)
+    @functools.cached_property
+    def task(self) -> Task:
+        return self.config.make_task()
+
+    @functools.cached_property
+    def prompts(self) -> PromptEncoder:
+        """The prompts with which the next iteration would sample."""
+        tokenizer = checkpoint.load_tokenizer(self.directory)
+        return PromptEncoder(self.task, tokenizer, prompts_of(self.config, self.number + 1))
+
+    def stream(self, decoding: Decoding) -> SampleStream:
+        """Loads the model and returns its sampler's stream. Raises InputError."""
+        options, mesh = self.config.sampling, sharding.make_mesh(self.config.mesh)
+        sampling_mesh = sharding.sampling_mesh(mesh, options.tensor)
+        model, stacked = checkpoint.load_model(self.directory, mesh, self.config.train.param_dtype)
+        params = placement.to_decode_params(model, stacked, sampling_mesh, options.weights_dtype)
+        spec = sampler_spec(self.config, self.task, decoding)
+        return functools.partial(Sampler(model, self.prompts.tokenizer, sampling_mesh, spec).stream, params)
 
 
-def open_iteration(workdir: str, iteration: str) -> Opened:
+def open_iteration(workdir: str, iteration: str) -> StoredIteration:
     """`base`, `best` or a numbered iteration of a run. Raises InputError."""
     run_dir = RunDirectory(workdir, processes)
     config = from_dict(run_dir.read_json(run_dir.workdir / "config.json"))
@@ -56,5 +67,5 @@ def open_iteration(workdir: str, iteration: str) -> Opened:
         raise InputError(f"--iteration={iteration}: give a number, 'base' or 'best'")
     directory = run_dir.path(number, "params") if number else run_dir.workdir / "base"
     if not processes.broadcast_from_leader(lambda: checkpoint.exists(directory)):
-        raise InputError(f"{directory}: no complete model is there; not made yet, or let go by star.keep_weights")
-    return Opened(run_dir, config, number, directory)
+        raise InputError(f"{directory}: no complete model; it was not made yet, or deleted by star.keep_weights")
+    return StoredIteration(run_dir, config, number, directory)

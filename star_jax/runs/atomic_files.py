@@ -10,7 +10,7 @@ from pathlib import Path
 from star_jax.errors import disk_errors_as_input_errors
 
 
-def atomic_write(path: Path, text: str, shared: bool = False) -> None:
+def atomic_write(path: Path, content: str | bytes, shared: bool = False) -> None:
     """Writes a file aside and renames it: nobody ever reads half of it. `shared`: other processes may write it too.
 
     What a killed process left aside is written over by the next. Raises InputError where the disk will not have it.
@@ -19,8 +19,8 @@ def atomic_write(path: Path, text: str, shared: bool = False) -> None:
     with disk_errors_as_input_errors(path), directory_lock(path.parent) if shared else contextlib.nullcontext():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(beside, "w", encoding="utf-8") as file:
-                file.write(text)
+            with open(beside, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)

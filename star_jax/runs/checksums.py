@@ -11,7 +11,7 @@ from pathlib import Path
 from star_jax.errors import InputError
 
 NAME = "checksums.json"
-SUFFIXES = (".json", ".jsonl")  # of the files that have them; the others are for people to look at
+SUFFIXES = (".json", ".jsonl", ".safetensors")  # of the files that have them; the others are for people to look at
 
 
 def kept_for(path: Path) -> bool:
@@ -24,9 +24,9 @@ def of_line(line: bytes) -> str:
     return f"{zlib.crc32(line):08x}"
 
 
-def with_file(path: Path, content: str) -> str:
+def with_file(path: Path, content: bytes) -> str:
     """The text of `path`'s checksums.json once `path` holds `content`. Raises InputError where that is broken."""
-    return _text({**_read(path), path.name: _of(content.encode())})
+    return _text({**_read(path), path.name: _of(content)})
 
 
 def without_files(directory: Path, names: Collection[str]) -> str:

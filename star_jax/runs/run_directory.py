@@ -1,7 +1,7 @@
-"""What a run leaves on disk. The files are the controller's only state: a stage is done when its output exists.
+"""A run's directory, the controller's only state: a stage is done when its output file exists.
 
-Every file is written aside and renamed, its checksum before it. The long sampling stages append complete chunks to
-`<name>.part`, each line behind its checksum, and `<name>` is written when the last chunk is there.
+Every file is written to a temporary name and renamed, its checksum before it. Sampling stages append finished chunks
+to `<name>.part`; `<name>` is written when the last chunk is there.
 """
 
 import contextlib
@@ -13,28 +13,36 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
-from star_jax.runs import checksums, atomic_files; from star_jax.distributed import preemption
+from star_jax.distributed import preemption
 from star_jax.errors import InputError, disk_errors_as_input_errors
+from star_jax.records import Completion, Record, from_json, read_jsonl, side_fields, to_json, write_lines
+from star_jax.runs import atomic_files, checksums, side_files
 from star_jax.runs.lock import Lock
-from star_jax.records import Completion, Record, from_json, read_jsonl, to_json, write_lines
 
 _T = TypeVar("_T")
 
 
 class Processes(Protocol):
-    """Those that work on a run; star_jax.distributed.processes is one."""
+    """The processes of a run; the module star_jax.distributed.processes is one."""
+
+    def count(self) -> int:
+        """How many there are."""
+        ...
 
     def broadcast_from_leader(self, make: Callable[[], _T], /) -> _T:
-        """What `make` (JSON, or an InputError) gives where the files are, for all processes."""
+        """The value (JSON) or InputError of `make` in the leader, in all processes."""
         ...
 
     def check_stop(self) -> None:
-        """Raises Stopped in all processes if one of them was told to stop."""
+        """Raises Stopped in all processes if one of them was asked to stop."""
         ...
 
 
-class Alone:
+class SingleProcess:
     """One process."""
+
+    def count(self) -> int:
+        return 1
 
     def broadcast_from_leader(self, make: Callable[[], _T], /) -> _T:
         return make()
@@ -44,12 +52,13 @@ class Alone:
 
 
 class RunDirectory:
-    """The directory of one run. Only one of several processes reads and writes it; all of them learn what it saw."""
+    """The directory of one run. Only the leader process reads and writes it; the others get what it read."""
 
-    def __init__(self, workdir: Path | str, processes: Processes = Alone()) -> None:
+    def __init__(self, workdir: Path | str, processes: Processes = SingleProcess()) -> None:
         self.workdir = Path(workdir)
-        self._agree, self._check_stop = processes.broadcast_from_leader, processes.check_stop
-        self._lock: Lock | None = None  # where the files are
+        self.broadcast, self.check_stop = processes.broadcast_from_leader, processes.check_stop
+        self._processes = processes
+        self._lock: Lock | None = None  # in the leader
 
     def open(
         self,
@@ -58,23 +67,83 @@ class RunDirectory:
         may_change: Sequence[str] = (),
         allow_changes: bool = False,
     ) -> None:
-        """Makes the directory, locks it until `close`, and stores the config, or checks that it is the stored one.
+        """Creates the directory, locks it until `close`, and stores the config or compares it with the stored one.
 
         Args:
-          world: name -> version or fingerprint of whatever else the results follow from, checked likewise.
-          may_change: keys ("star.iterations": go on for longer) that change no finished result; stored anew.
-          allow_changes: go on in spite of differences, and write them down in provenance.json.
+          world: name -> version or fingerprint of everything else that results depend on; compared likewise.
+          may_change: keys that change no finished result ("star.iterations": run for longer); stored again.
+          allow_changes: continue in spite of differences, and record them in provenance.json.
 
-        Raises InputError naming what differs, who else is at work here, why the directory cannot be written, or the
-        line of an iteration's file that is not what was written.
+        Raises InputError naming what differs, who else holds the lock, why the directory cannot be written, or the
+        file of an iteration that is not what was written.
         """
-        self._agree(lambda: self._open(config, world, may_change, allow_changes))
+        self.broadcast(lambda: self._open(config, world, may_change, allow_changes))
 
     def close(self) -> None:
-        """Lets go of the directory."""
+        """Releases the lock."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    def path(self, iteration: int, name: str = "") -> Path:
+        """The path of an iteration's file."""
+        return self.workdir / f"iter_{iteration:03d}" / name
+
+    def exists(self, path: Path) -> bool:
+        """Whether a file or a directory is there."""
+        return self.broadcast(path.exists)
+
+    def has(self, iteration: int, name: str = "DONE") -> bool:
+        """Whether an iteration's file is there: the stage that writes it is done."""
+        return self.exists(self.path(iteration, name))
+
+    def is_complete(self, iteration: int) -> bool:
+        """Whether an iteration is done and none of its files has disappeared since."""
+        folder = self.path(iteration)
+        return self.has(iteration) and self.broadcast(lambda: all(p.exists() for p in checksums.files(folder)))
+
+    def find(self, pattern: str) -> list[Path]:
+        """The paths below the directory that match, sorted."""
+        names = self.broadcast(lambda: sorted(str(path.relative_to(self.workdir)) for path in self.workdir.glob(pattern)))
+        return [self.workdir / name for name in names]
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Writes a file atomically. Raises InputError if the disk refuses."""
+        self.broadcast(lambda: self._write(path, text.encode()))
+
+    def write_json(self, path: Path, value: Mapping[str, Any]) -> None:
+        """Writes a JSON object."""
+        self.write_text(path, _json(value))
+
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """Reads a JSON object. Raises InputError if it is missing, broken or not what was written."""
+        return self.broadcast(lambda: _read_json(path))
+
+    def write_records(self, path: Path, records: Sequence[Record]) -> None:
+        """Writes a JSON-lines file; before it, the side file with the records' token ids and log-probabilities."""
+
+        def write() -> None:
+            if records and side_fields(type(records[0])):  # type: ignore[arg-type]
+                self._write(side_files.side_path(path), side_files.to_bytes(records))
+            self._write(path, write_lines(records).encode())
+
+        self.broadcast(write)
+
+    def read_records(self, kind: type[Record], path: Path) -> list[Record]:
+        """Reads a JSON-lines file with its side file. Raises InputError naming file and line of what is damaged."""
+        return self._broadcast_records(kind, lambda: _read_records(kind, path))
+
+    def unfinished_stage(self, path: Path) -> "UnfinishedStage":
+        """The chunks of a sampling stage that were stored before `path`, its output, is complete."""
+        return UnfinishedStage(self, path)
+
+    def remove(self, folder: Path) -> None:
+        """Deletes a folder."""
+        self.broadcast(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+    def discard(self, iteration: int, pattern: str) -> None:
+        """Deletes the files of an iteration that match, because what they were made from is made again."""
+        self.broadcast(lambda: self._discard(self.path(iteration), pattern))
 
     def _open(
         self, config: Mapping[str, Any], world: Mapping[str, str], may_change: Sequence[str], allow_changes: bool
@@ -86,9 +155,10 @@ class RunDirectory:
         self._lock = self._lock or Lock(self.workdir)
         try:
             self._compare(config, world, may_change, allow_changes)
-            for path in self._summed():
-                if path.exists():
-                    checksums.check(path, path.read_bytes())
+            for folder in sorted(self.workdir.glob("iter_*")):
+                for path in checksums.files(folder):
+                    if path.exists():
+                        checksums.check(path, path.read_bytes())
         except BaseException:
             self.close()
             raise
@@ -96,139 +166,103 @@ class RunDirectory:
     def _compare(
         self, config: Mapping[str, Any], world: Mapping[str, str], may_change: Sequence[str], allow_changes: bool
     ) -> None:
-        path, about = self.workdir / "config.json", self.workdir / "provenance.json"
-        stored: dict[str, Any] = _read_json(about) if about.exists() else {"world": dict(world), "changes": []}
+        path, provenance = self.workdir / "config.json", self.workdir / "provenance.json"
+        stored: dict[str, Any] = _read_json(provenance) if provenance.exists() else {"world": dict(world), "changes": []}
         if not (isinstance(stored.get("world"), dict) and isinstance(stored.get("changes"), list)):
-            raise InputError(f"{about}: damaged, world or changes is missing; delete it and run again")
+            raise InputError(f"{provenance}: damaged (world or changes is missing). Delete it to regenerate it")
         if path.exists():
             changed = _differences(_read_json(path), json.loads(json.dumps(config)))
-            strange = [text for key, text in changed.items() if key not in may_change]
-            strange += _differences(stored["world"], dict(world)).values()
+            differences = [text for key, text in changed.items() if key not in may_change]
+            differences += _differences(stored["world"], dict(world)).values()
         else:
-            strange = ["it is missing, and there are iterations"] if any(self.workdir.glob("iter_*")) else []
-        if strange and not allow_changes:
+            differences = ["it is missing, and there are iterations"] if any(self.workdir.glob("iter_*")) else []
+        if differences and not allow_changes:
             raise InputError(
-                f"{path} is of a run under other conditions: {'; '.join(strange)}; give another --workdir, or "
-                "--allow_changes to go on all the same"
+                f"{path} belongs to a run with different settings: {'; '.join(differences)}; give another --workdir, "
+                "or --allow_changes to continue anyway"
             )
-        if strange:
+        if differences:
             when = time.strftime("%Y-%m-%d %H:%M:%S")
-            finished = sorted(found.parent.name for found in self.workdir.glob("iter_*/DONE"))
-            stored["changes"].append({"time": when, "behind": finished[-1:], "what": strange})
-        self._store(atomic_files.atomic_write, about, _json({**stored, "world": dict(world)}))
-        self._store(atomic_files.atomic_write, path, _json(config))
+            finished = sorted(path.parent.name for path in self.workdir.glob("iter_*/DONE"))
+            stored["changes"].append({"time": when, "after": finished[-1:], "what": differences})
+        self._locked_write(provenance, _json({**stored, "world": dict(world)}).encode())
+        self._locked_write(path, _json(config).encode())
 
-    def _alone_in(self, directory: Path) -> contextlib.AbstractContextManager[None]:
-        if self._lock is not None:
-            self._lock.check()  # before a directory is made where the run's has been
-        return atomic_files.directory_lock(directory)
+    def _write(self, path: Path, content: bytes) -> None:
+        if not checksums.kept_for(path):
+            self._locked_write(path, content)
+            return
+        with self._directory_lock(path.parent):
+            sums = checksums.with_file(path, content)
+            self._locked_write(path.parent / checksums.NAME, sums.encode())
+            self._locked_write(path, content)
 
-    def _store(self, how: Callable[[Path, str], None], path: Path, text: str) -> None:
+    def _discard(self, folder: Path, pattern: str) -> None:
+        with self._directory_lock(folder):
+            if names := [path.name for path in checksums.files(folder) if path.match(pattern)]:
+                self._locked_write(folder / checksums.NAME, checksums.without_files(folder, names).encode())
+            atomic_files.delete(folder, pattern)
+
+    def _directory_lock(self, folder: Path) -> contextlib.AbstractContextManager[None]:
+        self._check_lock()  # before a folder is created where the run's directory has been
+        return atomic_files.directory_lock(folder)
+
+    def _locked_write(self, path: Path, content: bytes) -> None:
+        self._check_lock()
+        atomic_files.atomic_write(path, content)
+
+    def _check_lock(self) -> None:
         if self._lock is not None:
             self._lock.check()
-        how(path, text)
 
-    def path(self, iteration: int, name: str = "") -> Path:
-        """The place of an iteration's file."""
-        return self.workdir / f"iter_{iteration:03d}" / name
+    def _broadcast_records(self, kind: type[Record], read: Callable[[], list[Record]]) -> list[Record]:
+        if self._processes.count() == 1:
+            return read()
+        lines = self.broadcast(lambda: [to_json(record, with_side=True) for record in read()])
+        return [from_json(kind, line) for line in lines]
 
-    def done(self, iteration: int, name: str = "DONE") -> bool:
-        """Whether a stage's output is complete."""
-        return self.exists(self.path(iteration, name))
 
-    def whole(self, iteration: int) -> bool:
-        """Whether an iteration is done, and none of its files has gone since."""
-        directory = self.path(iteration)
-        return self.done(iteration) and self._agree(lambda: all(p.exists() for p in checksums.files(directory)))
+class UnfinishedStage:
+    """The completions of a sampling stage that are on disk already, and where further chunks are appended.
 
-    def _summed(self) -> list[Path]:
-        return [path for found in sorted(self.workdir.glob("iter_*")) for path in checksums.files(found)]
+    Each line of `<name>.part` starts with its checksum, so that a torn write loses the last line and not the chunks
+    before it.
+    """
 
-    def exists(self, path: Path) -> bool:
-        """Whether a file or a directory is there."""
-        return self._agree(path.exists)
+    def __init__(self, run_dir: RunDirectory, path: Path) -> None:
+        self._run_dir, self._path, self._part = run_dir, path, path.with_name(path.name + ".part")
+        self.completions: dict[tuple[str, int], Completion] = {}  # by problem id and sample index
 
-    def find(self, pattern: str) -> list[Path]:
-        """The files of the run that match, in order."""
-        names = self._agree(lambda: sorted(str(path.relative_to(self.workdir)) for path in self.workdir.glob(pattern)))
-        return [self.workdir / name for name in names]
+    def load(self) -> None:
+        """Reads the completions that an interrupted call has stored."""
+        stored = self._run_dir._broadcast_records(Completion, lambda: _read_part(self._part))
+        self.completions = {(c.problem_id, c.sample_index): c for c in stored}
 
-    def write_text(self, path: Path, text: str) -> None:
-        """Writes a file aside and renames it into place. Raises InputError where the disk will not have it."""
-        self._agree(lambda: self._write_summed(path, text))
+    def append(self, chunk: Sequence[Completion]) -> None:
+        """Stores a chunk. Raises Stopped after it is stored if the process was asked to stop."""
 
-    def _write_summed(self, path: Path, text: str) -> None:
-        if not checksums.kept_for(path):
-            self._store(atomic_files.atomic_write, path, text)
-            return
-        with self._alone_in(path.parent):
-            self._store(atomic_files.atomic_write, path.parent / checksums.NAME, checksums.with_file(path, text))
-            self._store(atomic_files.atomic_write, path, text)
+        def write() -> None:
+            self._run_dir._check_lock()
+            atomic_files.append_text(self._part, _part_lines(chunk))
 
-    def write_json(self, path: Path, value: Mapping[str, Any]) -> None:
-        """Writes a JSON object."""
-        self.write_text(path, _json(value))
+        self._run_dir.broadcast(write)
+        self.completions |= {(c.problem_id, c.sample_index): c for c in chunk}
+        self._run_dir.check_stop()
 
-    def remove(self, directory: Path) -> None:
-        """Deletes a directory that is not needed any more."""
-        self._agree(lambda: shutil.rmtree(directory, ignore_errors=True))
-
-    def discard(self, iteration: int, pattern: str) -> None:
-        """Deletes the files of an iteration that match: what they were made from is made anew."""
-        self._agree(lambda: self._discard(self.path(iteration), pattern))
-
-    def _discard(self, directory: Path, pattern: str) -> None:
-        with self._alone_in(directory):
-            if gone := [path.name for path in checksums.files(directory) if path.match(pattern)]:
-                self._store(atomic_files.atomic_write, directory / checksums.NAME, checksums.without_files(directory, gone))
-            atomic_files.delete(directory, pattern)
-
-    def read_json(self, path: Path) -> dict[str, Any]:
-        """Reads a JSON object. Raises InputError where it is missing, broken or not what was written."""
-        return self._agree(lambda: _read_json(path))
-
-    def read_lines(self, kind: type[Record], path: Path) -> list[Record]:
-        """The records of a JSON-lines file. Raises InputError naming file and line of what is broken or damaged."""
-        return self._told(kind, lambda: _read_lines(kind, path))
-
-    def _told(self, kind: type[Record], read: Callable[[], list[Record]]) -> list[Record]:
-        return [from_json(kind, line) for line in self._agree(lambda: [to_json(record) for record in read()])]
-
-    def completions(
-        self,
-        path: Path,
-        wanted: Sequence[tuple[str, int]],
-        draw: Callable[[Sequence[int], Callable[[Sequence[Completion]], None]], None],
-    ) -> list[Completion]:
-        """The completions of a sampling stage: read if it is done, else drawn, appended chunk by chunk, and renamed.
-
-        Args:
-          wanted: (problem id, draw) of every completion, in the order of the finished file.
-          draw: called with the places of `wanted` that are not on disk yet and a function that stores a chunk.
-
-        Raises Stopped behind a chunk that is stored, if the process was told to stop.
-        """
-        part = path.with_name(path.name + ".part")
-        if self.exists(path):
-            self._agree(lambda: atomic_files.delete(part.parent, part.name))  # a kill may have come between the two
-            return self.read_lines(Completion, path)
-        found = {(c.problem_id, c.sample_index): c for c in self._told(Completion, lambda: _complete_lines(part))}
-
-        def store(chunk: Sequence[Completion]) -> None:
-            self._agree(lambda: self._store(atomic_files.append_text, part, _part_lines(chunk)))
-            found.update({(c.problem_id, c.sample_index): c for c in chunk})
-            self._check_stop()
-
-        if missing := [i for i, key in enumerate(wanted) if key not in found]:
-            draw(missing, store)
-        completions = [found[key] for key in wanted]
-        self.write_text(path, write_lines(completions))
-        self._agree(lambda: atomic_files.delete(part.parent, part.name))
+    def finish(self, order: Sequence[tuple[str, int]]) -> list[Completion]:
+        """Writes the stage's output, the completions of these (problem id, sample index) in this order."""
+        completions = [self.completions[key] for key in order]
+        self._run_dir.write_records(self._path, completions)
+        self.delete()
         return completions
 
+    def delete(self) -> None:
+        """Deletes the part file."""
+        self._run_dir.broadcast(lambda: atomic_files.delete(self._part.parent, self._part.name))
 
-def _complete_lines(part: Path) -> list[Completion]:
-    """The undamaged lines that an unfinished file begins with; it is cut behind the last of them."""
+
+def _read_part(part: Path) -> list[Completion]:
+    """The undamaged lines at the start of an unfinished file, which is cut after the last of them."""
     with disk_errors_as_input_errors(part):
         part.parent.mkdir(parents=True, exist_ok=True)
         if not part.exists():
@@ -240,25 +274,33 @@ def _complete_lines(part: Path) -> list[Completion]:
                 break
             try:
                 completions.append(from_json(Completion, text.decode()))
-            except ValueError:  # of another version's form
+            except ValueError:  # another version's format
                 break
-    atomic_files.atomic_write(part, _part_lines(completions))
+    atomic_files.atomic_write(part, _part_lines(completions).encode())
     return completions
 
 
 def _part_lines(chunk: Sequence[Completion]) -> str:
-    lines = [to_json(completion) for completion in chunk]
+    lines = [to_json(completion, with_side=True) for completion in chunk]
     return "".join(f"{checksums.of_line(line.encode())} {line}\n" for line in lines)
+
+
+def _read_records(kind: type[Record], path: Path) -> list[Record]:
+    records = list(read_jsonl(kind, path))  # first: it knows what is wrong with a line that is no record
+    checksums.check(path, path.read_bytes())
+    if not records or not side_fields(kind):  # type: ignore[arg-type]
+        return records
+    beside = side_files.side_path(path)
+    try:
+        content = beside.read_bytes()
+    except OSError as error:
+        raise InputError(f"{beside}: cannot be read ({error.strerror}). Delete {path.name} to regenerate both") from error
+    checksums.check(beside, content)
+    return side_files.with_side_fields(beside, content, records)
 
 
 def _json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def _read_lines(kind: type[Record], path: Path) -> list[Record]:
-    records = list(read_jsonl(kind, path))  # first: of a line that is no record it knows what is wrong
-    checksums.check(path, path.read_bytes())
-    return records
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -269,17 +311,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); delete it and run again") from error
+        raise InputError(f"{path}: invalid JSON ({error}). Delete it to regenerate it") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object; delete it and run again")
+        raise InputError(f"{path}: not a JSON object. Delete it to regenerate it")
     return value
 
 
 def _differences(stored: Any, given: Any, name: str = "") -> dict[str, str]:
-    """Dotted key -> what it was and is, for every value that differs."""
+    """Dotted key -> the old and the new value, for every value that differs."""
     if isinstance(stored, dict) and isinstance(given, dict):
-        found: dict[str, str] = {}
+        changed: dict[str, str] = {}
         for key in [*stored, *(k for k in given if k not in stored)]:
-            found |= _differences(stored.get(key), given.get(key), f"{name}.{key}" if name else key)
-        return found
+            changed |= _differences(stored.get(key), given.get(key), f"{name}.{key}" if name else key)
+        return changed
     return {} if stored == given else {name: f"{name} was {json.dumps(stored)}, now {json.dumps(given)}"}

@@ -1,17 +1,13 @@
-"""The sampler: a shared prefix encoded once, then one compiled loop over slots that refill inside it.
+"""Text generation, host side: requests -> queues -> the compiled engine -> samples, in chunks.
 
-A call's prompts wait in queues; loop.py has the loop that draws them, which runs for each group of devices apart.
-Each process draws its own share of the problems.
-
-A draw is a pure function of (weights, prompt, key, how to draw): the key belongs to the problem, never to
-its slot, so batch size, order, restarts, devices and processes change no text.
+A sample is a pure function of (weights, prompt, random key, decoding). The key belongs to the request and never to a
+slot, so batch size, order, restarts, devices and processes change no text. Each process samples its own share.
 """
 
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,194 +17,177 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from star_jax.distributed import cuda, processes, sharding
 from star_jax.errors import InputError
 from star_jax.models import decoder
-from star_jax.records import Prompt
+from star_jax.records import EncodedPrompt
 from star_jax.sampling import kv_cache, stop_strings
 from star_jax.sampling.engine import TRUNCATED, EngineSpec, Outputs, Queue, sample_queues, sample_queues_on_cuda
+from star_jax.sampling.kv_cache import DecodeParams
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tokenizers.base import Tokenizer
-from star_jax.weights import placement
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One completion to sample."""
+
+    prompt: EncodedPrompt
+    seed: str  # the random key is derived from this text
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One completion as drawn."""
+    """One completion as sampled."""
 
-    text: str  # cut in front of the first stop string
-    token_ids: tuple[int, ...]  # everything drawn, the stop's tokens included
-    log_probability: float  # sum over token_ids of log p at temperature 1 over the vocabulary in use, nats
+    text: str  # cut before the first stop string
+    token_ids: tuple[int, ...]  # all sampled tokens, the stop's included
+    token_log_probs: tuple[float, ...]  # log p of each, nats, at temperature 1 over the vocabulary in use
     truncated: bool  # the token budget ran out before a stop
+
+    @property
+    def log_probability(self) -> float:
+        """Sum of the token log-probabilities in float32, in the order of the tokens."""
+        return float(np.cumsum(np.asarray(self.token_log_probs, np.float32))[-1]) if self.token_log_probs else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerSpec:
+    """The settings of a sampler. Raises InputError for sizes below 1."""
+
+    stop: tuple[str, ...] = ()  # strings that end a completion; end-of-text always does
+    max_new_tokens: int = 128
+    decoding: Decoding = Decoding()
+    slots: int = 128  # rows that decode together, for each index along the mesh's data axis
+    queue: int = 1024  # requests handed to each such group of slots at a time
+    prefill_tokens: int = 512  # prompt tokens of one prefill; free slots are gathered until they fill it, a quarter at most
+    longest_body: int = 0  # tokens of the longest prompt body to come, if known: shorter calls then share its program
+
+    def __post_init__(self) -> None:
+        if min(self.slots, self.queue, self.prefill_tokens, self.max_new_tokens) < 1:
+            raise InputError("sampling: slots, queue, prefill_tokens and max_new_tokens must be at least 1")
 
 
 class Sampler:
-    """Draws completions for prompts that share a few-shot prefix.
+    """Samples completions of prompts that share a few-shot prefix. Holds no weights: each call gets them."""
 
-    `with_params` gives the same sampler for other weights; compiled programs are shared between them.
-    Where several processes run, all of them must make the same calls.
-    """
-
-    def __init__(
-        self,
-        model: decoder.GPT,
-        params: decoder.Params | decoder.DecodeParams,
-        tokenizer: Tokenizer,
-        *,
-        mesh: Mesh | None = None,
-        stop: Sequence[str] = (),
-        max_new_tokens: int = 128,
-        decoding: Decoding = Decoding(),
-        slots: int = 128,
-        queue: int = 1024,
-        prefill_tokens: int = 512,
-        longest: int = 0,
-    ) -> None:
+    def __init__(self, model: decoder.GPT, tokenizer: Tokenizer, mesh: Mesh, spec: SamplerSpec = SamplerSpec()) -> None:
         """
         Args:
-          params: on `mesh`, or anywhere (then they are put there as they are; see placement.to_decode_params).
-          mesh: a sampling mesh, sharding.sampling_mesh; default: the devices on which the parameters lie.
-          stop: strings that end a completion; end-of-text always does.
-          slots: rows that decode together, at each place along the mesh's data axis.
-          queue: problems handed to each such place at a time.
-          prefill_tokens: tokens of bodies that a prefill takes at once; free slots are gathered until they fill it, or
-            are a quarter of all.
-          longest: tokens of the longest body to come, if it is known: calls with shorter ones then share a program.
+          mesh: a sampling mesh (sharding.sampling_mesh), on which the weights of every call are placed.
 
-        Raises InputError for sizes that do not fit each other.
+        Raises InputError where the tokenizer has more ids than the model.
         """
-        if min(slots, queue, prefill_tokens, max_new_tokens) < 1:
-            raise InputError("sampling: slots, queue, prefill_tokens and max_new_tokens must be at least 1")
         if model.config.vocab_size < tokenizer.vocab_size:
             raise InputError(
                 f"the model has {model.config.vocab_size} rows of vocabulary and the tokenizer {tokenizer.vocab_size} "
                 "ids; they do not belong together"
             )
-        self.model, self.tokenizer = model, tokenizer
-        if mesh is None:
-            given = sharding.mesh_of(params)
-            mesh = sharding.sampling_mesh(given, given.shape["tensor"])
-        self.mesh, self.params = mesh, _decode_params(model, params, mesh)
-        self.stop, self.decoding, self.queue, self.longest = tuple(stop), decoding, queue, longest
-        self.shape = EngineSpec(slots, prefill_tokens, max_new_tokens, tokenizer.vocab_size)
-        self._automaton_SV = jnp.asarray(stop_strings.automaton(tokenizer, self.stop))
-        self._prefixes: dict[str, kv_cache.Prefix] = {}
+        self.model, self.tokenizer, self.mesh, self.spec = model, tokenizer, mesh, spec
+        self.engine = EngineSpec(spec.slots, spec.prefill_tokens, spec.max_new_tokens, tokenizer.vocab_size)
+        self._automaton_SV = jnp.asarray(stop_strings.automaton(tokenizer, spec.stop))
 
-    def with_params(self, params: decoder.Params | decoder.DecodeParams | None) -> "Sampler":
-        """The same sampler with other weights; with None it holds none until it is given some in this way."""
-        other = object.__new__(Sampler)
-        placed = params if params is None else _decode_params(self.model, params, self.mesh)
-        other.__dict__.update(self.__dict__, params=placed, _prefixes={})
-        return other
+    def sample(self, params: DecodeParams, requests: Sequence[Request]) -> list[Sample]:
+        """One sample for each request, in their order. Where several processes run, all of them make the same calls."""
+        samples: dict[int, Sample] = {}
+        for chunk in self.stream(params, requests):
+            samples.update(chunk)
+        return [samples[index] for index in range(len(requests))]
 
-    def __call__(
-        self,
-        prompts: Sequence[Prompt],
-        seeds: Sequence[str] | None = None,
-        progress: Callable[[Sequence[int], Sequence[Sample]], Any] | None = None,
-        meanwhile: Callable[[], Any] | None = None,
-    ) -> list[Sample]:
-        """Draws one completion a prompt, in the order of the prompts.
+    def stream(self, params: DecodeParams, requests: Sequence[Request]) -> Iterator[list[tuple[int, Sample]]]:
+        """Yields chunks of (index of the request, its sample).
 
-        Args:
-          prompts: any number, of any length up to the model's; they may have different prefixes.
-          seeds: one text a prompt, from which its random key is made; the prompt's place where not given.
-          progress: called with (places, draws) as each queue comes back.
-          meanwhile: called once, while the device draws the first queue.
+        The device samples the next chunk while the caller works on one: the caller should judge and store it, then ask
+        for the next. Chunks are cut by prompt length, shortest first, so a call that continues with the missing
+        requests of an interrupted one pads to the same length.
 
         Raises InputError for a prompt that leaves no room for `max_new_tokens` in the model's positions.
         """
-        seeds = [str(i) for i in range(len(prompts))] if seeds is None else seeds
-        draws: dict[int, Sample] = {}
-
-        def read(places: Sequence[int], out: Outputs) -> None:
-            new = self._read(out, len(places))
-            draws.update(zip(places, new, strict=True))
-            if progress:
-                progress(places, new)
-
-        pending: tuple[list[int], Outputs] | None = None
-        for places, bodies, padded, shots in self._chunks(prompts):
-            out = self._run(bodies, padded, shots, [seeds[i] for i in places])
-            if pending:  # texts are made, judged and stored while the device draws the next ones
-                read(*pending)
-            elif meanwhile:
-                meanwhile()
-            pending = places, out
-        if pending:
-            read(*pending)
-        return [draws[i] for i in range(len(prompts))]
+        prefixes: dict[tuple[int, ...], kv_cache.Prefix] = {}
+        previous: tuple[list[int], Outputs] | None = None
+        for prefix_ids, indices, padded_length in self._chunks(requests):
+            if prefix_ids not in prefixes:
+                prefixes[prefix_ids] = self._encode_prefix(params, prefix_ids)
+            chunk = [requests[index] for index in indices]
+            outputs = self._start(params, prefixes[prefix_ids], chunk, padded_length)
+            if previous:
+                yield self._read(*previous)
+            previous = indices, outputs
+        if previous:
+            yield self._read(*previous)
 
     @property
-    def _ways(self) -> int:
-        """Queues that run side by side, those of all processes."""
+    def _queues(self) -> int:
+        """The number of queues that run side by side, over all processes."""
         return processes.count() * self.mesh.shape["data"]
 
-    def _chunks(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], list[list[int]], int, str]]:
-        """Prompts that go through the queues at once: (places, token ids of bodies, their padded length, prefix).
-
-        The shortest come first, so that a call that was cut short and begins again with what is missing pads to the
-        same length.
-        """
-        groups: dict[str, list[tuple[int, list[int]]]] = {}
-        for place, prompt in enumerate(prompts):
-            shared, own = prompt.parts
-            body = self.tokenizer.encode(own)
-            if not body:
+    def _chunks(self, requests: Sequence[Request]) -> Iterator[tuple[tuple[int, ...], list[int], int]]:
+        """Requests that go through the queues together: (prefix ids, their indices, padded length of their bodies)."""
+        groups: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            if not request.prompt.body_ids:
                 raise InputError("a prompt's body has no tokens; a completion needs at least one to follow")
-            groups.setdefault(shared, []).append((place, body))
-        for text, members in groups.items():  # all of them, before the first is drawn
-            members.sort(key=lambda member: len(member[1]))
-            size = len(self.tokenizer.encode(text)) + len(members[-1][1])
-            if size + self.shape.max_new_tokens > self.model.config.max_positions:
+            groups.setdefault(request.prompt.prompt.parts[0], []).append(index)
+
+        def length(index: int) -> int:
+            return len(requests[index].prompt.body_ids)
+
+        for indices in groups.values():  # check all of them before the first is sampled
+            indices.sort(key=length)
+            tokens = len(requests[indices[-1]].prompt.prefix_ids) + length(indices[-1])
+            if tokens + self.spec.max_new_tokens > self.model.config.max_positions:
                 raise InputError(
-                    f"a prompt of {size} tokens and {self.shape.max_new_tokens} new ones "
-                    f"do not fit the model's {self.model.config.max_positions} positions; give fewer shots"
+                    f"a prompt of {tokens} tokens and {self.spec.max_new_tokens} new ones do not fit the model's "
+                    f"{self.model.config.max_positions} positions; lower prompt.shots or sampling.max_new_tokens"
                 )
-        size = self.queue * self._ways
-        for text, members in sorted(groups.items()):
-            padded = round_up(max(len(members[-1][1]), self.longest), 8)
-            for start in range(0, len(members), size):
-                chunk = members[start : start + size]
-                yield [place for place, _ in chunk], [body for _, body in chunk], padded, text
+        size = self.spec.queue * self._queues
+        for _, indices in sorted(groups.items()):
+            padded_length = round_up(max(length(indices[-1]), self.spec.longest_body), 8)
+            for start in range(0, len(indices), size):
+                yield requests[indices[0]].prompt.prefix_ids, indices[start : start + size], padded_length
 
-    def _run(self, bodies: Sequence[Sequence[int]], padded: int, shots: str, seeds: Sequence[str]) -> Outputs:
-        """Starts the drawing. Bodies are dealt out, one after the other, to all processes and their queues."""
-        groups, ways = self.mesh.shape["data"], self._ways
-        own = range(processes.index() * groups, (processes.index() + 1) * groups)
-        mine = [(bodies[way::ways], seeds[way::ways]) for way in own]
+    def _encode_prefix(self, params: DecodeParams, prefix_ids: tuple[int, ...]) -> kv_cache.Prefix:
+        tokens_P = np.zeros(round_up(len(prefix_ids), 16), np.int32)
+        tokens_P[: len(prefix_ids)] = prefix_ids
         with sharding.use(self.mesh, rows_apart=True):
-            prefix, queue = self._prefix(shots), self._queue(mine, padded)
-            draw = sample_queues_on_cuda if cuda.capability() > (0, 0) else sample_queues
-            how = self.model, self.decoding, self.shape, self.mesh
-            return draw(*how, self.params, prefix, queue, self._automaton_SV)
+            return _encode_prefix(self.model, params, jnp.asarray(tokens_P), len(prefix_ids))
 
-    def _read(self, out: Outputs, count: int) -> list[Sample]:
-        """What all processes drew, in the order of the `count` bodies."""
-        drawn: Outputs = processes.gather(jax.device_get(out))
-        return [self._draw(drawn, i % self._ways * self.queue + i // self._ways) for i in range(count)]
+    def _start(
+        self, params: DecodeParams, prefix: kv_cache.Prefix, requests: Sequence[Request], padded_length: int
+    ) -> Outputs:
+        """Starts the engine. Requests are dealt out in turn to the queues of all processes."""
+        groups, queues = self.mesh.shape["data"], self._queues
+        first = processes.index() * groups
+        dealt = [requests[first + group :: queues] for group in range(groups)]
+        with sharding.use(self.mesh, rows_apart=True):
+            sample = sample_queues_on_cuda if cuda.capability() > (0, 0) else sample_queues
+            queue = self._queue(dealt, padded_length)
+            settings = self.model, self.spec.decoding, self.engine, self.mesh
+            return sample(*settings, params, prefix, queue, self._automaton_SV)
 
-    def _queue(self, dealt: Sequence[tuple[Sequence[Sequence[int]], Sequence[str]]], padded: int) -> Queue:
-        rows = self.queue * len(dealt)
-        tokens_QT = np.zeros((rows, padded), np.int32)
+    def _queue(self, dealt: Sequence[Sequence[Request]], padded_length: int) -> Queue:
+        rows = self.spec.queue * len(dealt)
+        tokens_QT = np.zeros((rows, padded_length), np.int32)
         lengths_Q, keys_Q2 = np.ones((rows,), np.int32), np.zeros((rows, 2), np.uint32)
-        for group, (bodies, seeds) in enumerate(dealt):
-            for i, (body, seed) in enumerate(zip(bodies, seeds, strict=True), start=group * self.queue):
-                tokens_QT[i, : len(body)] = body
-                lengths_Q[i], keys_Q2[i] = len(body), key_data(seed)
-        real_G = np.array([len(bodies) for bodies, _ in dealt], np.int32)
-        place = NamedSharding(self.mesh, PartitionSpec("data"))
-        return Queue(*(jax.device_put(array, place) for array in (tokens_QT, lengths_Q, keys_Q2, real_G)))
+        for group, requests in enumerate(dealt):
+            for row, request in enumerate(requests, start=group * self.spec.queue):
+                body_ids = request.prompt.body_ids
+                tokens_QT[row, : len(body_ids)] = body_ids
+                lengths_Q[row], keys_Q2[row] = len(body_ids), key_data(request.seed)
+        real_G = np.array([len(requests) for requests in dealt], np.int32)
+        by_queue = NamedSharding(self.mesh, PartitionSpec("data"))
+        return Queue(*(jax.device_put(array, by_queue) for array in (tokens_QT, lengths_Q, keys_Q2, real_G)))
 
-    def _prefix(self, text: str) -> kv_cache.Prefix:
-        if text not in self._prefixes:
-            ids = self.tokenizer.encode(text)
-            tokens_P = np.array(ids + [0] * (round_up(len(ids), 16) - len(ids)), np.int32)
-            self._prefixes[text] = _encode_prefix(self.model, self.params, jnp.asarray(tokens_P), len(ids))
-        return self._prefixes[text]
+    def _read(self, indices: Sequence[int], outputs: Outputs) -> list[tuple[int, Sample]]:
+        """Waits for a chunk and gathers it from all processes."""
+        gathered: Outputs = processes.gather(jax.device_get(outputs))
+        rows = (i % self._queues * self.spec.queue + i // self._queues for i in range(len(indices)))
+        return [(index, self._sample(gathered, row)) for index, row in zip(indices, rows, strict=True)]
 
-    def _draw(self, out: Outputs, i: int) -> Sample:
-        ids = out.tokens_QM[i, : out.drawn_Q[i]].tolist()
-        text = self.tokenizer.decode(ids)
-        cut = min((text.find(stop) for stop in self.stop if stop in text), default=len(text))
-        return Sample(text[:cut], tuple(ids), float(out.log_probability_Q[i]), bool(out.reason_Q[i] == TRUNCATED))
+    def _sample(self, outputs: Outputs, row: int) -> Sample:
+        count = outputs.drawn_Q[row]
+        token_ids = outputs.tokens_QM[row, :count].tolist()
+        text = self.tokenizer.decode(token_ids)
+        end = min((text.find(stop) for stop in self.spec.stop if stop in text), default=len(text))
+        log_probs = outputs.log_probs_QM[row, :count].tolist()
+        return Sample(text[:end], tuple(token_ids), tuple(log_probs), bool(outputs.reason_Q[row] == TRUNCATED))
 
 
 def key_data(seed: str) -> np.ndarray:
@@ -217,17 +196,9 @@ def key_data(seed: str) -> np.ndarray:
 
 
 def round_up(length: int, unit: int) -> int:
-    """A multiple of `unit`, an eighth longer at most where that is longer: similar sizes share a compiled program."""
+    """The next multiple of `unit`, or of an eighth of the length if that is more: similar sizes share a program."""
     unit *= max(1, (1 << length.bit_length()) // 16 // unit)
     return -(-length // unit) * unit
-
-
-def _decode_params(
-    model: decoder.GPT, params: decoder.Params | decoder.DecodeParams, mesh: Mesh
-) -> decoder.DecodeParams:
-    if isinstance(params, decoder.DecodeParams):
-        return params
-    return placement.to_decode_params(model, params, mesh)
 
 
 @functools.partial(jax.jit, static_argnums=0)

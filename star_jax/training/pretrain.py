@@ -1,4 +1,4 @@
-"""The embedded default's base model: a tiny GPT-J pretrained, in stages, on transcripts of its task."""
+"""Pretraining of the addition demo's base: a tiny GPT-J, in stages, on transcripts of the task."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,37 +23,34 @@ def make_base(
     mesh: Mesh,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[decoder.Params, list[fine_tune.Report]]:
-    """(weights, a report a stage), from freshly drawn weights through all of `config.base.stages`.
+    """(weights, one report per stage), from random weights through all of `config.base.stages`.
 
     `on_step` is called with the step counted over all stages. Raises InputError for a task without transcripts.
     """
     task = config.make_task()
     if not isinstance(task, Arithmetic):
         raise InputError(f"task {config.task['name']!r} has no transcripts to pretrain a base on; give base.path")
-    shown = Arithmetic(**{**task.__dict__, "direct": False})  # every arm starts from the same base
-    params, reports, done = placement.init_params(model, mesh, config.seed), [], 0
+    rationale_task = Arithmetic(**{**task.__dict__, "direct": False})  # every arm starts from the same base
+    params, reports, steps_before = placement.init_params(model, mesh, config.seed), [], 0
     for number, stage in enumerate(config.base.stages):
         seed = 1000 * config.seed + number
-        examples = transcripts(shown, stage.gold, config.base.examples, seed)
+        examples = transcripts(rationale_task, stage.gold, config.base.examples, seed)
         rows = packing.pack(examples, tokenizer, config.train.row_tokens, seed, name="base")
 
-        def report_step(step: int, metrics: dict[str, Any], done: int = done) -> None:
+        def report_step(step: int, metrics: dict[str, Any], steps_before: int = steps_before) -> None:
             if on_step:
-                on_step(done + step, metrics)
-            processes.check_stop()  # nothing is stored of it: it begins anew, and comes out the same
+                on_step(steps_before + step, metrics)
+            processes.check_stop()  # pretraining stores nothing on the way: it starts again with the same result
 
-        params, report = fine_tune.fine_tune(
-            model,
-            params,
-            rows,
+        spec = fine_tune.FineTuneSpec(
             steps=stage.steps,
             seed=seed,
             train=config.train,
-            optimizer_config=config.optimizer,
-            mesh=mesh,
-            peak=stage.learning_rate,
-            on_step=report_step,
+            optimizer=config.optimizer,
+            z_loss=config.train.z_loss,
+            peak_learning_rate=stage.learning_rate,
         )
+        params, report = fine_tune.fine_tune(model, params, rows, spec, mesh, on_step=report_step)
         reports.append(report)
-        done += stage.steps
+        steps_before += stage.steps
     return params, reports

@@ -17,7 +17,7 @@ from star_jax.weights import checkpoint, placement
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes."""
+    """Everything a step updates."""
 
     step: jax.Array
     params: decoder.Params
@@ -52,7 +52,7 @@ def train_step(
     z_loss: float = 0.0,
     microbatches: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step on the mean loss of the batch's weighted tokens. The old state's buffers are given up."""
+    """One optimizer step on the weighted mean of the batch's token losses. Donates the old state's buffers."""
     weight = jnp.sum(batch["weights_RT"][:, 1:])
 
     def share_of_loss(params, part):
@@ -61,7 +61,7 @@ def train_step(
         return loss_sums(model, params, part, z_loss)[0] / jnp.maximum(weight, 1.0)
 
     mean, gradients = _in_parts(jax.value_and_grad(share_of_loss), state.params, batch, microbatches)
-    # Summed over the devices and laid out as the parameters are, before anything is computed from them.
+    # Reduce over the devices and shard like the parameters before anything is computed from them.
     gradients = placement.constrain_params(model, gradients)
     updates, opt_state = optimizer.chain(config).update(gradients, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates)
@@ -80,7 +80,7 @@ def _in_parts(
     batch: dict[str, jax.Array],
     microbatches: int,
 ) -> tuple[jax.Array, decoder.Params]:
-    """The sum of value and float32 gradients over the batch's microbatches, one after the other."""
+    """Value and float32 gradients, summed over the batch's microbatches one after the other."""
 
     def widen(tree: decoder.Params) -> decoder.Params:
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
@@ -89,8 +89,8 @@ def _in_parts(
         value, gradients = value_and_grad(params, batch)
         return value, widen(gradients)
 
-    def deal(array_RT: jax.Array) -> jax.Array:
-        # Row i goes into part i % microbatches: every device keeps its rows.
+    def split(array_RT: jax.Array) -> jax.Array:
+        # Row i goes to microbatch i % microbatches: every device keeps its rows.
         rows, length = array_RT.shape
         return array_RT.reshape(rows // microbatches, microbatches, length).swapaxes(0, 1)
 
@@ -99,64 +99,64 @@ def _in_parts(
         return jax.tree.map(jnp.add, total, (value, widen(gradients))), None
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
-    return jax.lax.scan(add, (jnp.zeros(()), zeros), jax.tree.map(deal, batch))[0]
+    return jax.lax.scan(add, (jnp.zeros(()), zeros), jax.tree.map(split, batch))[0]
 
 
 def initial_state(
     config: OptimizerConfig, params: decoder.Params, moments: checkpoint.Moments | None = None
 ) -> TrainState:
-    """Step 0 from these weights, whose buffers the first step gives up.
+    """The state of step 0 from these weights, whose buffers the first step donates.
 
-    `moments`: Adam begins with them, and as many steps on, instead of with zeros.
+    `moments`: Adam's initial moments and step count, in place of zeros.
 
-    Adam's moments lie where their parameters lie and the counts on every device, as a step returns them: without
-    that the moments would all begin on one device, and the second step would be compiled anew.
+    Moments are sharded like their parameters and counts are replicated, as a step returns them. Otherwise the moments
+    would start on one device, and the second step would be compiled again.
     """
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
     leaves, structure = jax.tree.flatten(like)
-    make, places = _maker(config, tuple(leaves), structure)
+    make, shardings = _maker(config, tuple(leaves), structure)
     opt_state = make()
     if moments is not None:
         adam = optax.ScaleByAdamState(jnp.asarray(moments.steps, jnp.int32), moments.first, moments.second)
         opt_state = jax.tree.map(
-            lambda part, place: _cast_like(adam, part, place) if isinstance(part, optax.ScaleByAdamState) else part,
+            lambda part, s: _cast_like(adam, part, s) if isinstance(part, optax.ScaleByAdamState) else part,
             opt_state,
-            places.opt_state,
+            shardings.opt_state,
             is_leaf=lambda part: isinstance(part, optax.ScaleByAdamState),
         )
-    return TrainState(jax.device_put(np.zeros((), np.int32), places.step), params, opt_state)
+    return TrainState(jax.device_put(np.zeros((), np.int32), shardings.step), params, opt_state)
 
 
 @functools.lru_cache
 def _maker(config: OptimizerConfig, leaves: tuple[Any, ...], structure: Any) -> tuple[Callable[[], Any], TrainState]:
-    """(the program that makes a fresh optimizer state, where the train state lies); compiled once, not an iteration."""
+    """(program that initializes an optimizer state, shardings of the train state); compiled once per run."""
     params = jax.tree.unflatten(structure, leaves)
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, params))
-    return jax.jit(lambda: _fresh(config, params), out_shardings=places.opt_state), places
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, params))
+    return jax.jit(lambda: _init_optimizer(config, params), out_shardings=shardings.opt_state), shardings
 
 
 def abstract_state(config: OptimizerConfig, params: decoder.Params) -> TrainState:
-    """Shapes, dtypes and shardings of the state of (possibly abstract) parameters that have shardings."""
-    opt_state = jax.eval_shape(lambda: _fresh(config, params))
+    """Shapes, dtypes and shardings of the train state of (possibly abstract) sharded parameters."""
+    opt_state = jax.eval_shape(lambda: _init_optimizer(config, params))
     state = TrainState(cast(jax.Array, jax.ShapeDtypeStruct((), jnp.int32)), params, opt_state)
-    places = state_shardings(config, state, jax.tree.map(lambda leaf: leaf.sharding, params))
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
+    shardings = state_shardings(config, state, jax.tree.map(lambda leaf: leaf.sharding, params))
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
 
-def _fresh(config: OptimizerConfig, params: decoder.Params) -> optax.OptState:
-    # From float32 whatever the parameters are: of them only shapes count, and moments take the dtype they see.
+def _init_optimizer(config: OptimizerConfig, params: decoder.Params) -> optax.OptState:
+    # Always from float32 zeros: optax's moments take the dtype of what they are initialized from.
     return optimizer.chain(config).init(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params))
 
 
-def _cast_like(tree: Any, like: Any, places: Any) -> Any:
-    return jax.tree.map(lambda x, y, place: jax.device_put(x.astype(y.dtype), place), tree, like, places)
+def _cast_like(tree: Any, like: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, y, s: jax.device_put(x.astype(y.dtype), s), tree, like, shardings)
 
 
 def state_shardings(config: OptimizerConfig, state: TrainState, params: decoder.Params) -> TrainState:
     """The shardings of a (possibly abstract) train state whose parameters have the shardings `params`."""
-    some = jax.tree.leaves(params)[0]
-    scalar: Any = NamedSharding(some.mesh, PartitionSpec()) if isinstance(some, NamedSharding) else some
+    first = jax.tree.leaves(params)[0]
+    scalar: Any = NamedSharding(first.mesh, PartitionSpec()) if isinstance(first, NamedSharding) else first
     moments = optax.tree_map_params(
-        optimizer.chain(config), lambda _, place: place, state.opt_state, params, transform_non_params=lambda _: scalar
+        optimizer.chain(config), lambda _, s: s, state.opt_state, params, transform_non_params=lambda _: scalar
     )
     return TrainState(scalar, params, moments)

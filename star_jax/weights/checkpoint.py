@@ -31,14 +31,16 @@ from star_jax.weights.sources import hf, loader
 LOG = logging.getLogger("star_jax")
 
 
-def save_model(directory: Path, model: decoder.GPT, params: decoder.Params, tokenizer: Tokenizer | None) -> None:
-    """Saves weights in their dtype, model sizes and tokenizer; an unfinished save of the same name is replaced.
+def save_model(directory: Path, model: decoder.GPT, params: decoder.Params, tokenizer: Tokenizer | None) -> str:
+    """Saves weights in their dtype, model sizes and tokenizer; returns the fingerprint.
 
-    All processes must call this together.
+    An unfinished save of the same name is replaced. All processes must call this together.
     """
     processes.broadcast_from_leader(lambda: _make_room(directory))
     save_tree(directory / "weights", params)
-    _write_description(directory, _description(model, params, tokenizer))
+    description = _description(model, params, tokenizer)
+    _write_description(directory, description)
+    return str(description["fingerprint"])
 
 
 class AsyncModelSave:
@@ -58,6 +60,11 @@ class AsyncModelSave:
         self._checkpointer = ocp.AsyncCheckpointer(handler)
         with disk_errors_as_input_errors(directory, ValueError):
             self._checkpointer.save((directory / "weights").absolute(), args=args)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights."""
+        return str(self._about["fingerprint"])
 
     def finish(self) -> None:
         """Waits for the weights to be complete on disk and then says so: model.json comes last."""

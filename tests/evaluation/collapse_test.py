@@ -20,9 +20,9 @@ BEFORE = {"samples": 100, "distinct": 80, "mean_tokens": 40.0}
     ],
 )
 def test_draws_that_grow_alike_or_short(now, said):
-    found = collapse.of_draws(BEFORE, now)
+    found = collapse.of_samples(BEFORE, now)
     assert len(found) == len(said) and all(text.startswith(begin) for text, begin in zip(found, said, strict=True))
-    assert collapse.of_draws({}, now) == []
+    assert collapse.of_samples({}, now) == []
 
 
 @pytest.mark.parametrize(
