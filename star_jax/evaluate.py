@@ -4,10 +4,11 @@ import argparse
 from typing import Any
 
 from star_jax.cli.parser import exit_on_bad_input
-from star_jax.distributed import processes, sharding
+from star_jax.distributed import processes
 from star_jax.errors import InputError
 from star_jax.evaluation.accuracy import score, vote
-from star_jax.evaluation.generate import complete, prompts_of, split_problems
+from star_jax.evaluation.generate import generate, split_problems
+from star_jax.evaluation.judging import SamplingPass
 from star_jax.evaluation.stored_run import open_iteration
 from star_jax.records import RIGHT_WRONG_STEPS, Verdict
 from star_jax.sampling.token_sampling import Decoding
@@ -32,25 +33,22 @@ def main() -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    opened = open_iteration(args.workdir, args.iteration)
-    config, run_dir, number = opened.config, opened.run_dir, opened.number
-    task = config.make_task()
-    problems, name = split_problems(config, task, args.split), f"eval_{args.split}"
+    stored = open_iteration(args.workdir, args.iteration)
+    config, run_dir, number = stored.config, stored.run_dir, stored.number
+    problems, name = split_problems(config, stored.task, args.split), f"eval_{args.split}"
     decoding = Decoding()
     if args.samples:
         decoding = Decoding(
             args.temperature or config.sampling.temperature or 0.7, config.sampling.top_k, config.sampling.top_p
         )
         name += f"_{args.samples}_samples_t{decoding.temperature:g}"
-    sampler = opened.sampler(task, sharding.make_mesh(config.mesh), decoding)
-    completions = complete(
-        run_dir, run_dir.path(number, name + ".jsonl"), sampler, task, problems, prompts_of(config, number + 1),
-        what="evaluate", seed=config.seed, iteration=number, draws=max(1, args.samples),
-    )  # fmt: skip
-    weights = processes.broadcast_from_leader(lambda: checkpoint.stored_fingerprint(opened.directory))
+    sampling_pass = SamplingPass("evaluate", config.seed, number, max(1, args.samples))
+    path = run_dir.path(number, name + ".jsonl")
+    completions, _ = generate(run_dir, path, stored.stream(decoding), stored.prompts, problems, sampling_pass)
+    weights = processes.broadcast_from_leader(lambda: checkpoint.stored_fingerprint(stored.directory))
     result = {"iteration": number, "split": args.split, "weights": weights}
     result |= {"temperature": decoding.temperature}
-    result |= vote(task, problems, completions) if args.samples else score(problems, completions)
+    result |= vote(stored.task, problems, completions) if args.samples else score(problems, completions)
     run_dir.write_json(run_dir.path(number, name + ".json"), result)
     if processes.is_leader():
         _print(result)

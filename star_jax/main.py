@@ -7,7 +7,6 @@ The command that started a run also continues it. Prints the path of the run's r
 
 import logging
 import os
-import sys
 from pathlib import Path
 
 from star_jax import config
@@ -28,8 +27,6 @@ def main() -> None:
         help="continue a run although settings, data, prompts or versions have changed; provenance.json records them",
     )
     args, values = read_config(parser)
-    # Our messages keep a file descriptor of their own while native code is silenced (training.packing.warm_up).
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("star_jax").setLevel(logging.INFO)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -1,6 +1,6 @@
 """A run's model on your own problems.
 
-    python -m star_jax.sample --workdir=DIR [--iteration=N|base|best] [--draws=K] [--temperature=T] < problems.jsonl
+    python -m star_jax.sample --workdir=DIR [--iteration=N|base|best] [--samples=K] [--temperature=T] < problems.jsonl
 
 Each line of standard input is {"question": ..., for multiple choice "choices": [...], and, where it is known,
 "answer": ...} (the letter, for choices); on a terminal the questions are asked for one by one. Each draw is one JSON
@@ -13,10 +13,10 @@ import sys
 from collections.abc import Iterator
 
 from star_jax.cli.parser import exit_on_bad_input
-from star_jax.distributed import sharding
 from star_jax.errors import InputError
-from star_jax.evaluation import generate, stored_run
+from star_jax.evaluation import stored_run
 from star_jax.records import Problem
+from star_jax.sampling.sampler import Request
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tasks.answers.choices import LETTERS
 
@@ -26,32 +26,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m star_jax.sample", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--iteration", default="best", help="a number, base or best (default)")
-    parser.add_argument("--draws", type=int, default=1, help="completions a problem")
+    parser.add_argument("--samples", type=int, default=1, help="completions for each problem")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy")
     args = parser.parse_args()
-    if args.draws < 1 or args.temperature < 0:
-        raise InputError("--draws must be at least 1 and --temperature must not be negative")
-    opened = stored_run.open_iteration(args.workdir, args.iteration)
-    config = opened.config
-    task, mesh = config.make_task(), sharding.make_mesh(config.mesh)
-    sampler = opened.sampler(task, mesh, Decoding(args.temperature))
-    prompts = generate.prompts_of(config, opened.number + 1)
+    if args.samples < 1 or args.temperature < 0:
+        raise InputError("--samples must be at least 1 and --temperature must not be negative")
+    stored = stored_run.open_iteration(args.workdir, args.iteration)
+    task, seed, stream = stored.task, stored.config.seed, stored.stream(Decoding(args.temperature))
     # A person gets each answer before the next question; a file goes through the sampler at once.
     batches = ([p] for p in _asked()) if sys.stdin.isatty() else iter([list(_read())])
     for batch in batches:
-        wanted = [(problem, draw) for problem in batch for draw in range(args.draws)]
-        draws = sampler(
-            [prompts.prompt(task, p) for p, _ in wanted], [f"{config.seed}/{p.question}/{d}" for p, d in wanted]
-        )
-        for (problem, _), drawn in zip(wanted, draws, strict=True):
-            answer = None if drawn.truncated else task.parse(drawn.text)
+        order = [(problem, index) for problem in batch for index in range(args.samples)]
+        requests = [Request(stored.prompts(p), f"{seed}/{p.question}/{index}") for p, index in order]
+        samples = {index: sample for chunk in stream(requests) for index, sample in chunk}
+        for index, (problem, _) in enumerate(order):
+            sample = samples[index]
+            answer = None if sample.truncated else task.parse(sample.text)
             line = {
                 "question": problem.question,
-                "text": drawn.text,
+                "text": sample.text,
                 "answer": answer,
                 "right": answer is not None and task.grade(problem, answer) if problem.answer else None,
-                "truncated": drawn.truncated,
-                "log_probability": round(drawn.log_probability, 4),
+                "truncated": sample.truncated,
+                "log_probability": round(sample.log_probability, 4),
             }
             print(json.dumps(line, ensure_ascii=False), flush=True)
 

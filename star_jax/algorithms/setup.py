@@ -210,9 +210,7 @@ def _world(tokenizer: Tokenizer, prompts: PromptEncoder, lines: Mapping[str, str
     return {**versions, "prompts": prompts.prompt_set.fingerprint, **digests}
 
 
-def _prompt_lengths(
-    config: Config, prompts: PromptEncoder, split: str, problems: Sequence[Problem]
-) -> dict[str, int]:
+def _prompt_lengths(config: Config, prompts: PromptEncoder, split: str, problems: Sequence[Problem]) -> dict[str, int]:
     """Token counts of a split's prompts and references; none is ever truncated.
 
     Raises InputError for a prompt that leaves no room for a completion: now, and not when its turn comes.

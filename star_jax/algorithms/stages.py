@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from star_jax.algorithms import schedule, selection
@@ -213,7 +214,7 @@ def _base_moments(run: Run) -> checkpoint.Moments | None:
     if not run.config.optimizer.base_moments:
         return None
     with run.phases("load"):
-        return checkpoint.load_moments(run.config.base.path, run.mesh)
+        return checkpoint.load_moments(Path(run.config.base.path), run.mesh)
 
 
 def _too_few(run: Run, n: int, kept: int) -> str:

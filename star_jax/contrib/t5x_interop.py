@@ -54,7 +54,7 @@ def import_t5x() -> types.ModuleType:
     imported is left as it is.
     """
     try:
-        packing.warm_up()
+        packing.import_seqio()
         pjit: Any = importlib.import_module("jax.experimental.pjit")
         if not hasattr(pjit, "PartitionSpec"):
             pjit.PartitionSpec = PartitionSpec
@@ -81,7 +81,7 @@ def vocabulary(base: str) -> Any:
 
 @functools.cache
 def _vocabulary_class() -> type:
-    packing.warm_up()
+    packing.import_seqio()
     import seqio
     import tensorflow as tf
 
@@ -138,7 +138,7 @@ def register(workdir: str, iteration: int | None = None) -> str:
 
     Raises InputError where the run has no such examples, or they carry loss on parts of a completion only.
     """
-    packing.warm_up()
+    packing.import_seqio()
     import seqio
     import tensorflow as tf
 

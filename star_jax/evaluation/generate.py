@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-
 from star_jax.config import Config
 from star_jax.errors import InputError
 from star_jax.evaluation.judging import SamplingPass, judge

@@ -107,7 +107,7 @@ def _alarms(run: Run) -> list[str]:
     for before, now in itertools.pairwise(run.iterations):
         signs = []
         if before.filtered and now.filtered:
-            signs += collapse.of_draws(before.filtered.counts, now.filtered.counts)
+            signs += collapse.of_samples(before.filtered.counts, now.filtered.counts)
         if before.evaluation and now.evaluation:
             rates = [(e.overall.accuracy, e.overall.low, e.overall.high) for e in (before.evaluation, now.evaluation)]
             signs += collapse.of_accuracy(*rates)

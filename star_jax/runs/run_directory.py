@@ -104,7 +104,9 @@ class RunDirectory:
 
     def find(self, pattern: str) -> list[Path]:
         """The paths below the directory that match, sorted."""
-        names = self.broadcast(lambda: sorted(str(path.relative_to(self.workdir)) for path in self.workdir.glob(pattern)))
+        names = self.broadcast(
+            lambda: sorted(str(path.relative_to(self.workdir)) for path in self.workdir.glob(pattern))
+        )
         return [self.workdir / name for name in names]
 
     def write_text(self, path: Path, text: str) -> None:
@@ -167,7 +169,9 @@ class RunDirectory:
         self, config: Mapping[str, Any], world: Mapping[str, str], may_change: Sequence[str], allow_changes: bool
     ) -> None:
         path, provenance = self.workdir / "config.json", self.workdir / "provenance.json"
-        stored: dict[str, Any] = _read_json(provenance) if provenance.exists() else {"world": dict(world), "changes": []}
+        stored: dict[str, Any] = (
+            _read_json(provenance) if provenance.exists() else {"world": dict(world), "changes": []}
+        )
         if not (isinstance(stored.get("world"), dict) and isinstance(stored.get("changes"), list)):
             raise InputError(f"{provenance}: damaged (world or changes is missing). Delete it to regenerate it")
         if path.exists():
@@ -294,7 +298,9 @@ def _read_records(kind: type[Record], path: Path) -> list[Record]:
     try:
         content = beside.read_bytes()
     except OSError as error:
-        raise InputError(f"{beside}: cannot be read ({error.strerror}). Delete {path.name} to regenerate both") from error
+        raise InputError(
+            f"{beside}: cannot be read ({error.strerror}). Delete {path.name} to regenerate both"
+        ) from error
     checksums.check(beside, content)
     return side_files.with_side_fields(beside, content, records)
 

@@ -17,10 +17,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from star_jax.distributed import cuda, processes, sharding
 from star_jax.errors import InputError
 from star_jax.models import decoder
+from star_jax.models.decoder import DecodeParams
 from star_jax.records import EncodedPrompt
 from star_jax.sampling import kv_cache, stop_strings
 from star_jax.sampling.engine import TRUNCATED, EngineSpec, Outputs, Queue, sample_queues, sample_queues_on_cuda
-from star_jax.sampling.kv_cache import DecodeParams
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tokenizers.base import Tokenizer
 
@@ -57,7 +57,9 @@ class SamplerSpec:
     decoding: Decoding = Decoding()
     slots: int = 128  # rows that decode together, for each index along the mesh's data axis
     queue: int = 1024  # requests handed to each such group of slots at a time
-    prefill_tokens: int = 512  # prompt tokens of one prefill; free slots are gathered until they fill it, a quarter at most
+    prefill_tokens: int = (
+        512  # prompt tokens of one prefill; free slots are gathered until they fill it, a quarter at most
+    )
     longest_body: int = 0  # tokens of the longest prompt body to come, if known: shorter calls then share its program
 
     def __post_init__(self) -> None:

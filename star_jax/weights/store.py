@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 
 from star_jax.distributed import processes
 from star_jax.models import decoder
+from star_jax.models.decoder import DecodeParams
 from star_jax.runs.metrics import Phases
-from star_jax.sampling.kv_cache import DecodeParams
 from star_jax.tokenizers.base import Tokenizer
 from star_jax.weights import checkpoint, placement
 
