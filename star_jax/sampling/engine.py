@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from star_jax.config import ModelConfig
-from star_jax.distributed import cuda
+from star_jax.distributed import platforms
 from star_jax.models import decoder
 from star_jax.sampling import kv_cache
 from star_jax.sampling.token_sampling import greedy_token_and_logprob
@@ -85,7 +85,9 @@ def _queues(model, decoding, spec, mesh, params, prefix, queue, automaton_SV) ->
 
 
 sample_queues = jax.jit(_queues, static_argnums=(0, 1, 2, 3))
-sample_queues_on_cuda = jax.jit(_queues, static_argnums=(0, 1, 2, 3), compiler_options=cuda.COMPILER_OPTIONS)
+sample_queues_on_cuda = jax.jit(
+    _queues, static_argnums=(0, 1, 2, 3), compiler_options=platforms.CUDA_COMPILER_OPTIONS
+)
 
 
 def _loop(model, decoding, spec, params, prefix, queue, automaton_SV) -> Outputs:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.config import ModelConfig
-from star_jax.distributed import cpu
+from star_jax.distributed import platforms
 from star_jax.models.decoder import GPT, KV, Block, DecodeParams, PrefillMask, RingMask, call
 
 _INSERTED = 8  # bodies that are put into the cache at once
@@ -31,7 +31,7 @@ class Prefix(NamedTuple):
 class RingCache(NamedTuple):
     """KV and values of B rows in a ring of S slots that all rows write at the same place.
 
-    `layers`: N x G x KV of [B / G, H, S, K]: the rows lie in groups, see cpu.row_groups. `time`: the next write goes
+    `layers`: N x G x KV of [B / G, H, S, K]: the rows lie in groups, see platforms.kv_row_groups. `time`: the next write goes
     to slot `time % S`, so a decode step is one contiguous update, whatever the rows' lengths. `filled_B`: how many of
     the latest slots belong to a row.
     """
@@ -124,7 +124,7 @@ def _hidden(
 def empty_cache(config: ModelConfig, rows: int, slots: int) -> RingCache:
     """A cache of `rows` rows and `slots` slots that holds nothing."""
     cells = config.n_heads, slots, config.head_dim
-    groups = cpu.row_groups(rows, math.prod(cells) * np.dtype(config.compute_dtype).itemsize)
+    groups = platforms.kv_row_groups(rows, math.prod(cells) * np.dtype(config.compute_dtype).itemsize)
 
     def empty() -> jax.Array:
         return jnp.zeros((rows // groups, *cells), config.compute_dtype)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from star_jax.distributed import cuda, processes, sharding
+from star_jax.distributed import platforms, processes, sharding
 from star_jax.errors import InputError
 from star_jax.models import decoder
 from star_jax.models.decoder import DecodeParams
@@ -159,7 +159,7 @@ class Sampler:
         first = processes.index() * groups
         dealt = [requests[first + group :: queues] for group in range(groups)]
         with sharding.use(self.mesh, rows_apart=True):
-            sample = sample_queues_on_cuda if cuda.capability() > (0, 0) else sample_queues
+            sample = sample_queues_on_cuda if platforms.cuda_capability() > (0, 0) else sample_queues
             queue = self._queue(dealt, padded_length)
             settings = self.model, self.spec.decoding, self.engine, self.mesh
             return sample(*settings, params, prefix, queue, self._automaton_SV)

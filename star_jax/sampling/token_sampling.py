@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from star_jax.distributed import cpu
+from star_jax.distributed import platforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Decoding:
 def greedy_token_and_logprob(logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(the likeliest id [B], the first of equals; its log p [B], nats)."""
     size = logits_BV.shape[-1]
-    parts = cpu.vocabulary_parts(size)
+    parts = platforms.vocabulary_parts(size)
     if parts == 1:
         top_B = jnp.max(logits_BV, axis=-1)
         log_p_B = -jnp.log(jnp.sum(jnp.exp(logits_BV - top_B[:, None]), axis=-1))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from star_jax.config import ModelConfig
-from star_jax.distributed import cpu
+from star_jax.distributed import platforms
 from star_jax.errors import InputError
 from star_jax.models import decoder
 from star_jax.records import Prompt
@@ -108,7 +108,7 @@ def test_no_text_depends_on_slots_queue_prefill_or_order(lively, bodies, expecte
 
 def test_groups_of_rows_draw_what_one_group_draws(lively, bodies, expected, monkeypatch):
     """As large models' rows are cut up on CPUs; refills reach into every group."""
-    monkeypatch.setattr(cpu, "row_groups", lambda rows, row_bytes: 3)
+    monkeypatch.setattr(platforms, "kv_row_groups", lambda rows, row_bytes: 3)
     options = COMMON | dict(slots=9, queue=20, prefill_tokens=64)
     sampler = Sampler(*lively, SYMBOLS, decoding=WARM, **options)
     assert_same(sampler([Prompt("", body) for body in bodies]), expected[WARM])

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from star_jax.distributed import cpu
+from star_jax.distributed import platforms
 from star_jax.sampling import token_sampling
 
 SIZES = (20, 4096, 50257, 50400, 50411)  # symbols; powers; GPT-2's ids; GPT-J's rows; a prime
@@ -32,7 +32,7 @@ def test_the_likeliest_and_its_log_probability(size):
 def test_parts_change_nothing_but_the_last_bits(size, monkeypatch):
     logits_BV = jnp.asarray(np.random.default_rng(0).standard_normal((4, size)), jnp.float32)
     found = token_sampling.greedy_token_and_logprob(logits_BV)
-    monkeypatch.setattr(cpu, "vocabulary_parts", lambda size: 1)
+    monkeypatch.setattr(platforms, "vocabulary_parts", lambda size: 1)
     wanted = token_sampling.greedy_token_and_logprob(logits_BV)
     np.testing.assert_array_equal(found[0], wanted[0])
     np.testing.assert_allclose(found[1], wanted[1], rtol=1e-6)

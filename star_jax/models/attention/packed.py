@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from star_jax.distributed import cpu, cuda
+from star_jax.distributed import platforms
 from star_jax.models.attention.dense import masked
 
 # Queries, and keys. Half of it on CPUs, to which a turn of a loop is cheap and the scores of what is not seen are not.
@@ -41,7 +41,7 @@ def _best(q_BHTK, device):
     """The way that the program's device has for heads and rows of these sizes."""
     length, size = q_BHTK.shape[2:]
     half = q_BHTK.dtype in (jnp.bfloat16, jnp.float16)
-    if (capability := cuda.capability()) > (0, 0):
+    if (capability := platforms.cuda_capability()) > (0, 0):
         largest = 256 if capability >= (9, 0) else 128
         return _cudnn if half and size <= largest and size % 8 == 0 and length % 2 == 0 else jax.checkpoint(_at_once)
     is_tpu = device is not None and device.device_kind.startswith("TPU")
@@ -90,7 +90,7 @@ def _seen(ids_BT):
 
 def _rows(q_BHTK, k_BHTK, v_BHTK, ids_BT):
     batch, heads, length, size = q_BHTK.shape
-    block = BLOCK // 2 if cpu.is_target() else BLOCK
+    block = BLOCK // 2 if platforms.is_cpu() else BLOCK
     padding = -length % block
     ids_BT = jnp.pad(ids_BT, ((0, 0), (0, padding)), constant_values=-1)  # a segment of its own
 

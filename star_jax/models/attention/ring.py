@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from star_jax.distributed import cuda
+from star_jax.distributed import platforms
 from star_jax.models.attention import softmax
 from star_jax.models.attention.dense import _LOW, _own, _shared
 
@@ -29,7 +29,7 @@ def _rows_of(groups):
 def over_ring(q_BHTK, groups, slot, filled_B, prefix=None, prefix_length=None):
     """A decode step's (T = 1), over keys in a ring: a row sees the one at `slot` and the `filled_B` in front of it.
 
-    `groups`: model.KV [B / G, H, S, K] of the first rows, of the next ones, and so on: see cpu.row_groups.
+    `groups`: model.KV [B / G, H, S, K] of the first rows, of the next ones, and so on: see platforms.kv_row_groups.
     """
     if _has_kernel(q_BHTK, prefix):
         (keys,) = groups
@@ -47,7 +47,7 @@ def over_ring(q_BHTK, groups, slot, filled_B, prefix=None, prefix_length=None):
 def kernel_over_ring(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix=None, prefix_length=None, interpret=False):
     """The same through the kernels; `interpret`: on any device."""
     from star_jax.models.attention import (
-        triton,  # here, for what they need of jax may be gone one day: see cuda.has_triton
+        triton,  # here, for what they need of jax may be gone one day: see platforms.has_triton
     )
 
     def of_heads(q_BHK, k_BHSK, v_BHSK, slot, filled_B, length, *keys):
@@ -86,4 +86,4 @@ def _has_kernel(q_BHTK, prefix):
     size, mesh = q_BHTK.shape[-1], jax.sharding.get_abstract_mesh()
     spread = not mesh.empty and any(mesh.shape[axis] > 1 for axis in mesh.auto_axes if axis != "tensor")
     fits = size >= 16 and size & (size - 1) == 0 and (prefix is None or prefix.k.shape[1] % 16 == 0)
-    return cuda.capability() >= (8, 0) and cuda.has_triton() and fits and not spread
+    return platforms.cuda_capability() >= (8, 0) and platforms.has_triton() and fits and not spread

@@ -100,7 +100,7 @@ def test_each_platform_gets_what_it_has(monkeypatch):
         packed._rows
     }
     for capability, cudnn in (((9, 0), True), ((8, 0), False)):  # heads of 256 features: Hopper's alone
-        monkeypatch.setattr(packed.cuda, "capability", lambda capability=capability: capability)
+        monkeypatch.setattr(packed.platforms, "cuda_capability", lambda capability=capability: capability)
         assert (packed._best(q_BHTK, None) is packed._cudnn) == cudnn
         assert packed._best(wide, None) not in (packed._cudnn, packed._rows)
 

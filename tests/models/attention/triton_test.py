@@ -7,14 +7,14 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from star_jax.config import MeshConfig
-from star_jax.distributed import cuda, sharding
+from star_jax.distributed import platforms, sharding
 from star_jax.models import decoder
 from star_jax.models.attention import dense, ring, triton
 from star_jax.sampling import kv_cache
 from tests.support.models import TINY, numpy_params
 
 ROWS, HEADS, SLOTS, SIZE = 6, 4, 19, 16
-INTERPRET = cuda.capability() == (0, 0)
+INTERPRET = platforms.cuda_capability() == (0, 0)
 
 
 def arrays(*shapes, dtype="float32", seed=0):
