@@ -65,7 +65,8 @@ def test_the_capability_is_that_of_the_program_s_gpu(monkeypatch):
             if (actual := platforms.cuda_capability()) != capability or platforms.is_cpu() != (kind == "cpu"):
                 wrong.append((kind, actual, platforms.is_cpu()))
     assert not wrong
-    rocm = types.SimpleNamespace(platform="gpu", device_kind="gfx942", client=H200.client.__class__(platform_version=""))
+    client = types.SimpleNamespace(platform_version="PJRT C API\nrocm 60000")
+    rocm = types.SimpleNamespace(platform="gpu", device_kind="gfx942", client=client)
     monkeypatch.setattr(jax, "local_devices", lambda: [rocm])
     assert platforms.cuda_capability() == (0, 0)
 
