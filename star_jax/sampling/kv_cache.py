@@ -31,9 +31,9 @@ class Prefix(NamedTuple):
 class RingCache(NamedTuple):
     """KV and values of B rows in a ring of S slots that all rows write at the same place.
 
-    `layers`: N x G x KV of [B / G, H, S, K]: the rows lie in groups, see platforms.kv_row_groups. `time`: the next write
-    goes to slot `time % S`, so a decode step is one contiguous update, whatever the rows' lengths. `filled_B`: how many of
-    the latest slots belong to a row.
+    `layers`: N x G x KV of [B / G, H, S, K]: the rows lie in groups, see platforms.kv_row_groups. `time`: the next
+    write goes to slot `time % S`, so a decode step is one contiguous update, whatever the rows' lengths. `filled_B`:
+    how many of the latest slots belong to a row.
     """
 
     layers: tuple[tuple[KV, ...], ...]
