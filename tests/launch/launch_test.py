@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.executables import write_script
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = [*sorted(ROOT.glob("launch/*.sh")), ROOT / ".ci" / "run"]
 LOG_CALL = """printf '%s\\037' "$@" >> "$LOG"; printf '\\036' >> "$LOG"\n"""
@@ -48,17 +50,11 @@ def test_constraints_are_exact_and_cover_what_setup_py_asks_for():
     assert not wrong
 
 
-def script(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("#!/usr/bin/env bash\n" + text)
-    path.chmod(0o755)
-
-
 def python(path: Path, version: str = "3.11", more: str = "") -> None:
     """A Python that logs its calls. Its `venv` command makes an environment whose Python is a copy of it."""
     make = 'mkdir -p "${@: -1}/bin"; cp "$0" "${@: -1}/bin/python"'
     text = f'[[ $1 != -c ]] || {{ echo {version}; exit; }}\n{LOG_CALL}{more}\n[[ "$*" != *venv* ]] || {{ {make}; }}\n'
-    script(path, text)
+    write_script(path, text)
 
 
 @pytest.fixture
@@ -71,7 +67,7 @@ def tree(tmp_path) -> Path:
         (tree / name).parent.mkdir()
         (tree / name).touch()
     python(tree / ".venv/bin/python")
-    script(tree / "bin/nvidia-smi", "exit 9\n")
+    write_script(tree / "bin/nvidia-smi", "exit 9\n")
     return tree
 
 
@@ -184,7 +180,7 @@ def test_it_installs_for_the_accelerator_it_finds(tree):
         package = installed(tree)
         wrong += [(device, vendor, package)] if package != expected else []
     shutil.rmtree(tree / "root")
-    script(tree / "bin/nvidia-smi", "exit 0\n")
+    write_script(tree / "bin/nvidia-smi", "exit 0\n")
     assert not wrong and installed(tree) == ".[gpu]"
     assert installed(tree, STAR_EXTRAS="") == "." and installed(tree, STAR_EXTRAS="hub,tpu") == ".[hub,tpu]"
 
@@ -242,7 +238,7 @@ def test_without_a_python_one_line_asks_for_it(bare):
     expected = "star_jax: no Python 3.11 or later found; install one, or name it with PYTHON=..."
     assert (status, calls, output.strip()) == (2, [], expected)
     tpu(bare)
-    script(bare / "bin/python3", "exit 1\n")
+    write_script(bare / "bin/python3", "exit 1\n")
     status, _, output = run(bare, PATH=f"{bare}/bin")
     assert status == 2 and output.startswith("star_jax: no Python 3.11 or later here") and output.count("\n") == 1
 
@@ -268,7 +264,7 @@ def test_a_venv_that_does_not_fit_is_made_again(tree):
     reasons = []
     for damage in (
         lambda: python(tree / ".venv/bin/python", "3.10"),
-        lambda: script(tree / ".venv/bin/python", "exit 1\n"),
+        lambda: write_script(tree / ".venv/bin/python", "exit 1\n"),
         lambda: (tree / ".venv/star_jax.unfinished").touch(),
     ):
         damage()

@@ -1,4 +1,4 @@
-"""launch/run.sh --tpu=NAME against a stand-in for gcloud, whose workers are processes with homes of their own."""
+"""launch/run.sh --tpu=NAME against a stand-in for gcloud, whose workers are local processes, each with its own home."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import gcloud_standin
+from tests.support.executables import write_script
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -20,20 +21,16 @@ PYTHON = f'"{sys.executable}" -I -S'  # quicker, and the standard library does
 CREATE = ("--create", "--type=v5litepod-8")
 
 
-def script(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("#!/usr/bin/env bash\n" + text)
-    path.chmod(0o755)
-
-
 class Cloud:
     """The stand-in's directory, a working tree to launch from, and storage that all workers see."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.tree, self.workdir = folder / "cloud", folder / "my tree", folder / "shared" / "run"
-        script(self.root / "bin" / "gcloud", f'exec {PYTHON} "{HERE.parent / "support" / "gcloud_standin.py"}" "$@"\n')
+        write_script(
+            self.root / "bin" / "gcloud", f'exec {PYTHON} "{HERE.parent / "support" / "gcloud_standin.py"}" "$@"\n'
+        )
         # Workers have a .venv, so an installation is one call of pip, which is logged.
-        script(
+        write_script(
             self.root / "seed/star_jax/.venv/bin/python",
             "[[ $1 != -c ]] || { echo 3.11; exit; }\n"
             f'[[ $2 != pip ]] || exec echo "$@" >> "$HOME/pip.log"\n'
@@ -153,14 +150,14 @@ def test_create_run_preempt_run_again_stop_delete(cloud):
 
 
 @pytest.mark.slow
-def test_creating_what_is_there_goes_on(cloud):
+def test_creating_a_tpu_that_exists_continues_the_run(cloud):
     assert cloud.launch().returncode == 0
     assert cloud.launch(steps=5).stdout.splitlines() == steps(4, 5)
     assert len(cloud.calls("tpu-vm", "create")) == 1
 
 
 def bash(code: str, *arguments: str) -> str:
-    """What code prints that has sourced launch/tpu.sh."""
+    """What `code` prints after sourcing launch/tpu.sh; `arguments` are $1, $2, ..."""
     command = ["bash", "-euc", f"source launch/tpu.sh; {code}", "-", *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -218,7 +215,7 @@ def test_a_queued_resource_is_waited_for_and_deleted_with_its_tpu(cloud):
 
 @pytest.mark.slow
 def test_a_suspended_queued_resource_is_created_again(cloud):
-    """What is left of a queued resource when its spot TPU was taken away: no TPU, and a name that is in use."""
+    """After a spot TPU was preempted, its queued resource is still there, SUSPENDED, and the name is in use."""
     (cloud.root / "t.queued").write_text("SUSPENDED")
     assert cloud.run(*cloud.work()).returncode == 2
     result = cloud.launch("--queued")
@@ -237,7 +234,7 @@ def test_a_queued_resource_that_fails_at_once_is_not_asked_for_again(cloud):
 
 
 @pytest.mark.slow
-def test_the_same_command_shows_the_log_of_a_run_that_is_going_on(cloud):
+def test_the_same_command_shows_the_log_of_a_run_in_progress(cloud):
     first = cloud.start(*CREATE, *cloud.work(400))
     cloud.wait_for_step(2)
     second = cloud.run(*CREATE, *cloud.work(400))
@@ -247,7 +244,7 @@ def test_the_same_command_shows_the_log_of_a_run_that_is_going_on(cloud):
 
 
 @pytest.mark.slow
-def test_another_command_is_refused_meanwhile(cloud):
+def test_another_command_is_refused_during_a_run(cloud):
     first = cloud.start(*CREATE, *cloud.work(10_000))
     cloud.wait_for_step(2)
     result = cloud.run(*CREATE, *cloud.work(20_000))
@@ -269,7 +266,7 @@ def test_ctrl_c_leaves_the_run_alone(cloud):
 
 
 @pytest.mark.slow
-def test_processes_killed_on_a_tpu_that_lives(cloud):
+def test_processes_killed_on_a_tpu_that_is_ready(cloud):
     first = cloud.start(*CREATE, *cloud.work(10_000))
     cloud.wait_for_step(3)
     gcloud_standin.kill_workers(cloud.root)
@@ -280,8 +277,8 @@ def test_processes_killed_on_a_tpu_that_lives(cloud):
 
 
 @pytest.mark.slow
-def test_what_a_broken_run_left_is_ended_first(cloud):
-    """Worker 0 is dead, worker 1 is not (yet): without it the new run of worker 1 would not have started."""
+def test_remaining_processes_of_a_broken_run_are_stopped_first(cloud):
+    """Worker 0 is dead, worker 1 is alive: unless it is stopped, the new run cannot start there."""
     first = cloud.start(*CREATE, *cloud.work(10_000))
     cloud.wait_for_step(3)
     os.killpg(first.pid, signal.SIGKILL)
@@ -295,7 +292,7 @@ def test_what_a_broken_run_left_is_ended_first(cloud):
 
 
 @pytest.mark.slow
-def test_sigkill_for_those_that_do_not_stop(cloud):
+def test_sigkill_for_processes_that_ignore_sigterm(cloud):
     first = cloud.start(*CREATE, *cloud.work(10_000), "--stubborn")
     cloud.wait_for_step(2)
     assert cloud.run("--stop", STAR_GRACE="0.5").returncode == 0
@@ -305,8 +302,8 @@ def test_sigkill_for_those_that_do_not_stop(cloud):
 # --- the log ---
 
 
-def test_a_lost_connection_costs_no_line_and_doubles_none(cloud):
-    """gcloud itself connects again, with the same command: what it prints begins where the first one began."""
+def test_a_lost_connection_neither_loses_nor_repeats_lines(cloud):
+    """gcloud itself reconnects with the same command, so its output begins again at the same line."""
     (cloud.root / "hiccup").touch()
     result = cloud.launch(steps=20)
     assert result.returncode == 0 and result.stdout.splitlines() == steps(1, 20)
@@ -314,7 +311,7 @@ def test_a_lost_connection_costs_no_line_and_doubles_none(cloud):
 
 
 @pytest.mark.slow
-def test_it_connects_again_when_gcloud_gives_up(cloud):
+def test_it_reconnects_when_gcloud_gives_up(cloud):
     running = cloud.start(*CREATE, *cloud.work(60))
     cloud.wait_for_step(5)
     follows: list[int] = []
@@ -358,7 +355,7 @@ def test_flags_arrive_unharmed(cloud):
 
 
 @pytest.mark.slow
-def test_the_environment_of_the_workers_is_their_own(cloud):
+def test_workers_get_only_the_variables_of_env_flags(cloud):
     given = {"HF_TOKEN": "a b'c", "SECRET": "s", "XLA_FLAGS": "--xla_x"}
     assert cloud.launch("--env=HF_TOKEN", "--env=LIBTPU_INIT_ARGS=--x=1 --y", **given).returncode == 0
     for worker in (0, 1):
@@ -411,8 +408,8 @@ def test_the_working_tree_is_copied_as_git_sees_it(cloud):
 
 
 @pytest.mark.slow
-def test_a_second_copy_takes_away_what_is_gone_and_nothing_else(cloud):
-    """A module that was renamed would still be imported; data that a user put there must stay."""
+def test_a_second_copy_removes_deleted_files_only(cloud):
+    """Else a renamed module would still be imported. Files that a user put there must stay."""
     for name in ("old name.py", "kept.py"):
         (cloud.tree / name).write_text("1")
     assert cloud.launch().returncode == 0
@@ -526,9 +523,9 @@ def test_gcloud_is_missing(cloud, tmp_path):
     assert result.returncode == 2 and result.stderr.startswith("star_jax: gcloud is not on the PATH")
 
 
-def test_what_gcloud_says_is_shown(cloud):
-    """No login, no permission, no API: not the same as no TPU."""
-    script(cloud.root / "bin/gcloud", "echo 'ERROR: PERMISSION_DENIED: tpu.nodes.get' >&2; exit 1\n")
+def test_errors_of_gcloud_are_shown(cloud):
+    """A failing gcloud (no login, no permission, no API) is not the same as an absent TPU."""
+    write_script(cloud.root / "bin/gcloud", "echo 'ERROR: PERMISSION_DENIED: tpu.nodes.get' >&2; exit 1\n")
     result = cloud.launch("--zone=z", "--project=p")
     assert result.returncode == 2 and "PERMISSION_DENIED" in result.stderr
     assert result.stderr.splitlines()[-1] == "star_jax: gcloud cannot describe t in z (project p)"
@@ -547,7 +544,7 @@ def test_several_workers_need_storage_that_all_see(cloud):
 
 @pytest.mark.slow
 def test_a_config_has_to_be_in_the_tree_that_is_copied(cloud):
-    """Relative to the caller's folder inside of the tree it is found; elsewhere the workers would not have it."""
+    """A config inside the tree may be relative to the caller's folder; one outside would be missing on the workers."""
     folder = cloud.tree / "my configs"
     folder.mkdir()
     for path in (folder / "mine.py", cloud.tree.parent / "other.py"):
@@ -569,7 +566,7 @@ def test_a_tree_that_is_too_large_to_copy(cloud):
 # --- the real program ---
 
 
-# The loop's every stage but sampling, which a base of two steps has no use for.
+# Every stage of the loop but sampling, for which a base of two steps is too weak.
 TINY = (
     "--config=configs/arithmetic.py:direct",
     "--config.model.n_layers=1",
@@ -593,10 +590,10 @@ TINY = (
 
 @pytest.mark.slow
 def test_star_on_two_workers(cloud):
-    """star_jax.main as two gloo processes of two devices each: preempted after its base is made, it goes on from it."""
+    """star_jax.main as two gloo processes of two devices: preempted after pretraining, it continues from the base."""
     env = 'XLA_FLAGS=--xla_force_host_platform_device_count=2 PYTHONPATH="$PWD" TF_CPP_MIN_LOG_LEVEL=3 \\\n'
     env += f'JAX_COMPILATION_CACHE_DIR="{os.environ["JAX_COMPILATION_CACHE_DIR"]}" \\\n'
-    script(
+    write_script(
         cloud.root / "seed/star_jax/.venv/bin/python",
         f'[[ $1 != -c ]] || {{ echo 3.11; exit; }}\n[[ $2 != pip ]] || exit 0\n{env}exec "{sys.executable}" "$@"\n',
     )

@@ -1,16 +1,17 @@
 """A stand-in for gcloud: TPUs are directories, and each worker is a home directory with local processes.
 
-$GCLOUD_STANDIN/NAME/ holds state, calls for it, and workers/N (worker N's home). What a test may put beside them:
+$GCLOUD_STANDIN/NAME/ holds a TPU: its state, and workers/N (worker N's home). $GCLOUD_STANDIN/calls.jsonl logs all
+calls. A test may add to $GCLOUD_STANDIN:
 
-    workers     how many workers the next TPU has (2)
+    workers     the number of workers of the next TPU (2)
     bin/        left out of the workers' PATH
     seed/       copied into every new home
-    queue       the states a queued resource goes through, one a look, before it is ACTIVE
+    queue       the states of a queued resource before ACTIVE, one per request
     config.json what `gcloud config get-value` prints
-    hiccup      the next `follow` loses its connection after a line, and is tried again, as gcloud does
+    hiccup      the next `follow` loses its connection after one line and is repeated, as gcloud does
 
-It takes the flags that launch/tpu.sh uses, by gcloud's own help texts, and no others. It plays the TPU's metadata
-server by the three JAX_* variables.
+It accepts the flags that launch/tpu.sh uses, as gcloud's help describes them, and no others. In place of the TPU's
+metadata server it sets the three JAX_* variables.
 """
 
 import argparse
@@ -63,8 +64,8 @@ def commands(parent, *names):
     group = parent.add_subparsers(required=True)
     if not names:
         return group
-    made = [group.add_parser(name, allow_abbrev=False) for name in names]
-    return made if len(made) > 1 else made[0]
+    parsers = [group.add_parser(name, allow_abbrev=False) for name in names]
+    return parsers if len(parsers) > 1 else parsers[0]
 
 
 def add(group, name, call, *required, bools=(), nargs=None):
@@ -101,8 +102,8 @@ def create(args) -> int:
     tpu = ROOT / args.name
     if (tpu / "state").exists():
         return error(f"ALREADY_EXISTS: Resource '{args.name}' already exists")
-    many = ROOT / "workers"
-    for number in range(int(many.read_text()) if many.exists() else 2):
+    count = ROOT / "workers"
+    for number in range(int(count.read_text()) if count.exists() else 2):
         home = tpu / "workers" / str(number)
         if (ROOT / "seed").is_dir():
             shutil.copytree(ROOT / "seed", home, symlinks=True)
@@ -156,7 +157,7 @@ def unqueue(args) -> int:
 
 
 def preempt(tpu: Path) -> None:
-    """What a preemption looks like: every process of every worker is gone at once, and then the TPU says so."""
+    """Preempts a TPU: every process of every worker is killed at once, and the state becomes PREEMPTED."""
     (tpu / "state").write_text("PREEMPTED")
     kill_workers(tpu)
 
@@ -173,33 +174,32 @@ def kill_workers(tpu: Path) -> None:
 
 
 def processes(under: Path) -> list[int]:
-    """The processes of the workers whose homes are below a directory, or are it."""
-    found, mark = [], f"{MARK}={under}".encode()
+    """Ids of the processes of workers whose home is this directory or below it."""
+    pids, mark = [], f"{MARK}={under}/".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if any(
-                    (field + b"/").startswith(mark + b"/") for field in (entry / "environ").read_bytes().split(b"\0")
-                ):
-                    found.append(int(entry.name))
+                variables = (entry / "environ").read_bytes().split(b"\0")
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
-    return found
+            if any((variable + b"/").startswith(mark) for variable in variables):
+                pids.append(int(entry.name))
+    return pids
 
 
 # --- ssh and scp ---
 
 
 def homes(name: str, which: str) -> list[Path]:
-    """The homes of the workers; raises SystemExit as gcloud does where there are none to connect to."""
+    """The homes of the selected workers. Raises SystemExit with gcloud's error if the TPU is absent or not READY."""
     tpu = ROOT / name
     if not (tpu / "state").exists():
         sys.exit(missing(name))
     state = (tpu / "state").read_text()
     if state != "READY":
         sys.exit(error(f"TPU is in state {state}, therefore unreachable"))
-    everyone = sorted((tpu / "workers").iterdir(), key=lambda home: int(home.name))
-    return everyone if which == "all" else [everyone[int(number)] for number in which.split(",")]
+    workers = sorted((tpu / "workers").iterdir(), key=lambda home: int(home.name))
+    return workers if which == "all" else [workers[int(number)] for number in which.split(",")]
 
 
 def free_port() -> int:
@@ -209,25 +209,25 @@ def free_port() -> int:
 
 
 def ssh(args) -> int:
-    chosen = homes(args.name, args.worker)
+    selected = homes(args.name, args.worker)
     count = len(list((ROOT / args.name / "workers").iterdir()))
     path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if Path(p) != ROOT / "bin")
     common = {"PATH": path, "JAX_NUM_PROCESSES": str(count), "JAX_PLATFORMS": "cpu", "LANG": "C.UTF-8"}
     common["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
-    statuses = [0] * len(chosen)
+    statuses = [0] * len(selected)
 
-    def one(position: int, home: Path) -> None:
+    def run_on(index: int, home: Path) -> None:
         env = {**common, "HOME": str(home), "JAX_PROCESS_ID": home.name, MARK: str(home)}
         hiccup = ROOT / "hiccup"
         lines = 10**9
         if " follow " in args.command and hiccup.exists():
             hiccup.unlink()
             lines = 1
-        statuses[position] = remote(args.command, home, env, lines)
+        statuses[index] = remote(args.command, home, env, lines)
         if lines == 1:
-            statuses[position] = remote(args.command, home, env, 10**9)
+            statuses[index] = remote(args.command, home, env, 10**9)
 
-    threads = [threading.Thread(target=one, args=item) for item in enumerate(chosen)]
+    threads = [threading.Thread(target=run_on, args=item) for item in enumerate(selected)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -236,7 +236,7 @@ def ssh(args) -> int:
 
 
 def remote(command: str, home: Path, env: dict[str, str], lines: int) -> int:
-    """Runs a command as sshd does, in a session of its own, and passes on so many lines of what it prints."""
+    """Runs a command in a new session, as sshd does, and prints at most `lines` lines of its output."""
     running = subprocess.Popen(
         ["bash", "-c", command],
         cwd=home,
