@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 
 from star_jax.errors import InputError
 from star_jax.records import Completion, Example, Problem, Record, natural_order, read_jsonl
+from star_jax.runs.json_files import read_json_object
 
 MOST_KEPT = 64_000_000  # bytes of a file whose records are remembered
 _ITERATION = re.compile(r"iter_(\d{3,})")
@@ -88,7 +89,7 @@ def read_run(workdir: Path) -> Run:
     has_config = (workdir / "config.json").is_file()
     if not found and not has_config:
         raise InputError(f"{workdir}: holds neither config.json nor iter_000, so it is not the directory of a run")
-    config = _read_object(workdir / "config.json") if has_config else {}
+    config = read_json_object(workdir / "config.json") if has_config else {}
     split = setting(config, "evaluation.split")
     report_split = setting(config, "evaluation.report_split") or "test"
     if not isinstance(split, str) or not re.fullmatch(r"[\w-]+", split):
@@ -187,13 +188,13 @@ def _iteration(number: int, directory: Path, split: str, report_split: str) -> I
         evaluation=optional(f"eval_{split}.json", _evaluation),
         reported=optional(f"eval_{report_split}.json", _evaluation) if report_split != split else None,
         filtered=optional("filter.json", _filtered),
-        fine_tuned=optional("finetune.json", lambda path: _numbers(_read_object(path))),
+        fine_tuned=optional("finetune.json", lambda path: _numbers(read_json_object(path))),
         has_kept=(directory / "kept.jsonl").is_file(),
     )
 
 
 def _evaluation(path: Path) -> Evaluation:
-    values = _read_object(path)
+    values = read_json_object(path)
     by_category = {label: _rate(path, rate) for label, rate in _mapping(path, values, "by_category").items()}
     known = [rate.accuracy for rate in by_category.values() if rate.accuracy is not None]
     mean = _fraction(path, values, "mean_of_categories")
@@ -217,7 +218,7 @@ def _rate(path: Path, values: Any) -> Rate:
 
 
 def _filtered(path: Path) -> Filtered:
-    values = _read_object(path)
+    values = read_json_object(path)
     kept = _mapping(path, values, "kept_by_category")
     return Filtered(
         counts=_numbers(values),
@@ -278,16 +279,6 @@ def _records(kind: type[Record], path: Path) -> Sequence[Record]:
                 raise InputError(f"{path}:{number}: '{name}' should be a number, is {_short(value)}")
         records.append(record)
     return records
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(_read_text(path))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); mend or delete the file") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: should hold a JSON object, holds {_short(values)}")
-    return values
 
 
 def _read_text(path: Path) -> str:

@@ -1,6 +1,7 @@
-"""Checksums of what is stored, a line each, in `checksums.json` beside it: a bit that flips is named, not trained on.
+"""One checksum for each stored file, in `checksums.json` next to it, so that a flipped bit is an error and not data.
 
-The checksum of a file is written before the file, so that a file which is there is never without it.
+A file's checksum is written before the file: a file that exists is never without one. Lines of an unfinished stage
+(`*.part`) carry one each instead, as such a file grows and the lines before a torn write stay valid.
 """
 
 import json
@@ -9,9 +10,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from star_jax.errors import InputError
+from star_jax.runs.json_files import read_bytes, read_json_object
 
 NAME = "checksums.json"
-SUFFIXES = (".json", ".jsonl", ".safetensors")  # of the files that have them; the others are for people to look at
+SUFFIXES = (".json", ".jsonl", ".safetensors")  # of files with a checksum; programs do not read the others
 
 
 def kept_for(path: Path) -> bool:
@@ -19,58 +21,50 @@ def kept_for(path: Path) -> bool:
     return path.suffix in SUFFIXES and path.name != NAME
 
 
-def of_line(line: bytes) -> str:
+def of(content: bytes) -> str:
     """CRC-32, 8 hex digits."""
-    return f"{zlib.crc32(line):08x}"
+    return f"{zlib.crc32(content):08x}"
 
 
 def with_file(path: Path, content: bytes) -> str:
-    """The text of `path`'s checksums.json once `path` holds `content`. Raises InputError where that is broken."""
-    return _text({**_read(path), path.name: _of(content)})
+    """The text of `path`'s checksums.json once `path` holds `content`. Raises InputError where it is damaged."""
+    return _text({**_read(path.parent), path.name: of(content)})
 
 
 def without_files(directory: Path, names: Collection[str]) -> str:
-    """The text of a directory's checksums.json once these files are not there. Raises InputError where it is broken."""
-    return _text({name: sums for name, sums in _read(directory / NAME).items() if name not in names})
+    """The text of a directory's checksums.json once these files are deleted. Raises InputError where it is damaged."""
+    return _text({name: checksum for name, checksum in _read(directory).items() if name not in names})
 
 
 def files(directory: Path) -> list[Path]:
-    """The files that a directory should hold by its checksums.json. Raises InputError where that is broken."""
-    return [directory / name for name in _read(directory / NAME)]
+    """The files that a directory holds according to its checksums.json. Raises InputError where that is damaged."""
+    return [directory / name for name in _read(directory)]
+
+
+def read_verified(path: Path) -> bytes:
+    """A file's content. Raises InputError where it cannot be read or differs from what was stored."""
+    content = read_bytes(path)
+    check(path, content)
+    return content
 
 
 def check(path: Path, content: bytes) -> None:
-    """Raises InputError, naming the line, unless `content` is what was stored at `path`, or no checksum of it is."""
-    stored, found = _read(path).get(path.name), _of(content)
-    if stored is None or stored == found:
-        return
-    was, now = str(stored).split(), found.split()
-    line = next((n for n, (a, b) in enumerate(zip(was, now, strict=False), 1) if a != b), min(len(was), len(now)) + 1)
-    raise InputError(
-        f"{path}:{line}: damaged, it is not what was written; delete the file to have it made anew (or, to go on with "
-        f"it as it is, its entry in {path.parent / NAME})"
-    )
+    """Raises InputError if the checksum stored for `path` is not that of `content`. A file may have no checksum."""
+    stored = _read(path.parent).get(path.name)
+    if stored is not None and stored != of(content):
+        raise InputError(
+            f"{path}: damaged, its content is not what was written; delete the file to have it made again (or, to keep "
+            f"it as it is, delete its entry in {path.parent / NAME})"
+        )
 
 
-def _of(content: bytes) -> str:
-    # Split at newlines, the empty rest behind the last one counts too: a file that lost its end has fewer.
-    return " ".join(of_line(line) for line in content.split(b"\n"))
+def _text(checksums: Mapping[str, str]) -> str:
+    return json.dumps(checksums, indent=1) + "\n"
 
 
-def _text(sums: Mapping[str, str]) -> str:
-    return json.dumps(sums, indent=1) + "\n"
-
-
-def _read(path: Path) -> dict[str, str]:
-    beside = path.parent / NAME
-    try:
-        stored = json.loads(beside.read_bytes())
-        if not isinstance(stored, dict):
-            raise ValueError("it is not a JSON object")
-        return stored
-    except FileNotFoundError:
+def _read(directory: Path) -> dict[str, str]:
+    """File name -> checksum; empty where the directory has no checksums.json."""
+    path = directory / NAME
+    if not path.exists():
         return {}
-    except OSError as error:
-        raise InputError(f"{beside}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{beside}: damaged ({error}); delete it to go on without it") from error
+    return read_json_object(path, "delete it to continue without it")

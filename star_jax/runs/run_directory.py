@@ -274,7 +274,7 @@ def _read_part(part: Path) -> list[Completion]:
         completions = []
         for line in part.read_bytes().split(b"\n")[:-1]:
             checksum, _, text = line.partition(b" ")
-            if checksum != checksums.of_line(text).encode():
+            if checksum != checksums.of(text).encode():
                 break
             try:
                 completions.append(from_json(Completion, text.decode()))
@@ -286,7 +286,7 @@ def _read_part(part: Path) -> list[Completion]:
 
 def _part_lines(chunk: Sequence[Completion]) -> str:
     lines = [to_json(completion, with_side=True) for completion in chunk]
-    return "".join(f"{checksums.of_line(line.encode())} {line}\n" for line in lines)
+    return "".join(f"{checksums.of(line.encode())} {line}\n" for line in lines)
 
 
 def _read_records(kind: type[Record], path: Path) -> list[Record]:

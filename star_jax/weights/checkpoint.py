@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from star_jax.errors import InputError, disk_errors_as_input_errors, is_peer_fai
 from star_jax.models import decoder
 from star_jax.runs import checksums
 from star_jax.runs.atomic_files import make_empty
+from star_jax.runs.json_files import parse_json_object
 from star_jax.runs.run_directory import RunDirectory
 from star_jax.tokenizers import from_spec
 from star_jax.tokenizers.base import Tokenizer
@@ -258,14 +258,12 @@ def _describe(directory: Path) -> dict[str, Any]:
     path = directory / "model.json"
     if not path.exists():
         raise InputError(f"{directory}: no complete model is there: neither model.json nor a Hugging Face config.json")
+    described = parse_json_object(checksums.read_verified(path), path)
     try:
-        content = path.read_bytes()
-        checksums.check(path, content)
-        described = json.loads(content)
         if described["format"] != "star_jax model 1":
             raise ValueError(f"unknown format {described['format']!r}")
         if not isinstance(described["config"], dict) or not isinstance(described["tokenizer"], dict | type(None)):
             raise ValueError("'config' and 'tokenizer' must be objects")
         return described
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError) as error:
         raise InputError(f"{path}: not a model description ({error!r})") from error

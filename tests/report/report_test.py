@@ -377,8 +377,8 @@ def test_duration_and_count():
         ("iter_001/eval_dev.jsonl", b"[]", "not a JSON object"),
         ("iter_001/kept.jsonl", b"nonsense", "Expecting value"),
         ("problems_dev.jsonl", b'{"id": "x", "question": 5, "answer": "y"}', "'question' should be text, is 5"),
-        ("config.json", b"{", "not valid JSON"),
-        ("config.json", b"[1]", "should hold a JSON object"),
+        ("config.json", b"{", "invalid JSON"),
+        ("config.json", b"[1]", "not a JSON object"),
         ("iter_001/eval_dev.json", b'{"accuracy": 55}', "'accuracy' should be a number in 0..1, is 55"),
         ("iter_001/eval_dev.json", b'{"accuracy": 0.5, "ci95": [0.5]}', "'ci95' should be [low, high]"),
         ("iter_001/eval_dev.json", b'{"by_category": {"a": 3}}', "should be an object"),
@@ -392,7 +392,7 @@ def test_a_broken_file_is_named_and_in_a_long_one_the_line(tmp_path, name, conte
     place = f":{len(before.splitlines()) + 1}" if before else ""
     with pytest.raises(InputError) as caught:
         report.write(tmp_path)
-    assert str(caught.value).startswith(f"{path}{place}: ") and reason in str(caught.value)
+    assert str(caught.value).startswith(f"{path}{place}:") and reason in str(caught.value)
     assert not (tmp_path / "report.html").exists()
 
 

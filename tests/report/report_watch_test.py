@@ -45,7 +45,7 @@ def test_it_follows_the_run_and_ends_with_it(watching, tmp_path):
     (run / "iter_002/eval_dev.jsonl.part").write_text("a line\nanother line\n")
     page_with(page, "evaluating, 2 drawn so far")
     (run / "iter_002/filter.json").write_text("{")  # mended below: nothing a page that is watched should die of
-    assert "filter.json: not valid JSON" in process.stderr.readline()
+    assert "filter.json:1: invalid JSON" in process.stderr.readline()
     whole = make_run(tmp_path / "whole")
     for name in ("filter.json", "eval_dev.jsonl", "eval_dev.json", "DONE"):
         (whole / "iter_002" / name).rename(run / "iter_002" / name)

@@ -18,9 +18,10 @@ from star_jax.config import ModelConfig
 from star_jax.errors import InputError
 from star_jax.models import decoder
 from star_jax.runs.atomic_files import atomic_write
+from star_jax.runs.json_files import read_json_object
 from star_jax.tokenizers.byte_level_bpe import END_OF_TEXT, Gpt2Tokenizer
 from star_jax.weights.sources import loader
-from star_jax.weights.sources.tensor_files import open_directory, read_json
+from star_jax.weights.sources.tensor_files import open_directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +164,7 @@ class HfSource:
 
 
 def _read_config(path: Path) -> ModelConfig:
-    values = read_json(path)
+    values = read_json_object(path, "get the file again")
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in TABLES:
         raise InputError(f"{path}: model_type is {kind!r}; star_jax knows {' and '.join(TABLES)}")

@@ -24,8 +24,8 @@ import numpy as np
 from star_jax.config import ModelConfig
 from star_jax.errors import InputError
 from star_jax.models import decoder
+from star_jax.runs.json_files import read_json_object
 from star_jax.weights.sources import loader
-from star_jax.weights.sources.tensor_files import read_json
 
 FILES = 16  # a shard
 # What NumPy and the zip reader raise for an archive that is damaged, or holds something else.
@@ -218,7 +218,7 @@ def _sorted_names(n_layers: int) -> list[str]:
 
 
 def _read_config(path: Path) -> ModelConfig:
-    values = read_json(path)
+    values = read_json_object(path, "get the file again")
     for key, only in (("pe", "rotary"), ("norm", "layernorm")):
         if values.get(key, only) != only:
             raise InputError(f"{path}: {key} is {values[key]!r}; star_jax reads checkpoints with {only!r}")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from star_jax.errors import InputError
+from star_jax.runs.json_files import read_json_object
 
 FLOATS = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -42,21 +42,8 @@ def open_directory(directory: Path) -> dict[str, Stored]:
     raise InputError(f"{directory}: no weights are there; model.safetensors or pytorch_model.bin, or their index.json")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); get the file anew") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object; get the file anew")
-    return value
-
-
 def _open_index(index: Path, opened: Callable[[Path], dict[str, Stored]]) -> dict[str, Stored]:
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json_object(index, "get the file again").get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise InputError(f"{index}: has no weight_map of tensor and file names; get the file anew")
     found: dict[str, Stored] = {}

@@ -80,11 +80,11 @@ def originals() -> mesh_transformer.Named:
 H0 = "transformer.h.0"
 BAD_HF = [
     ("no config.json", without("config.json"), "config.json: cannot be read"),
-    ("empty config.json", content("config.json", b""), "config.json: not JSON"),
-    ("broken config.json", truncated("config.json", 40), "config.json: not JSON"),
-    ("config.json of no text", content("config.json", b"\xff\xfe\x00"), "config.json: not JSON"),
-    ("nested config.json", content("config.json", b"[" * 100_000), "config.json: not JSON"),
-    ("config.json is a list", content("config.json", b"[1]"), "config.json: not a JSON object"),
+    ("empty config.json", content("config.json", b""), "config.json:1: invalid JSON"),
+    ("broken config.json", truncated("config.json", 40), "config.json:3: invalid JSON"),
+    ("config.json of no text", content("config.json", b"\xff\xfe\x00"), "config.json: is not UTF-8 text"),
+    ("nested config.json", content("config.json", b"[" * 100_000), "config.json: invalid JSON"),
+    ("config.json is a list", content("config.json", b"[1]"), "config.json: holds list, not a JSON object"),
     ("llama", json_with("config.json", model_type="llama"), "model_type is 'llama'; star_jax knows gptj and gpt2"),
     ("a list as kind", json_with("config.json", model_type=["gptj"]), "model_type is ['gptj']"),
     ("relu", json_with("config.json", activation_function="relu"), "activation_function is 'relu'"),
@@ -132,7 +132,7 @@ BAD_SHARDS = [
     ("wrong file", index_with("lm_head.bias", SHARD), f"{SHARD}: the tensor lm_head.bias is missing, which {INDEX}"),
     ("number", index_with("lm_head.bias", 3), f"{INDEX}: has no weight_map"),
     ("truncated", truncated(SHARD, -1), f"{SHARD}: not a whole safetensors file"),
-    ("index broken", truncated(INDEX, 90), f"{INDEX}: not JSON"),
+    ("index broken", truncated(INDEX, 90), "invalid JSON"),
     ("index of nothing", content(INDEX, b"{}"), f"{INDEX}: has no weight_map"),
     ("index names none", content(INDEX, b'{"weight_map": {}}'), "is missing; get the whole model"),
 ]
