@@ -82,4 +82,4 @@ class TrainStateCheckpointer:
 
 
 def _content_hash(state: Any, totals: dict[str, Any]) -> str:
-    return f"{fingerprint(state)} {checksums.of_line(json.dumps(totals, sort_keys=True).encode())}"
+    return f"{fingerprint(state)} {checksums.of(json.dumps(totals, sort_keys=True).encode())}"
