@@ -54,7 +54,7 @@ def cells(runs) -> dict:
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}  # one device, not eight
     environment |= {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(runs / "ipython"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is most of the time
-    client = NotebookClient(notebook, km=manager, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
+    client = NotebookClient(notebook, km=manager, timeout=600, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
     client.execute(cleanup_kc=True, env=environment)  # else the kernel of our manager would live on
     return {cell.id: cell for cell in notebook.cells}
 
