@@ -320,3 +320,24 @@ def test_the_tests_that_test_sh_selects(tree):
         call = log.read_text().split("\036")[-2].split("\037")[:-1]
         wrong += [(flags, call)] if call != ["-m", "pytest", *expected] else []
     assert not wrong
+
+
+# --- launch/refresh_constraints.sh ---
+
+
+def test_refreshing_writes_the_versions_of_a_fresh_environment(tree):
+    """Less local builds, such as torch's +cpu, which other machines cannot install."""
+    versions = r"torch==2.1+cpu\njax==0.9\nAbsl==1\n"
+    python(tree / "bin/python3.12", "3.12", more=f"[[ $3 != list ]] || printf '{versions}'")
+    log = tree / "log"
+    env = {"PATH": f"{tree}/bin:/usr/bin:/bin", "LOG": str(log), "STAR_EXTRAS": "test"}
+    command = ["bash", tree / "launch/refresh_constraints.sh", "python3.12"]
+    subprocess.run(command, cwd="/", env=env, check=True, timeout=60, capture_output=True)
+    comment, *pins = (tree / "launch/constraints/python3.12.txt").read_text().splitlines()
+    assert comment.startswith("# Python 3.12, extras test.") and pins == ["Absl==1", "jax==0.9", "torch==2.1"]
+    calls = [call.split("\037")[:-1] for call in log.read_text().split("\036")[:-1]]
+    assert (
+        calls[0][:2] == ["-m", "venv"]
+        and calls[1][-1] == ".[test]"
+        and not (tree / ".venv/star_jax.installed").exists()
+    )
