@@ -38,9 +38,8 @@ def get_config(variant: str = "") -> ConfigDict:
         dict(steps=900, learning_rate=3e-3, gold=(0.3, 0.7)),
         dict(steps=1500, learning_rate=3e-3, gold=(0.1, 0.25)),
     )
-    config.star.update(
-        dict(iterations=3, problems_per_iteration=10_000, hint_keep_probability=0.1, steps=1000, step_growth=1.2)
-    )
+    config.star.update(dict(iterations=3, problems_per_iteration=10_000, steps=1000, step_growth=1.2))
+    config.replication.hint_keep_probability = 0.1
     if variant == "no_rationalization":
         config.star.rationalize = False
     elif variant == "direct":

@@ -35,7 +35,8 @@ def get_config(variant: str = "") -> ConfigDict:
     elif variant == "direct":
         config.star.update(dict(direct=True, iterations=1, steps=5000))
     elif variant == "more_digits":
-        config.task.update(dict(later_digits=8, later_from=20, eval_digits=10))
+        config.task.eval_digits = 10
+        config.replication.update(dict(later_digits=8, later_from=20))
         config.star.iterations = 30
     elif variant:
         raise ValueError(f"no variant {variant!r}: no_rationalization, direct, more_digits")

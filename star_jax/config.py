@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from star_jax import tasks
@@ -126,9 +126,7 @@ class StarConfig:
     min_kept: int = 1  # an iteration that keeps fewer examples ends the run with advice
     rationalize: bool = True  # a second try with the answer as a hint for what failed
     rationalize_from: int = 1  # the first iteration that rationalizes (GSM8K: 36 loops without, then 10 with)
-    rationalize_probability: float = 1.0  # share of the failed problems that get it
     require_consistent: bool = False  # a right answer whose steps fail the task's check is not kept, and tried again
-    hint_keep_probability: float = 0.0  # share of kept rationalizations stored with their hint (p_show_hint_save)
     restart_from: str = "base"  # "base" (paper) or "previous": the weights fine-tuning starts from
     few_shot_train: bool = False  # the few-shot prefix is part of the training text (without loss)
     prompt_after_first_iteration: bool = True  # False: shots in iteration 1 and for the base only (no_prompt)
@@ -155,7 +153,6 @@ class StarConfig:
         )
         _at_least(0, self, "max_steps")
         _at_least(1, self, "samples_per_problem", "steps", "rationalize_from", "min_kept")
-        _share(self, "rationalize_probability", "hint_keep_probability")
         _one_of(self, "restart_from", ("base", "previous"))
         _one_of(self, "schedule", ("exponential", "linear", "epochs"))
         if not (self.step_growth > 0 and self.epochs > 0):
@@ -203,7 +200,6 @@ class OptimizerConfig:
     clip_norm: float = 1.0  # global gradient norm; 0: no clipping
     # Of Adam's first moment. The second stays float32: in bfloat16 it could not change by a thousandth (1 - b2).
     moment_dtype: str = "float32"
-    base_moments: bool = False  # begin with the Adam moments stored with the base, as the released code does
 
     def check(self) -> None:
         _at_least(0, self, "warmup_steps", "weight_decay", "clip_norm", "learning_rate", "eps")
@@ -221,7 +217,6 @@ class TrainConfig:
     # Of the trained weights. bfloat16 loses what changes a weight by less than 1/256: at the paper's rate, nearly all
     param_dtype: str = "float32"
     row_tokens: int = 1024  # tokens a row; a longer example is left out and counted
-    z_loss: float = 0.0  # weight of log(sum(exp(logits - max)))^2 a token (the released code: 1e-4)
     log_every: int = 10  # steps
     checkpoint_every: int = 0  # steps between checkpoints inside a fine-tuning; 0: none, a crash repeats it
 
@@ -229,7 +224,7 @@ class TrainConfig:
         _at_least(1, self, "batch_rows", "log_every", "microbatches")
         _one_of(self, "param_dtype", FLOATS)
         _at_least(2, self, "row_tokens")
-        _at_least(0, self, "checkpoint_every", "z_loss")
+        _at_least(0, self, "checkpoint_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,6 +247,23 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReplicationConfig:
+    """Options that exist only to replicate the released code or one figure of the paper. The defaults turn all off."""
+
+    base_moments: bool = False  # start Adam from the moments stored with the base (released code), not from zero
+    z_loss: float = 0.0  # weight of log(sum(exp(logits - max)))^2 per token, added to the loss (released code: 1e-4)
+    rationalize_probability: float = 1.0  # share of the failed problems that get a rationalization
+    hint_keep_probability: float = 0.0  # share of kept rationalizations stored with their hint (p_show_hint_save)
+    later_digits: int = 0  # arithmetic: sums of up to this many digits join the train problems later (Figure 5: 8)
+    later_from: int = 20  # arithmetic: the iteration in which they join
+
+    def check(self) -> None:
+        _at_least(0, self, "z_loss", "later_digits")
+        _at_least(1, self, "later_from")
+        _share(self, "rationalize_probability", "hint_keep_probability")
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along each mesh axis."""
 
@@ -264,6 +276,18 @@ class MeshConfig:
         _at_least(1, self, "tensor")
         if 0 in (self.data, self.fsdp) or self.data == self.fsdp == -1:
             raise InputError("mesh.data and mesh.fsdp must be at least 1; one of them may be -1 for all devices left")
+
+
+# Option -> where it is set instead. Task options in this table are fields of the task's class, set by `make_task`.
+MOVED = {
+    "optimizer.base_moments": "replication.base_moments",
+    "train.z_loss": "replication.z_loss",
+    "star.rationalize_probability": "replication.rationalize_probability",
+    "star.hint_keep_probability": "replication.hint_keep_probability",
+    "task.later_digits": "replication.later_digits",
+    "task.later_from": "replication.later_from",
+    "task.direct": "star.direct",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,19 +309,29 @@ class Config:
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
+    replication: ReplicationConfig = ReplicationConfig()
 
     def check(self) -> None:
         _at_least(0, self, "seed")
-        if "direct" in self.task:
-            raise InputError("config.task has no option 'direct'; star.direct says that for the whole run")
+        for key in self.task:
+            if f"task.{key}" in MOVED:
+                raise InputError(_no_option("task", key, ()))
         if not self.base.path and not self.base.stages:
             raise InputError("base: give base.path (a directory with a model) or base.stages to pretrain one")
         self.make_task()
 
     def make_task(self) -> tasks.Task:
         """The task of this config. Raises InputError."""
+        name, replication = self.task["name"], self.replication
         values = {key: value for key, value in self.task.items() if key != "name"}
-        return tasks.make(self.task["name"], **(values | {"direct": self.star.direct}))
+        values["direct"] = self.star.direct
+        if replication.later_digits:
+            if "later_digits" not in tasks.options(name):
+                raise InputError(
+                    f"replication.later_digits must be 0: task {name!r} has no longer problems to add later"
+                )
+            values.update(later_digits=replication.later_digits, later_from=replication.later_from)
+        return tasks.make(name, **values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, for config.json."""
@@ -317,7 +351,7 @@ def default(task: str) -> ConfigDict:
     from ml_collections import ConfigDict
 
     values = dataclasses.asdict(Config())
-    task_options = {k: v for k, v in tasks.options(task).items() if k != "direct"}  # star.direct says that
+    task_options = {key: value for key, value in tasks.options(task).items() if f"task.{key}" not in MOVED}
     values["task"] = {"name": task, **task_options}
     return ConfigDict(values, convert_dict=True)
 
@@ -340,12 +374,19 @@ def _build(cls: Any, values: Any, where: str) -> Any:
     types = typing.get_type_hints(cls)
     for key in values:
         if key not in types:
-            near = difflib.get_close_matches(key, types, n=1)
-            raise InputError(f"{where} has no option {key!r}{f'; did you mean {near[0]!r}' if near else ''}")
+            raise InputError(_no_option(where.removeprefix("config").lstrip("."), key, types))
     built = cls(**{key: _convert(types[key], value, f"{where}.{key}") for key, value in values.items()})
     if hasattr(built, "check"):
         built.check()
     return built
+
+
+def _no_option(group: str, key: str, options: Iterable[str]) -> str:
+    message = f"config{'.' * bool(group)}{group} has no option {key!r}"
+    if new_name := MOVED.get(f"{group}.{key}"):
+        return f"{message}; its name is now config.{new_name}"
+    near = difflib.get_close_matches(key, options, n=1)
+    return message + (f"; did you mean {near[0]!r}?" if near else "; star_jax/config.py lists all options")
 
 
 def _convert(expected: Any, value: Any, where: str) -> Any:

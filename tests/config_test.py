@@ -95,11 +95,15 @@ def test_a_group_that_is_no_group_is_refused_by_name(path):
 @pytest.mark.parametrize(
     ("path", "value", "reason"),
     [
-        (("star", "iteration"), 1, "config.star has no option 'iteration'; did you mean 'iterations'"),
+        (("star", "iteration"), 1, "config.star has no option 'iteration'; did you mean 'iterations'?"),
         (("star", "restart_from"), "bas", "star.restart_from must be one of base, previous, got 'bas'"),
         (("star", "schedule"), "", "star.schedule must be one of exponential, linear, epochs"),
-        (("star", "rationalize_probability"), 1.5, "star.rationalize_probability must be between 0 and 1, got 1.5"),
-        (("star", "hint_keep_probability"), 2, "star.hint_keep_probability must be between 0 and 1"),
+        (
+            ("replication", "rationalize_probability"),
+            1.5,
+            "replication.rationalize_probability must be between 0 and 1, got 1.5",
+        ),
+        (("replication", "hint_keep_probability"), 2, "replication.hint_keep_probability must be between 0 and 1"),
         (("star", "step_growth"), 0.0, "star.step_growth"),
         (("sampling", "top_p"), 0.0, "sampling.top_p must be greater than 0 and at most 1, got 0.0"),
         (("sampling", "prefill_tokens"), 0, "sampling.prefill_tokens must be at least 1, got 0"),
@@ -126,7 +130,7 @@ def test_a_group_that_is_no_group_is_refused_by_name(path):
         (("task", "max_digits"), True, "task.max_digits must be int, got True"),
         (("task", "max_digits"), 0, "min_digits <= max_digits"),
         (("task", "train_per_length"), 0, "train_per_length"),
-        (("task", "direct"), True, "config.task has no option 'direct'"),
+        (("task", "direct"), True, "its name is now config.star.direct"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_what_it_may_be(path, value, reason):
@@ -147,9 +151,9 @@ def test_default_holds_every_option_of_config_and_task():
             group = values
             for key in path:
                 group = group[key]
-    assert values.task.name == "arithmetic" and set(values.task) - {"name"} == set(tasks.options("arithmetic")) - {
-        "direct"
-    }
+    elsewhere = {"direct", "later_digits", "later_from"}
+    assert values.task.name == "arithmetic"
+    assert set(values.task) - {"name"} == set(tasks.options("arithmetic")) - elsewhere
     assert Config().to_dict()["star"] == values.star.to_dict()
 
 
@@ -161,6 +165,30 @@ def test_every_task_has_a_default_config(task):
 def test_a_default_needs_a_base():
     with pytest.raises(InputError, match=re.escape("give base.path")):
         from_dict(config.default("arithmetic"))
+
+
+def test_an_option_that_moved_is_refused_with_its_new_name():
+    wrong = []
+    for old, new in config.MOVED.items():
+        path = tuple(old.split("."))
+        expected = f"config.{path[0]} has no option {path[1]!r}; its name is now config.{new}"
+        try:
+            from_dict(replaced(path, 1))
+            wrong.append((old, "accepted"))
+        except InputError as error:
+            if str(error) != expected:
+                wrong.append((old, str(error)))
+    assert not wrong
+
+
+def test_later_digits_reach_the_arithmetic_task_and_no_other():
+    values = replaced(("replication", "later_digits"), 7)
+    values["replication"]["later_from"] = 3
+    task = from_dict(values).make_task()
+    assert (task.later_digits, task.later_from) == (7, 3)
+    values["task"] = {"name": "gsm8k"}
+    with pytest.raises(InputError, match=re.escape("replication.later_digits must be 0: task 'gsm8k'")):
+        from_dict(values)
 
 
 def test_star_direct_makes_the_task_direct():

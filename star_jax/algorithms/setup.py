@@ -155,9 +155,9 @@ def _tokenizer(config: Config, task: Task, base: Path) -> Tokenizer:
 def _check_sizes(config: Config, tokenizer: Tokenizer) -> None:
     """Raises InputError for sizes that do not fit each other or the files."""
     model = config.model
-    if config.optimizer.base_moments and not checkpoint.has_moments(Path(config.base.path)):
+    if config.replication.base_moments and not checkpoint.has_moments(Path(config.base.path)):
         raise InputError(
-            f"optimizer.base_moments: base.path {config.base.path} holds none; convert the base with --moments"
+            f"replication.base_moments: base.path {config.base.path} holds none; convert the base with --moments"
         )
     if model.vocab_size < tokenizer.vocab_size:
         raise InputError(

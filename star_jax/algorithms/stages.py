@@ -76,7 +76,7 @@ def rationalize(iteration: Iteration) -> None:
     failed = selection.to_rationalize(
         iteration.problems,
         iteration.get(Completion, "samples.jsonl"),
-        config.star.rationalize_probability,
+        config.replication.rationalize_probability,
         config.seed,
         n,
         config.star.require_consistent,
@@ -98,7 +98,7 @@ def select(iteration: Iteration) -> None:
             weights=run.weights.fingerprint(n - 1),
             per_problem=options.keep_per_problem,
             few_shot_train=options.few_shot_train,
-            hint_keep_probability=options.hint_keep_probability,
+            hint_keep_probability=run.config.replication.hint_keep_probability,
             require_consistent=options.require_consistent,
         )
         examples = selection.keep(prompts, problems, [*samples, *rationalizations], spec)
@@ -128,7 +128,7 @@ def fine_tune(iteration: Iteration) -> None:
         rows = packing.pack(examples, run.tokenizer, config.train.row_tokens, seed)
         processes.check_equal("what the examples were packed into", rows.digest())
     steps = schedule.fine_tuning_steps(config.star, n, rows.rows, config.train.batch_rows)
-    spec = training.FineTuneSpec(steps, seed, config.train, config.optimizer, config.train.z_loss)
+    spec = training.FineTuneSpec(steps, seed, config.train, config.optimizer, config.replication.z_loss)
     params = run.weights.to_training(0 if config.star.restart_from == "base" else n - 1)
     with metrics.progress(steps, f"iteration {n}: fine-tune", "step") as bar:
 
@@ -211,7 +211,7 @@ def _sample_train(iteration: Iteration, name: str, problems: list[Problem], what
 
 def _base_moments(run: Run) -> checkpoint.Moments | None:
     """The Adam moments stored with the base, from disk: they do not exist while sampling."""
-    if not run.config.optimizer.base_moments:
+    if not run.config.replication.base_moments:
         return None
     with run.phases("load"):
         return checkpoint.load_moments(Path(run.config.base.path), run.mesh)

@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from star_jax.cli.parser import Parser
+from star_jax.config import MOVED
 from star_jax.errors import InputError
 
 _OVERRIDE = re.compile(r"--(no)?config\.")
@@ -123,6 +124,8 @@ def _check_option(config: ConfigDict, name: str) -> None:
     names = list(_option_names(config))
     root = name.partition("[")[0]  # an item of a list: base.stages[0]
     if not any(known == root or known.startswith(f"{root}.") for known in names):
+        if root in MOVED:
+            raise InputError(f"--config.{name}: its name is now --config.{MOVED[root]}")
         near = difflib.get_close_matches(name, names, n=1)
         suggestion = f"did you mean {near[0]}?" if near else "see star_jax/config.py"
         raise InputError(f"--config.{name}: there is no such option; {suggestion}")

@@ -5,7 +5,7 @@
         [--source_config=FILE]   mesh_transformer: the original's JSON config; --source is the step_N directory
         [--tokenizer=DIR|NAME]   GPT-2's tokenizer files or a hub name, where none lies beside the weights
         [--dtype=float32|bfloat16|float16]   of the target; default: the source's
-        [--moments]              mesh_transformer -> orbax: Adam's moments too, for --config.optimizer.base_moments
+        [--moments]              mesh_transformer -> orbax: Adam's moments too, for --config.replication.base_moments
 
 orbax is star_jax's own directory: a run's base/ or iter_NNN/params/, or what this command wrote. Any of them,
 and a Hugging Face directory too, serves as --config.base.path.

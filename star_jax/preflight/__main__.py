@@ -134,7 +134,7 @@ def lower_train_step(config: Config, mesh: Mesh) -> Any:
     state = abstract_state(config, mesh)  # with the mesh current it would compute on devices that are not there
     with sharding.use(mesh):
         return step.train_step.lower(
-            decoder.GPT(config.model), config.optimizer, state, batch, rate, config.train.z_loss,
+            decoder.GPT(config.model), config.optimizer, state, batch, rate, config.replication.z_loss,
             config.train.microbatches,
         )  # fmt: skip
 

@@ -33,7 +33,7 @@ TAIL = 96
 class Options:
     """What of the loss is fixed in a program."""
 
-    z_loss: float = 0.0  # see config.TrainConfig
+    z_loss: float = 0.0  # see config.ReplicationConfig
     chunk: int = CHUNK  # tokens of a device whose logits exist at a time
     tail: int = TAIL  # those of the last ones, unless a chunk is too small to be worth a program of its own
 

@@ -47,7 +47,7 @@ def make_base(
             seed=seed,
             train=config.train,
             optimizer=config.optimizer,
-            z_loss=config.train.z_loss,
+            z_loss=config.replication.z_loss,
             peak_learning_rate=stage.learning_rate,
         )
         params, report = fine_tune.fine_tune(model, params, rows, spec, mesh, on_step=report_step)

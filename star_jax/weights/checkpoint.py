@@ -236,7 +236,9 @@ def save_moments(directory: Path, which: str, tree: decoder.Params, steps: int) 
 def load_moments(directory: Path, mesh: Mesh) -> Moments:
     """The Adam moments stored with a model, float32. Raises InputError where there are none."""
     if not has_moments(directory):
-        raise InputError(f"{directory}: holds no Adam moments; convert it with --moments, or leave base_moments off")
+        raise InputError(
+            f"{directory}: holds no Adam moments; convert it with --moments, or set replication.base_moments=False"
+        )
     model = decoder.GPT(load_config(directory))
     first, second = (load_tree(directory / "moments" / which, model, mesh, "float32") for which in ("first", "second"))
     return Moments(

@@ -85,7 +85,7 @@ def test_steps_that_fail_the_check_are_not_kept_and_tried_again(base, tmp_path, 
 
 
 def test_longer_sums_join_when_it_is_their_turn(base, tmp_path):
-    task = dict(task__max_digits=1, task__later_digits=2, task__later_from=2, task__eval_digits=3)
+    task = dict(task__max_digits=1, replication__later_digits=2, replication__later_from=2, task__eval_digits=3)
     run_dir = run_with(base, tmp_path, **task, star__problems_per_iteration=20)
     for n, expected in ((1, {"1"}), (2, {"1", "2"})):
         ids = [c.problem_id for c in read_jsonl(Completion, run_dir.path(n, "samples.jsonl"))]
@@ -144,16 +144,16 @@ def test_moments_change_a_run_and_their_absence_is_one_line(with_moments, base, 
     directory, _ = with_moments
     weights = []
     for name, asked in (("with", True), ("without", False)):
-        run_dir = run_with(directory, tmp_path / name, optimizer__base_moments=asked, star__iterations=1)
+        run_dir = run_with(directory, tmp_path / name, replication__base_moments=asked, star__iterations=1)
         weights.append(run_dir.read_json(run_dir.path(1, "finetune.json"))["weights"])
     assert weights[0] != weights[1]
-    with pytest.raises(InputError, match=r"optimizer\.base_moments"):
-        run_with(base, tmp_path / "none", optimizer__base_moments=True)
+    with pytest.raises(InputError, match=r"replication\.base_moments"):
+        run_with(base, tmp_path / "none", replication__base_moments=True)
     assert not (tmp_path / "none").exists()
 
 
 def test_a_z_loss_changes_the_training_alone(base, tmp_path):
-    ledgers = [run_with(base, tmp_path / str(z), train__z_loss=z, star__iterations=1) for z in (0.0, 0.1)]
+    ledgers = [run_with(base, tmp_path / str(z), replication__z_loss=z, star__iterations=1) for z in (0.0, 0.1)]
     samples = [run_dir.path(1, "samples.jsonl").read_bytes() for run_dir in ledgers]
     weights = [run_dir.read_json(run_dir.path(1, "finetune.json"))["weights"] for run_dir in ledgers]
     assert samples[0] == samples[1] and weights[0] != weights[1]

@@ -147,14 +147,14 @@ def test_without_rationalization_only_first_tries_are_kept(base, tmp_path):
 
 
 def test_rationalize_probability_rationalizes_about_that_share(base, tmp_path):
-    run_dir = run_with(base, tmp_path, star__rationalize_probability=0.5, star__iterations=1)
+    run_dir = run_with(base, tmp_path, replication__rationalize_probability=0.5, star__iterations=1)
     counts = run_dir.read_json(run_dir.path(1, "filter.json"))
     failed = counts["problems"] - counts["right"]
     assert 0.25 * failed < counts["rationalization_tried"] < 0.75 * failed
 
 
 def test_hints_are_kept_only_when_asked(base, tmp_path):
-    run_dir = run_with(base, tmp_path, star__hint_keep_probability=1.0, star__iterations=1)
+    run_dir = run_with(base, tmp_path, replication__hint_keep_probability=1.0, star__iterations=1)
     hinted = [e for e in kept(run_dir, 1) if e.source == "rationalized"]
     assert hinted and all(e.hint_kept and f"Target: {e.completion.splitlines()[-1]}\n" in e.prompt for e in hinted)
     assert not any(e.hint_kept for e in kept(run_dir, 1) if e.source == "sampled")
