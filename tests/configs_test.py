@@ -12,8 +12,7 @@ from star_jax import config
 from star_jax.algorithms import schedule, setup
 from star_jax.errors import InputError
 from star_jax.models import decoder
-from star_jax.preflight import __main__ as preflight
-from star_jax.preflight import budget
+from star_jax.preflight import budget, programs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))
@@ -86,8 +85,8 @@ def test_gpt_j_6b_s_sampler_and_train_step_are_traced_and_lowered_from_shapes(na
     settings = typed(name)
     mesh, drawing = setup.meshes(settings)
     assert mesh.shape["fsdp"] == drawing.shape["tensor"] == 8
-    assert budget.parameters(decoder.GPT(settings.model)) == 6_050_882_784
+    assert budget.parameter_count(decoder.GPT(settings.model)) == 6_050_882_784
     lengths = budget.Lengths(1024, 128, settings.make_task().max_new_tokens)
-    assert "dot_general" in preflight.lower_train_step(settings, mesh).as_text()
-    assert "while" in preflight.lower_sampler(settings, drawing, lengths).as_text()
-    assert "dot_general" in preflight.lower_prefix(settings, drawing, lengths).as_text()
+    assert "dot_general" in programs.lower_train_step(settings, mesh).as_text()
+    assert "while" in programs.lower_sampling_loop(settings, drawing, lengths).as_text()
+    assert "dot_general" in programs.lower_prefix(settings, drawing, lengths).as_text()

@@ -1,1 +1,1 @@
-"""Compiles a run's programs for a topology that is not at hand, and says whether they fit its memory."""
+"""Will it fit? Compiles a run's programs for devices that are not here, or counts, and reports memory per device."""

@@ -1,0 +1,160 @@
+"""A run's programs, lowered from shapes without any array, and the memory that each needs when compiled."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from star_jax.algorithms import setup
+from star_jax.config import Config
+from star_jax.distributed import sharding
+from star_jax.models import decoder
+from star_jax.preflight import budget
+from star_jax.preflight.budget import GIB, Lengths
+from star_jax.preflight.topology import Topology
+from star_jax.sampling import engine, kv_cache, sampler
+from star_jax.sampling.token_sampling import Decoding
+from star_jax.training import step
+from star_jax.weights import placement
+
+TRAIN_STEP, PREFIX, SAMPLING_LOOP = "train step", "prefix", "sampling loop"
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramMemory:
+    """Memory of one program on each device, in bytes: reported by the compiler, or counted."""
+
+    program: str
+    arguments: float
+    temporaries: float
+    peak: float
+    compile_seconds: float = 0.0  # 0: counted
+    hlo_text: str = ""  # of the compiled program; "" if it was counted or does not fit
+
+
+def measure_programs(config: Config, topology: Topology, lengths: Lengths) -> Iterator[ProgramMemory]:
+    """Compiles a run's programs one by one; counts those of a topology that has no compiler.
+
+    Raises InputError for a mesh that does not fit the devices or the model.
+    """
+    if not topology.devices:
+        mesh_shape = sharding.mesh_shape(config.mesh, topology.device_count)
+        yield _counted(TRAIN_STEP, budget.train_bytes(config, mesh_shape))
+        yield _counted(SAMPLING_LOOP, budget.sampling_bytes(config, sampling_tensor(config, topology), lengths))
+        return
+    mesh, sampling_mesh = setup.meshes(config, topology.devices)
+    grid = np.array(topology.host_devices[: sampling_mesh.size]).reshape(sampling_mesh.devices.shape)
+    sampling_mesh = Mesh(grid, sampling_mesh.axis_names, axis_types=sampling_mesh.axis_types)
+    yield measure(TRAIN_STEP, lambda: lower_train_step(config, mesh))
+    yield measure(PREFIX, lambda: lower_prefix(config, sampling_mesh, lengths))
+    yield measure(SAMPLING_LOOP, lambda: lower_sampling_loop(config, sampling_mesh, lengths))
+
+
+def sampling_tensor(config: Config, topology: Topology) -> int:
+    """Over how many devices the weights are sharded for sampling."""
+    return topology.devices_per_host if config.sampling.tensor == -1 else config.sampling.tensor
+
+
+def measure(program: str, lower: Callable[[], jax.stages.Lowered]) -> ProgramMemory:
+    """Lowers and compiles a program.
+
+    If it needs more memory than a device has, only the peak is known: the compiler's error states it.
+    """
+    started = time.monotonic()
+    try:
+        compiled = lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not (used := re.search(r"[Uu]sed ([\d.]+)([GM]) of ([\d.]+)([GM])", str(error))):
+            raise
+        peak = float(used.group(1)) * (GIB if used.group(2) == "G" else 2**20)
+        return ProgramMemory(program, np.nan, np.nan, peak, time.monotonic() - started)
+    memory: Any = compiled.memory_analysis()
+    return ProgramMemory(
+        program,
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        memory.peak_memory_in_bytes,
+        time.monotonic() - started,
+        compiled.as_text() or "",
+    )
+
+
+def lower_train_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
+    """The train step of a config on a training mesh."""
+    shape = (config.train.batch_rows, config.train.row_tokens)
+    by_rows = sharding.along_rows(mesh)
+    dtypes = {"tokens_RT": jnp.int32, "positions_RT": jnp.int32, "segment_ids_RT": jnp.int32, "weights_RT": jnp.float32}
+    batch: Any = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=by_rows) for name, dtype in dtypes.items()}
+    learning_rate: Any = jax.ShapeDtypeStruct((), jnp.float32)
+    state = abstract_train_state(config, mesh)  # outside sharding.use: it would compute on the mesh's absent devices
+    with sharding.use(mesh):
+        return step.train_step.lower(
+            decoder.GPT(config.model), config.optimizer, state, batch, learning_rate, config.replication.z_loss,
+            config.train.microbatches,
+        )  # fmt: skip
+
+
+def lower_prefix(config: Config, mesh: Mesh, lengths: Lengths) -> jax.stages.Lowered:
+    """The pass that encodes the shared prefix, on a sampling mesh."""
+    with sharding.use(mesh, rows_apart=True):
+        tokens_P = jax.ShapeDtypeStruct((lengths.prefix,), jnp.int32, sharding=sharding.replicated(mesh))
+        return sampler._encode_prefix.lower(
+            decoder.GPT(config.model), abstract_decode_params(config, mesh), tokens_P, lengths.prefix
+        )
+
+
+def lower_sampling_loop(config: Config, mesh: Mesh, lengths: Lengths) -> jax.stages.Lowered:
+    """The continuous batching engine (prefill, decode steps, refill) on a sampling mesh."""
+    model_config, options = config.model, config.sampling
+
+    def array(shape: Sequence[int], dtype: Any, *axes: str | None) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+
+    groups = mesh.shape["data"]
+    spec = engine.EngineSpec(options.slots, options.prefill_tokens, lengths.new, model_config.vocab_size)
+    keys_HPK = array(
+        (model_config.n_heads, lengths.prefix, model_config.head_dim), model_config.compute_dtype, "tensor"
+    )
+    layers = (decoder.KV(keys_HPK, keys_HPK),) * model_config.n_layers
+    rows = groups * options.queue
+    queue = engine.Queue(
+        tokens_QT=array((rows, lengths.body), jnp.int32, "data"),
+        lengths_Q=array((rows,), jnp.int32, "data"),
+        keys_Q2=array((rows, 2), jnp.uint32, "data"),
+        real_G=array((groups,), jnp.int32, "data"),
+    )
+    with sharding.use(mesh, rows_apart=True):
+        return engine.sample_queues.lower(
+            decoder.GPT(model_config), Decoding(options.temperature, options.top_k, options.top_p), spec, mesh,
+            abstract_decode_params(config, mesh), kv_cache.Prefix(layers, array((), jnp.int32)),
+            queue, array((4, model_config.vocab_size), jnp.int32),
+        )  # fmt: skip
+
+
+def abstract_train_state(config: Config, mesh: Mesh) -> step.TrainState:
+    """Shapes, dtypes and shardings of the train state."""
+    params = placement.placed_shapes(decoder.GPT(config.model), mesh, config.train.param_dtype)
+    return step.abstract_state(config.optimizer, params)
+
+
+def abstract_decode_params(config: Config, mesh: Mesh) -> decoder.DecodeParams:
+    """Shapes, dtypes and shardings of the weights for decoding."""
+
+    def of_one_layer(leaf: Any) -> Any:
+        in_layer = NamedSharding(mesh, PartitionSpec(*leaf.sharding.spec[1:]))
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=in_layer)
+
+    params = placement.placed_shapes(decoder.GPT(config.model), mesh, config.sampling.weights_dtype)
+    layers = (jax.tree.map(of_one_layer, params.pop("blocks")),) * config.model.n_layers
+    return decoder.DecodeParams(layers, params)
+
+
+def _counted(program: str, sizes: tuple[float, float]) -> ProgramMemory:
+    arguments, temporaries = sizes
+    return ProgramMemory(program, arguments, temporaries, arguments + temporaries)
