@@ -38,11 +38,13 @@ from jax.sharding import Mesh
 from star_jax import config
 from star_jax.distributed import sharding
 from star_jax.models import decoder
+from star_jax.models.decoder import DecodeParams
 from star_jax.preflight import budget
-from star_jax.records import Prompt
-from star_jax.sampling import sampler
+from star_jax.records import EncodedPrompt, Prompt
+from star_jax.sampling.sampler import Request, Sampler, SamplerSpec
 from star_jax.tokenizers.simple import ByteTokenizer
 from star_jax.training import packing
+from star_jax.training.step import initial_state, train_step
 
 BAR = 180.0  # seconds of the loop on an H200
 # (weights, Adam's first moment, what the blocks keep for the backward pass), the widest first; second moment: float32.
@@ -140,63 +142,65 @@ def random_params(model: decoder.GPT, mesh: Mesh, dtype: str = "bfloat16") -> de
     return {**params, "head": {**head, "bias": head["bias"].at[ByteTokenizer().end_of_text].set(-1e4)}}
 
 
-def prompts_of(args: argparse.Namespace, count: int, seed: int) -> list[Prompt]:
-    """Random letters of the lengths of the flags, one token each."""
+def requests_of(args: argparse.Namespace, count: int, seed: int) -> list[Request]:
+    """Prompts of random letters, one token each, of the lengths of the flags."""
     rng = np.random.default_rng(seed)
 
     def text(size: int) -> str:
         return "".join(chr(c) for c in rng.integers(97, 123, size))
 
-    shots = text(args.prefix)
-    return [Prompt(shots, text(args.body)) for _ in range(count)]
+    shots, encode = text(args.prefix), ByteTokenizer().encode
+    prompts = [Prompt(shots, text(args.body)) for _ in range(count)]
+    prefix_ids = tuple(encode(shots))
+    return [Request(EncodedPrompt(p, prefix_ids, tuple(encode(p.body))), str(i)) for i, p in enumerate(prompts)]
 
 
-def make_sampler(args: argparse.Namespace, model: decoder.GPT, params: decoder.Params, slots: int):
-    queue = min(args.problems, 2048)
-    return sampler.Sampler(
-        model, params, ByteTokenizer(), max_new_tokens=args.new_tokens, slots=slots, queue=queue,
-        prefill_tokens=args.prefill_tokens,
-    )  # fmt: skip
+def make_sampler(
+    args: argparse.Namespace, model: decoder.GPT, params: decoder.Params, slots: int
+) -> tuple[Sampler, DecodeParams]:
+    """A sampler and its weights, on the devices of `params`."""
+    spec = SamplerSpec(
+        max_new_tokens=args.new_tokens, slots=slots, queue=min(args.problems, 2048), prefill_tokens=args.prefill_tokens
+    )
+    mesh = sharding.sampling_mesh(sharding.mesh_of(params), 1)
+    return Sampler(model, ByteTokenizer(), mesh, spec), placement.to_decode_params(model, params, mesh)
 
 
-def ended_at_once(ours: sampler.Sampler) -> sampler.Sampler:
-    """The same with weights that make every row end with its first token: the same program, prefill and one step."""
-    head = ours.params.rest["head"]
+def ending_at_once(params: DecodeParams) -> DecodeParams:
+    """Weights with which every row ends with its first token: the same program runs the prefill and one step."""
+    head = params.rest["head"]
     bias = head["bias"].at[ByteTokenizer().end_of_text].set(1e4)
-    rest = {**ours.params.rest, "head": {**head, "bias": bias}}
-    return ours.with_params(ours.params._replace(rest=rest))
+    return params._replace(rest={**params.rest, "head": {**head, "bias": bias}})
 
 
 def decoding(args: argparse.Namespace, model: decoder.GPT, params: decoder.Params, slots: int, speed: Speed) -> None:
     """One row a slot: the whole, and what comes before the second token by itself."""
-    prompts, ours = prompts_of(args, slots, seed=0), make_sampler(args, model, params, slots)
+    requests, (ours, weights) = requests_of(args, slots, seed=0), make_sampler(args, model, params, slots)
     started = time.perf_counter()
-    assert {len(draw.token_ids) for draw in ours(prompts)} == {args.new_tokens}
-    first, short = time.perf_counter() - started, ended_at_once(ours)
-    assert {len(draw.token_ids) for draw in short(prompts)} == {1}
-    whole, prefill = (machine.best(lambda of=of: of(prompts) and (), turns=2) for of in (ours, short))
+    assert {len(sample.token_ids) for sample in ours.sample(weights, requests)} == {args.new_tokens}
+    first, ending = time.perf_counter() - started, ending_at_once(weights)
+    assert {len(sample.token_ids) for sample in ours.sample(ending, requests)} == {1}
+    whole, prefill = (machine.best(lambda w=w: ours.sample(w, requests) and (), turns=2) for w in (weights, ending))
     lengths = budget.Lengths(args.prefix, args.body, args.new_tokens)
     work = budget.least_sampling(model.config, slots, slots, lengths)
-    # The prefix is there from the first call on.
-    alone = budget.least_sampling(model.config, 0, 1, lengths).prefill_flops
     spent, floor, steps = whole - prefill, work.decode_bytes / speed.bytes, work.decode_steps
     print(f"\n{slots} slots, {memory()}; first call {first:.1f} s")
     print(f"  decode:  {slots * steps / spent:10,.0f} tokens/s, {1e3 * spent / steps:.2f} ms a step; "
           f"floor {1e3 * floor / steps:.2f} ms ({work.decode_bytes / steps / 1e9:.2f} GB), {floor / spent:.1%} of it; "
           f"products {1e3 * work.decode_flops / steps / speed.flops:.2f} ms")  # fmt: skip
-    rate = (work.prefill_flops - alone) / prefill
-    print(f"  prefill: {slots * args.body / prefill:10,.0f} tokens/s, {rate / 1e12:,.2f} TFLOP/s, "
+    rate = work.prefill_flops / prefill  # the shared prefix is encoded in every call
+    print(f"  prefill: {(args.prefix + slots * args.body) / prefill:10,.0f} tokens/s, {rate / 1e12:,.2f} TFLOP/s, "
           f"{rate / speed.flops:.1%} of the matrix rate")  # fmt: skip
 
 
 def drawing(args: argparse.Namespace, model: decoder.GPT, params: decoder.Params, name: str) -> float:
     """Seconds of one pass of the loop over all problems, prefix included, once its programs are compiled."""
     slots = args.loop_slots or args.slots[-1]
-    ours = make_sampler(args, model, params, slots)
-    prompts = prompts_of(args, args.problems, seed=len(name))
-    ours(prompts[:1])
+    ours, weights = make_sampler(args, model, params, slots)
+    requests = requests_of(args, args.problems, seed=len(name))
+    ours.sample(weights, requests[:1])
     started = time.perf_counter()
-    drawn = ours.with_params(params)(prompts)
+    drawn = ours.sample(weights, requests)
     seconds = time.perf_counter() - started
     lengths = budget.Lengths(args.prefix, args.body, args.new_tokens)
     steps = budget.least_sampling(model.config, args.problems, slots, lengths).decode_steps
@@ -218,14 +222,14 @@ def training(
     batch = {name: sharding.put_rows(mesh, array) for name, array in rows_of(args, model).items()}
 
     def step(state):
-        return step.train_step(model, adam, state, batch, np.float32(1e-6))
+        return train_step(model, adam, state, batch, np.float32(1e-6))
 
     with sharding.use(mesh):
         started = time.perf_counter()
-        jax.block_until_ready(step(step.initial_state(adam, placement.from_host(base))))
+        jax.block_until_ready(step(initial_state(adam, placement.from_host(base))))
         first = time.perf_counter() - started
         started = time.perf_counter()
-        state = jax.block_until_ready(step.initial_state(adam, placement.from_host(base)))
+        state = jax.block_until_ready(initial_state(adam, placement.from_host(base)))
         load, started = time.perf_counter() - started, time.perf_counter()
         for _ in range(args.steps):
             state, metrics = step(state)

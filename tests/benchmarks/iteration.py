@@ -70,7 +70,7 @@ class Storing:
             checkpoint: ("save_model", "fingerprint"),
             checkpoint.AsyncModelSave: ("__init__", "finish", "wait"),
             train_state.TrainStateCheckpointer: ("save", "restore"),
-            RunDirectory: ("open", "read_json", "read_lines", "remove", "discard", "whole"),
+            RunDirectory: ("open", "read_json", "read_records", "remove", "discard", "is_complete"),
         }
         for owner, names in wrapped.items():
             for name in names:

@@ -29,15 +29,18 @@ import jax.numpy as jnp
 import machine
 import numpy as np
 
-from star_jax.config import ModelConfig
+from star_jax.config import MeshConfig, ModelConfig
+from star_jax.distributed import sharding
 from star_jax.models import decoder
-from star_jax.records import Prompt
+from star_jax.models.decoder import DecodeParams
+from star_jax.records import EncodedPrompt, Prompt
 from star_jax.sampling import kv_cache
 from star_jax.sampling import sampler as sampling
-from star_jax.sampling.sampler import Sampler
+from star_jax.sampling.sampler import Request, Sampler, SamplerSpec
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tasks import few_shot
 from star_jax.tasks.arithmetic import Arithmetic
+from star_jax.tokenizers.base import Tokenizer
 from star_jax.tokenizers.simple import SymbolTokenizer
 from star_jax.weights import placement
 
@@ -58,11 +61,10 @@ def main() -> None:
     prompts = [few_shot.load("arithmetic", args.shots, direct=False).prompt(TASK, p) for p in problems]
     mean = statistics.mean(len(TOKENIZER.encode(TASK.reference(p))) + 1 for p in problems)
     model, params = decoder.GPT(CONFIG), weights_that_stop_after(mean)
-    ours = Sampler(
-        model, params, TOKENIZER, stop=TASK.stop, max_new_tokens=TASK.max_new_tokens,
-        decoding=HOW, slots=args.slots, queue=args.problems,
-    )  # fmt: skip
-    sides = {"ours": lambda: draw_ours(ours, prompts), "plain": lambda: draw_plain(ours, prompts)}
+    spec = SamplerSpec(TASK.stop, TASK.max_new_tokens, HOW, slots=args.slots, queue=args.problems)
+    mesh = sharding.sampling_mesh(sharding.make_mesh(MeshConfig(data=1)), 1)
+    ours, weights = Sampler(model, TOKENIZER, mesh, spec), placement.to_decode_params(model, params, mesh)
+    sides = {"ours": lambda: draw_ours(ours, weights, prompts), "plain": lambda: draw_plain(ours, weights, prompts)}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     drawn, steps = {}, {}
     for turn in range(4):  # the first one compiles
@@ -90,21 +92,29 @@ def main() -> None:
     print(f"plain / ours: {median['plain'] / median['ours']:.2f}")
 
 
-def draw_ours(sampler: Sampler, prompts: list[Prompt]) -> tuple[list[tuple[int, ...]], int]:
-    """(token ids of each prompt, decode steps). What `sampler(prompts)` does, and the count of its steps."""
-    sampler._prefixes.clear()
-    drawn, steps = {}, 0
-    for places, bodies, padded, shots in sampler._chunks(prompts):
-        out = sampler._run(bodies, padded, shots, [str(i) for i in places])
-        draws = sampler._read(out, len(places))
-        drawn.update((place, draw.token_ids) for place, draw in zip(places, draws, strict=True))
+def requests_of(prompts: list[Prompt], tokenizer: Tokenizer) -> list[Request]:
+    """One request for each prompt, with its index as the seed. The prompts' shared prefix is encoded once."""
+    prefix_ids = tuple(tokenizer.encode(prompts[0].parts[0]))
+    return [
+        Request(EncodedPrompt(prompt, prefix_ids, tuple(tokenizer.encode(prompt.parts[1]))), str(i))
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def draw_ours(sampler: Sampler, params: DecodeParams, prompts: list[Prompt]) -> tuple[list[tuple[int, ...]], int]:
+    """(token ids of each prompt, decode steps): what `Sampler.stream` does, with the count of its steps."""
+    requests, drawn, steps = requests_of(prompts, TOKENIZER), {}, 0
+    for prefix_ids, indices, padded_length in sampler._chunks(requests):
+        prefix = sampler._encode_prefix(params, prefix_ids)
+        out = sampler._start(params, prefix, [requests[i] for i in indices], padded_length)
+        drawn.update((index, sample.token_ids) for index, sample in sampler._read(indices, out))
         steps += int(out.steps_G.sum())
     return [drawn[i] for i in range(len(prompts))], steps
 
 
-def draw_plain(sampler: Sampler, prompts: list[Prompt]) -> tuple[list[tuple[int, ...]], int]:
+def draw_plain(sampler: Sampler, params: DecodeParams, prompts: list[Prompt]) -> tuple[list[tuple[int, ...]], int]:
     """The same by batches of whole prompts."""
-    slots, drawn, steps = sampler.shape.slots, [], 0
+    slots, drawn, steps = sampler.engine.slots, [], 0
     rows = [TOKENIZER.encode(p.text) for p in prompts]
     longest = max(map(len, rows))
     for start in range(0, len(rows), slots):
@@ -115,7 +125,7 @@ def draw_plain(sampler: Sampler, prompts: list[Prompt]) -> tuple[list[tuple[int,
             tokens_BT[i, longest - len(row) :], lengths_B[i] = row, len(row)
             keys_B2[i] = sampling.key_data(str(start + i))
         tokens_BM, drawn_B, log_p_B, taken = jax.device_get(
-            plain_batch(sampler.model, sampler.shape, sampler.params, tokens_BT, lengths_B, keys_B2, len(batch),
+            plain_batch(sampler.model, sampler.engine, params, tokens_BT, lengths_B, keys_B2, len(batch),
                         sampler._automaton_SV)
         )  # fmt: skip
         assert np.isfinite(log_p_B).all()

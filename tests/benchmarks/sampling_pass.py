@@ -29,12 +29,12 @@ import jax.numpy as jnp
 import machine
 import numpy as np
 import plain_loop
-from sampler import least_work, machine_speed
+from sampler import least_work, machine_speed, requests_of
 
 from star_jax import config, tasks
+from star_jax.distributed import sharding
 from star_jax.models import decoder
-from star_jax.records import Prompt
-from star_jax.sampling.sampler import Sampler
+from star_jax.sampling.sampler import Sampler, SamplerSpec
 from star_jax.tasks import few_shot
 from star_jax.tokenizers import byte_level_bpe
 from star_jax.weights import placement
@@ -81,11 +81,13 @@ class Work:
         self.prefix = self.words.encode(self.dev[0].parts[0])
         self.bodies = [self.words.encode(prompt.parts[1]) for prompt in self.dev]
         self.params = random_params(self.config)
+        self.mesh = sharding.sampling_mesh(sharding.make_mesh(config.MeshConfig(data=1)), 1)
+        self.decode_params = placement.to_decode_params(decoder.GPT(self.config), self.params, self.mesh)
 
     def sampler(self, **options) -> Sampler:
         """Greedy, over all 50,400 rows of the vocabulary, as the other sides draw."""
-        sampler = Sampler(decoder.GPT(self.config), self.params, self.words, **options)
-        sampler.shape = dataclasses.replace(sampler.shape, vocab_used=self.config.vocab_size)
+        sampler = Sampler(decoder.GPT(self.config), self.words, self.mesh, SamplerSpec(**options))
+        sampler.engine = dataclasses.replace(sampler.engine, vocab_used=self.config.vocab_size)
         return sampler
 
 
@@ -107,7 +109,7 @@ def whole_pass(args: argparse.Namespace, work: Work, rates: tuple[float, float])
     new, few = args.new_tokens, args.slow_problems
     ours = work.sampler(max_new_tokens=new, slots=args.slots, queue=512)
     ours._automaton_SV = jnp.zeros((2, work.words.vocab_size + 200), jnp.int32)  # no text stops
-    sides: dict[str, Callable[[], np.ndarray]] = {"star_jax": lambda: ours_draws(ours, work.dev)}
+    sides: dict[str, Callable[[], np.ndarray]] = {"star_jax": lambda: ours_draws(ours, work)}
     for name in filter(None, args.peers.split(",")):
         sides |= peer(name, work, new, few)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -154,9 +156,10 @@ def peer(name: str, work: Work, new: int, few: int) -> dict[str, Callable[[], np
     return {f"transformers, {name}, {batch}": lambda: static.draw(prefix, bodies, new)}
 
 
-def ours_draws(sampler: Sampler, prompts: list[Prompt]) -> np.ndarray:
-    """Tokens [problems, new] of a sampler that has not encoded the prefix yet."""
-    return np.array([draw.token_ids for draw in sampler.with_params(sampler.params)(prompts)])
+def ours_draws(sampler: Sampler, work: Work) -> np.ndarray:
+    """Tokens [problems, new]."""
+    samples = sampler.sample(work.decode_params, requests_of(work.dev, work.words))
+    return np.array([sample.token_ids for sample in samples])
 
 
 def with_stops(args: argparse.Namespace, work: Work) -> None:
@@ -171,7 +174,7 @@ def with_stops(args: argparse.Namespace, work: Work) -> None:
     for turn in range(args.runs + 1):
         for name, sampler in sides.items():
             started = time.perf_counter()
-            draws[name] = sampler.with_params(sampler.params)(work.train)
+            draws[name] = sampler.sample(work.decode_params, requests_of(work.train, work.words))
             seconds[name] += [time.perf_counter() - started] * (turn > 0)
     first, second = ([draw.token_ids for draw in side] for side in draws.values())
     assert first == second, "refilling changed what is drawn"

@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 from star_jax.config import MeshConfig
 from star_jax.contrib import t5x_interop
 from star_jax.distributed import sharding
-from star_jax.records import Example, Prompt, read_jsonl
-from star_jax.sampling.sampler import Sampler
+from star_jax.records import Example, read_jsonl
 from star_jax.training import packing
 from star_jax.training.step import loss_sums
 from star_jax.weights import checkpoint, fingerprint, placement
+from tests.support.sampling import TextSampler
 
 LENGTHS = {"inputs": 16, "targets": 16}
 
@@ -51,8 +51,8 @@ def ours(base, examples):
     packed = packing.pack(examples, words, sum(LENGTHS.values()), seed=0)
     with sharding.use(sharding.make_mesh(MeshConfig(data=1))):
         total, weight = jax.jit(loss_sums, static_argnums=0)(model, params, packed.take(np.arange(packed.rows)))
-    sampler = Sampler(model, params, words, max_new_tokens=sum(LENGTHS.values()) - 1, slots=8, queue=64)
-    drawn = sampler([Prompt("", example.prompt) for example in examples])
+    sampler = TextSampler(model, params, words, max_new_tokens=sum(LENGTHS.values()) - 1, slots=8, queue=64)
+    drawn = sampler([example.prompt for example in examples])
     return float(total / weight), [list(draw.token_ids) for draw in drawn]
 
 

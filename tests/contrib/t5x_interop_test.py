@@ -253,8 +253,8 @@ def test_without_t5x_one_line_says_how_to_get_it(monkeypatch, run):
 
 
 def t5x_child(environment, *arguments):
-    child = [sys.executable, str(ROOT / "tests/contrib/t5x_child.py"), *map(str, arguments)]
-    done = subprocess.run(child, capture_output=True, text=True, env=environment, check=False)
+    child = [sys.executable, "-m", "tests.contrib.t5x_child", *map(str, arguments)]
+    done = subprocess.run(child, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -14,12 +14,12 @@ from star_jax.models import decoder
 from star_jax.preflight import __main__ as preflight
 from star_jax.preflight import budget, hlo
 from star_jax.records import Prompt
-from star_jax.sampling.sampler import Sampler
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tasks.arithmetic import Arithmetic
 from star_jax.tokenizers.simple import SymbolTokenizer
 from star_jax.weights import placement
 from tests.support.models import TINY, numpy_params
+from tests.support.sampling import TextSampler
 
 SYMBOLS = SymbolTokenizer(Arithmetic.symbols)
 CONFIG = dataclasses.replace(TINY, n_heads=8, rotary_dim=4, vocab_size=24)
@@ -55,7 +55,7 @@ def alone(params, prompts):
     """What one device draws."""
     drawn = {}
     for how in (Decoding(), Decoding(temperature=0.8, top_k=5, top_p=0.9)):
-        drawn[how] = Sampler(MODEL, params, SYMBOLS, decoding=how, **COMMON)(prompts)
+        drawn[how] = TextSampler(MODEL, params, SYMBOLS, decoding=how, **COMMON)(prompts)
     return drawn
 
 
@@ -65,13 +65,14 @@ def test_any_mesh_draws_what_one_device_draws(name, params, prompts, alone):
     mesh = sharding.make_mesh(config)
     placed = jax.tree.map(sharding.put, params, placement.param_shardings(MODEL, mesh))
     drawing = sharding.sampling_mesh(mesh, tensor)
-    weights = placement.to_sampling(MODEL, placed, drawing)
     for how, expected in alone.items() if tensor == 2 else [(Decoding(), alone[Decoding()])]:
-        found = Sampler(MODEL, weights, SYMBOLS, mesh=drawing, decoding=how, **COMMON)(prompts)
+        found = TextSampler(MODEL, placed, SYMBOLS, drawing, decoding=how, **COMMON)(prompts)
         assert [draw.token_ids for draw in found] == [draw.token_ids for draw in expected]
         assert [draw.text for draw in found] == [draw.text for draw in expected]
         np.testing.assert_allclose(
-            [draw.log_probability for draw in found], [draw.log_probability for draw in expected], atol=1e-4
+            np.concatenate([draw.token_log_probs for draw in found]),
+            np.concatenate([draw.token_log_probs for draw in expected]),
+            atol=1e-4,
         )
     assert len({draw.text for draw in alone[Decoding()]}) > 10
     assert 0 < sum(draw.truncated for draw in alone[Decoding()]) < len(prompts)

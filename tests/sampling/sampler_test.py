@@ -17,17 +17,18 @@ from star_jax.models import decoder
 from star_jax.records import Prompt
 from star_jax.sampling import engine, stop_strings
 from star_jax.sampling import sampler as sampling
-from star_jax.sampling.sampler import Sample, Sampler
+from star_jax.sampling.sampler import Sample
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tasks.arithmetic import Arithmetic
 from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
 from star_jax.tokenizers.simple import ByteTokenizer, SymbolTokenizer
 from tests.support.models import TINY, numpy_params
+from tests.support.sampling import TextSampler
 
 SYMBOLS = SymbolTokenizer(Arithmetic.symbols)
 STOP, BUDGET = ("6 +", "3"), 12
 GREEDY, WARM = Decoding(), Decoding(temperature=0.8)
-COMMON = dict(stop=STOP, max_new_tokens=BUDGET, prefill_tokens=32, longest=32)
+COMMON = dict(stop=STOP, max_new_tokens=BUDGET, prefill_tokens=32, longest_body=32)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def bodies() -> list[str]:
 
 @pytest.fixture(scope="module")
 def expected(lively, bodies) -> dict[Decoding, list[Sample]]:
-    """What one full forward pass a token draws behind the bodies, with their places as seeds."""
+    """The samples after the bodies by one full forward pass for each token; seeds are the bodies' indices."""
     return {how: plain_loop(*lively, bodies, [str(i) for i in range(len(bodies))], how) for how in (GREEDY, WARM)}
 
 
@@ -56,7 +57,8 @@ def plain_loop(model, params, texts, seeds, how) -> list[Sample]:
     """No cache, no slots, no automaton: the oracle. A row's next token comes from a pass over its whole text."""
     forward = jax.jit(functools.partial(decoder.apply, model))
     rows = [SYMBOLS.encode(text) for text in texts]
-    begins, log_p, used = [len(row) for row in rows], [0.0] * len(rows), SYMBOLS.vocab_size
+    begins, used = [len(row) for row in rows], SYMBOLS.vocab_size
+    log_probs: list[list[float]] = [[] for _ in rows]
     done: dict[int, Sample] = {}
     for step in range(BUDGET):
         tokens_BT = np.zeros((len(rows), max(begins) + BUDGET), np.int32)
@@ -70,39 +72,42 @@ def plain_loop(model, params, texts, seeds, how) -> list[Sample]:
                 key = jax.random.wrap_key_data(sampling.key_data(seeds[i]), impl="threefry2x32")
                 noise_V = how.temperature * np.asarray(jax.random.gumbel(jax.random.fold_in(key, step), (20,)))[:used]
             token = int(np.argmax(logits_V + noise_V))
-            log_p[i] += logits_V[token] - np.log(np.sum(np.exp(logits_V)))
+            log_probs[i].append(logits_V[token] - np.log(np.sum(np.exp(logits_V))))
             rows[i].append(token)
             ids = rows[i][begins[i] :]
             text = SYMBOLS.decode(ids)
             stopped = token == SYMBOLS.end_of_text or any(stop in text for stop in STOP)
             if stopped or step == BUDGET - 1:
                 cut = min((text.find(stop) for stop in STOP if stop in text), default=len(text))
-                done[i] = Sample(text[:cut], tuple(ids), log_p[i], not stopped)
+                done[i] = Sample(text[:cut], tuple(ids), tuple(log_probs[i]), not stopped)
     return [done[i] for i in range(len(rows))]
 
 
-def assert_same(drawn, wanted):
-    assert [d.token_ids for d in drawn] == [w.token_ids for w in wanted]
-    assert [(d.text, d.truncated) for d in drawn] == [(w.text, w.truncated) for w in wanted]
-    np.testing.assert_allclose([d.log_probability for d in drawn], [w.log_probability for w in wanted], atol=2e-4)
+def assert_same(samples, expected):
+    """Equal ids, texts and ends; log-probabilities of each token within rounding."""
+    assert [s.token_ids for s in samples] == [e.token_ids for e in expected]
+    assert [(s.text, s.truncated) for s in samples] == [(e.text, e.truncated) for e in expected]
+    for sample, other in zip(samples, expected, strict=True):
+        np.testing.assert_allclose(sample.token_log_probs, other.token_log_probs, atol=2e-4)
+        assert sample.log_probability == pytest.approx(sum(sample.token_log_probs), abs=1e-4)
 
 
 def test_greedy_draws_what_a_plain_loop_draws(lively, bodies, expected):
     """Texts, ends and log-probabilities, for prompts of 1 to 30 tokens."""
-    sampler = Sampler(*lively, SYMBOLS, decoding=GREEDY, slots=6, queue=16, **COMMON)
-    assert_same(sampler([Prompt("", body) for body in bodies]), expected[GREEDY])
+    sampler = TextSampler(*lively, SYMBOLS, decoding=GREEDY, slots=6, queue=16, **COMMON)
+    assert_same(sampler(bodies), expected[GREEDY])
 
 
 @pytest.mark.parametrize("slots, queue, tokens", [(1, 3, 32), (3, 7, 8), (8, 20, 500), (32, 64, 150)])
 def test_no_text_depends_on_slots_queue_prefill_or_order(lively, bodies, expected, slots, queue, tokens):
     """Sampling at a temperature. Queues of 3 and 7 leave a tail; 32 slots are more than there are problems."""
     options = COMMON | dict(slots=slots, queue=queue, prefill_tokens=tokens)
-    sampler = Sampler(*lively, SYMBOLS, decoding=WARM, **options)
+    sampler = TextSampler(*lively, SYMBOLS, decoding=WARM, **options)
     order = np.random.default_rng(slots).permutation(len(bodies))
-    drawn = sampler([Prompt("", bodies[i]) for i in order], [str(i) for i in order])
+    drawn = sampler([bodies[i] for i in order], [str(i) for i in order])
     assert_same(drawn, [expected[WARM][i] for i in order])
     if slots == 1:  # one problem a call
-        alone = [sampler([Prompt("", bodies[i])], [str(i)])[0] for i in range(8)]
+        alone = [sampler([bodies[i]], [str(i)])[0] for i in range(8)]
         assert_same(alone, expected[WARM][:8])
 
 
@@ -110,15 +115,15 @@ def test_groups_of_rows_draw_what_one_group_draws(lively, bodies, expected, monk
     """As large models' rows are cut up on CPUs; refills reach into every group."""
     monkeypatch.setattr(platforms, "kv_row_groups", lambda rows, row_bytes: 3)
     options = COMMON | dict(slots=9, queue=20, prefill_tokens=64)
-    sampler = Sampler(*lively, SYMBOLS, decoding=WARM, **options)
-    assert_same(sampler([Prompt("", body) for body in bodies]), expected[WARM])
+    sampler = TextSampler(*lively, SYMBOLS, decoding=WARM, **options)
+    assert_same(sampler(bodies), expected[WARM])
 
 
 @pytest.fixture(scope="module")
 def together_and_alone(lively):
     """Two samplers: one of five slots, and one that draws a single text at a time."""
     options = [dict(slots=5, queue=9), dict(slots=1, queue=3)]
-    return [Sampler(*lively, SYMBOLS, decoding=WARM, **option, **COMMON) for option in options]
+    return [TextSampler(*lively, SYMBOLS, decoding=WARM, **option, **COMMON) for option in options]
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 2**31)), min_size=1, max_size=24))
@@ -127,7 +132,7 @@ def test_slots_for_any_lengths_and_ends(together_and_alone, asked):
     """Whatever lengths stand in the queue and wherever their texts stop, each is what it is alone."""
     bodies = [" ".join(np.random.default_rng(seed).choice(SYMBOLS.symbols, length)) for length, seed in asked]
     seeds = [f"{i} {seed}" for i, (_, seed) in enumerate(asked)]
-    together, alone = (sampler([Prompt("", body) for body in bodies], seeds) for sampler in together_and_alone)
+    together, alone = (sampler(bodies, seeds) for sampler in together_and_alone)
     assert_same(together, alone)
     assert len(together) == len(asked) and all(1 <= len(draw.token_ids) <= BUDGET for draw in together)
 
@@ -135,21 +140,30 @@ def test_slots_for_any_lengths_and_ends(together_and_alone, asked):
 @pytest.mark.parametrize("slots, tokens", [(8, 500), (16, 40), (3, 64)])
 def test_few_slots_stand_idle_while_problems_wait(lively, bodies, slots, tokens):
     """Before the last problem has a slot, fewer than a quarter of them are free, so this many steps are enough."""
-    sampler = Sampler(*lively, SYMBOLS, decoding=WARM, slots=slots, queue=80, **COMMON | dict(prefill_tokens=tokens))
-    prompts = [Prompt("", body) for body in bodies * 4]
-    ((places, own, padded, shots),) = sampler._chunks(prompts)
-    out = sampler._run(own, padded, shots, [str(place) for place in places])
-    drawn = sum(len(draw.token_ids) for draw in sampler._read(out, len(places)))
-    assert drawn / slots <= out.steps_G.item() <= drawn / (slots - max(1, slots // 4) + 1) + BUDGET
+    sampler = TextSampler(
+        *lively, SYMBOLS, decoding=WARM, slots=slots, queue=80, **COMMON | dict(prefill_tokens=tokens)
+    )
+    requests = sampler.requests(bodies * 4)
+    ((prefix_ids, indices, padded_length),) = sampler.sampler._chunks(requests)
+    prefix = sampler.sampler._encode_prefix(sampler.params, prefix_ids)
+    out = sampler.sampler._start(sampler.params, prefix, [requests[i] for i in indices], padded_length)
+    sampled = sum(len(sample.token_ids) for _, sample in sampler.sampler._read(indices, out))
+    assert sampled / slots <= out.steps_G.item() <= sampled / (slots - max(1, slots // 4) + 1) + BUDGET
 
 
-def test_what_is_done_meanwhile_is_done_once_and_first(lively, bodies):
-    sampler = Sampler(*lively, SYMBOLS, decoding=GREEDY, slots=5, queue=9, **COMMON)
-    calls = []
-    prompts = [Prompt("", body) for body in bodies]
-    drawn = sampler(prompts, None, lambda places, _: calls.append(len(places)), lambda: calls.append("meanwhile"))
-    assert calls == ["meanwhile", 9, 9, 2] and drawn == sampler(prompts)
-    assert sampler([], meanwhile=lambda: calls.append("meanwhile")) == [] and len(calls) == 4
+def test_chunks_are_ready_one_after_the_other_and_hold_every_request_once(lively, bodies, expected, monkeypatch):
+    """The next chunk is started before one is yielded: the device works while the caller judges and stores."""
+    sampler = TextSampler(*lively, SYMBOLS, decoding=WARM, slots=3, queue=9, **COMMON)
+    events, start = [], sampling.Sampler._start
+    monkeypatch.setattr(sampling.Sampler, "_start", lambda *args: events.append("started") or start(*args))
+    samples: dict[int, Sample] = {}
+    for chunk in sampler.sampler.stream(sampler.params, sampler.requests(bodies)):
+        events.append(len(chunk))
+        assert not samples.keys() & {index for index, _ in chunk}
+        samples.update(chunk)
+    assert events == ["started", "started", 9, "started", 9, 2]
+    assert_same([samples[i] for i in range(len(bodies))], expected[WARM])
+    assert sampler([]) == [] and list(sampler.sampler.stream(sampler.params, [])) == []
 
 
 def test_the_oracle_sees_every_kind_of_end(expected):
@@ -159,17 +173,24 @@ def test_the_oracle_sees_every_kind_of_end(expected):
     assert len({w.token_ids for w in expected[GREEDY]}) > 10
 
 
-def test_a_shared_prefix_draws_what_the_same_text_in_the_body_draws(lively, bodies, expected):
-    """Each text is cut into prefix and body elsewhere; prefixes of three sizes, none among them, in one call."""
-    sampler = Sampler(*lively, SYMBOLS, decoding=WARM, slots=4, queue=8, **COMMON)
-    prompts, places = [], []
-    for place, body in enumerate(bodies):
+def test_a_shared_prefix_samples_what_the_same_text_in_the_body_samples(lively, bodies, expected, monkeypatch):
+    """Texts are split into prefix and body at several points; each prefix of a call is encoded once."""
+    sampler = TextSampler(*lively, SYMBOLS, decoding=WARM, slots=4, queue=8, **COMMON)
+    lengths, encode = [], sampling.Sampler._encode_prefix
+
+    def counting(self, params, prefix_ids):
+        lengths.append(len(prefix_ids))
+        return encode(self, params, prefix_ids)
+
+    monkeypatch.setattr(sampling.Sampler, "_encode_prefix", counting)
+    prompts, indices = [], []
+    for index, body in enumerate(bodies):
         words = body.split(" ")
         for cut in {0, min(5, len(words) - 1), min(20, len(words) - 1)}:
             prompts.append(Prompt(" ".join(words[:cut]), " ".join(words[cut:])))
-            places.append(place)
-    assert_same(sampler(prompts, [str(p) for p in places]), [expected[WARM][p] for p in places])
-    assert {p.length.item() for p in sampler._prefixes.values()} >= {0, 5, 20}
+            indices.append(index)
+    assert_same(sampler(prompts, [str(i) for i in indices]), [expected[WARM][i] for i in indices])
+    assert set(lengths) >= {0, 5, 20} and len(lengths) == len({p.prefix for p in prompts})
 
 
 def test_padded_ids_are_never_drawn(lively, bodies):
@@ -178,9 +199,8 @@ def test_padded_ids_are_never_drawn(lively, bodies):
     tempted = jax.tree.map(lambda x: x, params)
     tempted["head"]["bias"] = params["head"]["bias"].at[19].set(50.0)
     for how, slots, queue in [(GREEDY, 6, 16), (WARM, 3, 7)]:
-        sampler = Sampler(model, params, SYMBOLS, decoding=how, slots=slots, queue=queue, **COMMON)
-        prompts = [Prompt("", body) for body in bodies]
-        assert sampler.with_params(tempted)(prompts) == sampler(prompts)
+        sampler = TextSampler(model, params, SYMBOLS, decoding=how, slots=slots, queue=queue, **COMMON)
+        assert sampler.with_params(tempted)(bodies) == sampler(bodies)
 
 
 def test_draws_follow_the_distribution():
@@ -190,8 +210,8 @@ def test_draws_follow_the_distribution():
     params = jax.tree.map(np.zeros_like, numpy_params(config))
     params["head"]["bias"][:] = -40
     params["head"]["bias"][:5] = np.log(share_V)
-    sampler = Sampler(decoder.GPT(config), params, SYMBOLS, max_new_tokens=2, decoding=Decoding(1.0), queue=4096)
-    drawn = sampler([Prompt("", "7")] * 4000, [f"seed {i}" for i in range(4000)])
+    sampler = TextSampler(decoder.GPT(config), params, SYMBOLS, max_new_tokens=2, decoding=Decoding(1.0), queue=4096)
+    drawn = sampler(["7"] * 4000, [f"seed {i}" for i in range(4000)])
     first, second = np.array([d.token_ids for d in drawn]).T
     for tokens, p, bound in [(first, share_V, 18.5), (second, share_V, 18.5),
                              (5 * first + second, np.outer(share_V, share_V).ravel(), 51.2)]:  # fmt: skip
@@ -264,8 +284,8 @@ def test_nothing_after_a_stop_and_nothing_lost_before_it(stops):
     parts = [stop.encode()[i : i + 1] for stop in stops for i in range(len(stop.encode()))] + [b"c"] * 20
     tokenizer = Pieces([b"".join(rng.choice(parts, size)) for size in rng.integers(1, 4, 63)])
     model, params = chain({i: min(i + 1, 63) for i in range(64)}, 64)
-    sampler = Sampler(model, params, tokenizer, stop=stops, max_new_tokens=9, slots=16, queue=63)
-    drawn = sampler([Prompt("", str(start)) for start in range(63)])
+    sampler = TextSampler(model, params, tokenizer, stop=stops, max_new_tokens=9, slots=16, queue=63)
+    drawn = sampler([str(start) for start in range(63)])
     for start, draw in enumerate(drawn):
         ids, emitted = [], b""
         while len(ids) < 9 and tokenizer.end_of_text not in ids and not any(s.encode() in emitted for s in stops):
@@ -313,54 +333,41 @@ def test_stops_across_the_borders_of_gpt2_tokens(shared_dir):
 
     start, *ids = tokenizer.encode(" Yes, so it is nine.\nQuestion: and")
     follower = dict(itertools.pairwise([start, *ids]))
-    sampler = Sampler(*chain(follower, 50400), tokenizer, stop=stops, max_new_tokens=24, slots=2, queue=2)
-    (draw,) = sampler([Prompt("", " Yes")])
+    sampler = TextSampler(*chain(follower, 50400), tokenizer, stop=stops, max_new_tokens=24, slots=2, queue=2)
+    (draw,) = sampler([" Yes"])
     assert draw.text == ", so it is ni" and not draw.truncated
     assert draw.token_ids == tuple(ids[: ids.index(id_of[b"Question"]) + 1])
 
 
-def test_nothing_compiles_anew_for_other_weights_prompts_or_counts(lively, bodies):
+def test_nothing_is_compiled_again_for_other_weights_prompts_or_counts(lively, bodies):
     model, params = lively
     options = COMMON | dict(decoding=WARM, slots=4, queue=8)
-    sampler = Sampler(model, params, SYMBOLS, **options)
+    sampler = TextSampler(model, params, SYMBOLS, **options)
     shots = ["1 + 1 , 2", "3 + 4 \n , 7"]
     sampler([Prompt(shot, body) for shot in ("", shots[0]) for body in bodies])
     before = engine.sample_queues._cache_size(), sampling._encode_prefix._cache_size()
     other = sampler.with_params(jax.tree.map(lambda leaf: 0.5 * leaf, params))
-    again = Sampler(decoder.GPT(TINY), params, SYMBOLS, **options)
+    again = TextSampler(decoder.GPT(TINY), params, SYMBOLS, **options)
     fewer = [Prompt(shots[1], body + " 5") for body in bodies[3:]]
     changed = other(fewer)
-    again([Prompt("", "4 4")])
+    again(["4 4"])
     assert (engine.sample_queues._cache_size(), sampling._encode_prefix._cache_size()) == before
     assert changed != sampler(fewer), "other weights, other texts"
-    assert sampler._prefixes.keys() == {"", *shots} and other._prefixes.keys() == {shots[1]}
 
 
-def test_progress_tells_every_draw_once(lively, bodies, expected):
-    sampler = Sampler(*lively, SYMBOLS, decoding=WARM, slots=3, queue=7, **COMMON)
-    told: dict[int, Sample] = {}
-
-    def progress(places, draws):
-        assert not told.keys() & set(places) and 0 < len(places) <= 7
-        told.update(zip(places, draws, strict=True))
-
-    drawn = sampler([Prompt("", body) for body in bodies], progress=progress)
-    assert [told[i] for i in range(len(bodies))] == drawn
-    assert_same(drawn, expected[WARM])
-    assert sampler([]) == [] and sampler([], []) == []
-
-
-def test_bad_input_is_told_before_anything_is_drawn(lively):
+def test_bad_input_is_reported_before_anything_is_sampled(lively, monkeypatch):
     model, params = lively
-    sampler = Sampler(model, params, SYMBOLS, decoding=WARM, slots=3, queue=7, **COMMON)
-    told = []
-    for bad in [Prompt("", "1 " * 501), Prompt("1 " * 500, "2"), Prompt("1 + 1", "")]:
-        with pytest.raises(InputError):
-            sampler([Prompt("", "2"), bad], progress=lambda *args: told.append(args))
-    assert not told
-    assert len(sampler([Prompt("", "2")])) == 1
+    sampler = TextSampler(model, params, SYMBOLS, decoding=WARM, slots=3, queue=7, **COMMON)
+    started = []
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling.Sampler, "_start", lambda *args: started.append(args))
+        for bad in [Prompt("", "1 " * 501), Prompt("1 " * 500, "2"), Prompt("1 + 1", "")]:
+            with pytest.raises(InputError):
+                sampler([Prompt("", "2"), bad])
+    assert not started
+    assert len(sampler(["2"])) == 1
     for options in [dict(slots=0), dict(prefill_tokens=0), dict(queue=0), dict(max_new_tokens=0), dict(stop=("",))]:
         with pytest.raises(InputError):
-            Sampler(model, params, SYMBOLS, **options)
+            TextSampler(model, params, SYMBOLS, **options)
     with pytest.raises(InputError, match="257 ids"):
-        Sampler(model, params, ByteTokenizer())
+        TextSampler(model, params, ByteTokenizer())

@@ -17,12 +17,11 @@ from star_jax.config import MeshConfig, ModelConfig
 from star_jax.distributed import sharding
 from star_jax.errors import InputError
 from star_jax.models import decoder
-from star_jax.records import Prompt
-from star_jax.sampling.sampler import Sampler
 from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
 from star_jax.weights import checkpoint
 from star_jax.weights.sources import hf, loader
 from tests.support.models import numpy_params
+from tests.support.sampling import TextSampler
 from tests.support.weights import IdsTokenizer, bpe, convert, libraries, torch_config, torch_logits, torch_model
 
 _SIZES = functools.partial(ModelConfig, vocab_size=61, max_positions=32)
@@ -247,11 +246,11 @@ def test_greedy_continuations_are_those_of_transformers(config, tmp_path, record
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
     rng = np.random.default_rng(5)
     prompts = [rng.integers(0, 60, n).tolist() for n in (1, 2, 7, 8, 15, 20, 3, 11)]
-    sampler = Sampler(
+    sampler = TextSampler(
         decoder.GPT(config), jax.tree.map(jnp.asarray, params), IdsTokenizer(61, end), max_new_tokens=budget, slots=3,
         queue=8, prefill_tokens=32,
     )  # fmt: skip
-    drawn = sampler([Prompt("", " ".join(map(str, ids))) for ids in prompts])
+    drawn = sampler([" ".join(map(str, ids)) for ids in prompts])
     settings = dict(max_new_tokens=budget, do_sample=False, eos_token_id=end, pad_token_id=end)
     compared = 0
     for ids, draw in zip(prompts, drawn, strict=True):

@@ -15,13 +15,12 @@ from star_jax.config import MeshConfig, ModelConfig, OptimizerConfig
 from star_jax.distributed import sharding
 from star_jax.errors import InputError
 from star_jax.models import decoder
-from star_jax.records import Prompt
-from star_jax.sampling.sampler import Sampler
 from star_jax.training import optimizer, step
 from star_jax.weights import checkpoint
 from star_jax.weights.sources import loader
 from star_jax.weights.sources.mesh_transformer import MeshTransformerSource
 from tests.support import mesh_transformer
+from tests.support.sampling import TextSampler
 from tests.support.weights import IdsTokenizer, convert, torch_logits
 
 N_LAYERS, N_HEADS = 12, 4
@@ -243,11 +242,11 @@ def test_greedy_texts_are_those_of_the_original(original, folder, record_propert
     rows = [i for i, length in enumerate(expected["lengths"]) if length + 24 <= 128]
     assert len(rows) == 6
     unused = next(i for i in range(256) if i not in expected["greedy_f32_tokens"])
-    sampler = Sampler(
+    sampler = TextSampler(
         *original, IdsTokenizer(256, unused), max_new_tokens=24, slots=4, queue=8, prefill_tokens=104
     )  # fmt: skip
     bodies = [expected["padded"][i, 128 - expected["lengths"][i] :] for i in rows]
-    drawn = sampler([Prompt("", " ".join(map(str, body))) for body in bodies])
+    drawn = sampler([" ".join(map(str, body)) for body in bodies])
     compared = 0
     for i, draw in zip(rows, drawn, strict=True):
         sure = int(np.append(expected["greedy_f32_gap"][i] > 1e-3, False).argmin())
