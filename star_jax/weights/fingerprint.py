@@ -1,4 +1,4 @@
-"""Fingerprints: a name for weights that does not depend on the mesh."""
+"""Fingerprints: a content hash of weights that does not depend on the mesh. Provenance names models by it."""
 
 import functools
 import hashlib
@@ -14,54 +14,60 @@ from star_jax.distributed import sharding
 
 
 def fingerprint(params: Any) -> str:
-    """Twelve hex digits that name these weights in provenance: the same on any mesh, made where the weights are.
+    """Content hash of a tree of arrays: 12 hex digits, equal on every mesh, computed on the devices.
 
-    Any tree of arrays has one.
-
-    Each leaf's bits, as integers, are scrambled with their place and summed (arithmetic modulo 2^32 is exact in any
-    order), and names, shapes and sums are hashed.
+    Each element's bits and position are mixed into a 32-bit integer and summed modulo 2^32, which is exact in any
+    order, hence for any sharding. SHA-256 over the leaves' names, shapes, dtypes and sums gives the digits. Stored
+    provenance holds these digits, so they must never change.
     """
     digest = hashlib.sha256()
-    everywhere = sharding.replicated(sharding.mesh_of(params))
+    replicated = sharding.replicated(sharding.mesh_of(params))
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        sums = np.asarray(_checksum(leaf, everywhere))
+        sums = np.asarray(_replicated_sums(leaf, replicated))
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype} {sums}".encode())
     return digest.hexdigest()[:12]
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _checksum(leaf: jax.Array, everywhere: NamedSharding) -> jax.Array:
-    # Whole on every device, so that every process can read it.
-    return jax.lax.with_sharding_constraint(_two_sums(leaf), everywhere)
+def _replicated_sums(leaf: jax.Array, replicated: NamedSharding) -> jax.Array:
+    """`_two_sums`, replicated so that every process can read it."""
+    return jax.lax.with_sharding_constraint(_two_sums(leaf), replicated)
 
 
 def _two_sums(leaf: jax.Array) -> jax.Array:
+    """Two uint32 checksums of a leaf, [2].
+
+    A leaf of three or more axes is stacked over layers and summed one layer at a time: the integers of a
+    half-precision layer need twice its memory.
+    """
     if leaf.ndim < 3:
         return _sums(leaf, jnp.uint32(0))
-    # Stacked over layers: one after the other, for the integers take twice a half-precision layer's room.
-    per_layer = math.prod(leaf.shape[1:])
+    layer_size = math.prod(leaf.shape[1:])
 
     def add(n: jax.Array, total: jax.Array) -> jax.Array:
         layer = jax.lax.dynamic_index_in_dim(leaf, n, keepdims=False)
-        return total + _sums(layer, n.astype(jnp.uint32) * jnp.uint32(per_layer))
+        return total + _sums(layer, n.astype(jnp.uint32) * jnp.uint32(layer_size))
 
     return jax.lax.fori_loop(0, leaf.shape[0], add, jnp.zeros(2, jnp.uint32))
 
 
-def _sums(leaf: jax.Array, first: jax.Array) -> jax.Array:
-    """Two sums of the scrambled values of a leaf whose first value stands at place `first`."""
+def _sums(leaf: jax.Array, first_index: jax.Array) -> jax.Array:
+    """Two sums of the mixed elements of an array whose first element has the flat index `first_index`."""
     bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
-    place = first + functools.reduce(
+    index = first_index + functools.reduce(
         lambda total, axis: total * leaf.shape[axis] + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis),
         range(leaf.ndim),
         jnp.zeros(leaf.shape, jnp.uint32),
     )
-    mixed = _murmur_mix(bits ^ _murmur_mix(place))
-    return jnp.stack([jnp.sum(mixed), jnp.sum(_murmur_mix(mixed + 1))])
+    mixed = murmur_mix(bits ^ murmur_mix(index))
+    return jnp.stack([jnp.sum(mixed), jnp.sum(murmur_mix(mixed + 1))])
 
 
-def _murmur_mix(x: jax.Array) -> jax.Array:
-    """MurmurHash3's finalizer. A plain product would not do: weights that come from bfloat16 have 16 zero bits."""
+def murmur_mix(x: jax.Array) -> jax.Array:
+    """MurmurHash3's finalizer, uint32 -> uint32.
+
+    A product of bits and index would miss some swaps: weights that come from bfloat16 have 16 zero bits.
+    """
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

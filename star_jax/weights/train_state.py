@@ -1,7 +1,8 @@
-"""Checkpoints inside one fine-tuning."""
+"""Checkpoints inside one fine-tuning, so that a killed run continues from its latest one."""
 
 import functools
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ import orbax.checkpoint as ocp
 from star_jax.distributed import processes
 from star_jax.errors import disk_errors_as_input_errors, is_peer_failure
 from star_jax.runs import checksums
-from star_jax.weights.checkpoint import LOG, _reason
 from star_jax.weights.fingerprint import fingerprint
+from star_jax.weights.orbax_tree import root_cause
+
+LOG = logging.getLogger("star_jax")
 
 
 class TrainStateCheckpointer:
-    """Checkpoints inside one fine-tuning: train states, and the totals that go with them.
+    """Checkpoints of one fine-tuning: the train state, and the running totals (loss sums, counts) that belong to it.
 
-    The latest two are kept: should one be damaged on disk there is the one before it.
+    Keeps the latest two, so that one damaged checkpoint costs only the steps since the one before it. All processes
+    must make the same calls together.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -27,14 +31,18 @@ class TrainStateCheckpointer:
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        """Made when it is needed: it makes the directory."""
+        """Lazy, because it creates the directory."""
         return ocp.CheckpointManager(
             self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         )
 
     def save(self, state: Any, totals: dict[str, Any]) -> None:
-        """Saves a state under its step. Raises RuntimeError if Orbax declines, which it does without a word."""
-        about = {"totals": totals, "seal": _content_hash(state, totals)}
+        """Saves a state under its step number.
+
+        Raises RuntimeError if that step, or a later one, is saved already: Orbax only returns False then. Raises
+        InputError for errors of the disk.
+        """
+        about = {"totals": totals, "content_hash": _content_hash(state, totals)}
         with disk_errors_as_input_errors(self._directory, ValueError):
             saved = self._manager.save(
                 int(state.step),
@@ -47,36 +55,41 @@ class TrainStateCheckpointer:
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """(state, totals) of the latest complete and undamaged checkpoint, or None.
 
-        The state is placed as the (possibly abstract) `like` is. Damaged checkpoints are deleted, with a warning each.
+        Deletes damaged checkpoints, with a warning for each.
+
+        Args:
+          like: a train state, possibly abstract, with the shapes, dtypes and shardings to restore.
         """
         if not processes.broadcast_from_leader(self._directory.is_dir):
             return None
-        manager = self._manager  # made by all processes together
+        manager = self._manager  # created by all processes together
         for step in processes.broadcast_from_leader(lambda: sorted(manager.all_steps(), reverse=True)):
             try:
-                found, reason = self._restore(step, like), "as another process found"
-            except Exception as error:  # as in load_tree
+                restored, reason = self._restore(step, like), "found by another process"
+            except Exception as error:  # as in orbax_tree.load_tree
                 if is_peer_failure(error):
                     raise
-                found, reason = None, _reason(error)
-            if np.all(processes.gather(np.array([found is not None]))):
-                return found
-            LOG.warning("%s: damaged (%s); going on from what is before it", self._directory / str(step), reason)
+                restored, reason = None, root_cause(error)
+            if np.all(processes.gather(np.array([restored is not None]))):
+                return restored
+            LOG.warning(
+                "%s: damaged (%s); continuing from the checkpoint before it", self._directory / str(step), reason
+            )
             manager.delete(step)
         return None
 
     def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        found = self._manager.restore(
+        stored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore())
         )
-        state, totals = type(like)(*found.state), found.about["totals"]
-        if _content_hash(state, totals) != found.about["seal"]:
+        state, totals = type(like)(*stored.state), stored.about["totals"]
+        if _content_hash(state, totals) != stored.about["content_hash"]:
             raise ValueError("its content is not what was saved")
         return state, totals
 
     def close(self) -> None:
-        """Ends the keeping; what is on disk stays. All processes must call this together."""
+        """Frees Orbax's threads. The checkpoints stay on disk."""
         if "_manager" in self.__dict__:
             self._manager.close()
 

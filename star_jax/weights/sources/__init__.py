@@ -1,1 +1,4 @@
-"""Other projects' model formats: each is a `Source` that reads one tensor at a time; `source.load` loads any."""
+"""Other projects' model formats.
+
+Each format is a `loader.WeightSource`, which reads one tensor at a time; `loader.load` puts any of them on a mesh.
+"""

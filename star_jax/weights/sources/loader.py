@@ -1,4 +1,4 @@
-"""The protocol that every foreign format implements, and the one loop that loads any of them onto a mesh."""
+"""The protocol that every foreign format implements, and the one function that loads any of them onto a mesh."""
 
 import functools
 from collections.abc import Iterator
@@ -17,18 +17,18 @@ from star_jax.models import decoder
 from star_jax.tokenizers.base import Tokenizer
 from star_jax.weights import placement
 
-STACKED = "blocks/"  # leaves below it hold all layers, layer axis first
+STACKED = "blocks/"  # prefix of the leaves that hold all layers, layer axis first
 
 
-class Source(Protocol):
-    """A model on disk whose names, shapes and dtypes have been checked."""
+class WeightSource(Protocol):
+    """A model on disk. Its constructor has checked the names, shapes and dtypes of all tensors."""
 
-    place: Path
+    path: Path
     config: ModelConfig
-    dtype: np.dtype  # that of its weights; of the widest where they differ
+    dtype: np.dtype  # the narrowest float type that holds every weight exactly (float64 excepted)
 
     def name(self, leaf: str, layer: int | None) -> str:
-        """What the tensor is called in the file, for messages."""
+        """The tensor's name in the file, for messages."""
         ...
 
     def read(self, leaf: str, layer: int | None) -> np.ndarray:
@@ -36,20 +36,79 @@ class Source(Protocol):
         ...
 
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that lies beside the weights, if there is one. Raises InputError where it is broken."""
+        """The tokenizer stored next to the weights, or None. Raises InputError if it is malformed."""
         ...
 
 
+def load(source: WeightSource, mesh: Mesh, dtype: np.dtype | str) -> tuple[decoder.GPT, decoder.Params]:
+    """(model, parameters) on the mesh, in `dtype`. The host holds one tensor of one layer at a time.
+
+    Raises InputError naming the tensor if one cannot be read or holds values that are not finite in `dtype`.
+    """
+    model = decoder.GPT(source.config)
+    shardings = placement.param_shardings(model, mesh)
+    sharding_of = {placement.leaf_name(path): of_leaf for path, of_leaf in _flatten(shardings)}
+    params: dict[str, jax.Array] = {}
+    for leaf, layer, _ in tensors(model):
+        array = source.read(leaf, layer)
+        of_tensor = sharding_of[leaf]
+        if layer is not None:
+            of_tensor = NamedSharding(mesh, PartitionSpec(*of_tensor.spec[1:]))
+        tensor = sharding.put(array, of_tensor).astype(dtype)
+        if not _all_finite(tensor):
+            raise InputError(
+                f"{source.path}: {source.name(leaf, layer)} holds values that are not finite numbers "
+                f"of {np.dtype(dtype).name}; download the file again, or use a wider dtype"
+            )
+        if layer is None:
+            params[leaf] = tensor
+            continue
+        if layer == 0:
+            params[leaf] = jnp.zeros((source.config.n_layers, *array.shape), dtype, device=sharding_of[leaf])
+        params[leaf] = _set_layer(params[leaf], layer, tensor)
+    return model, jax.tree_util.tree_map_with_path(lambda path, _: params[placement.leaf_name(path)], shardings)
+
+
+def check_finite(path: Path, params: decoder.Params) -> None:
+    """Raises InputError naming `path` and the first leaf that holds infinities or NaN."""
+    for key_path, leaf in _flatten(params):
+        if not _all_finite(leaf):
+            name = placement.leaf_name(key_path)
+            raise InputError(f"{path}: {name} holds values that are not finite numbers of {leaf.dtype}")
+
+
+def tensors(model: decoder.GPT) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:
+    """(leaf, layer, shape) of every tensor to read: one for each layer of a stacked leaf, else one with layer None."""
+    for leaf, struct in leaves(model).items():
+        if leaf.startswith(STACKED):
+            yield from ((leaf, n, struct.shape[1:]) for n in range(model.config.n_layers))
+        else:
+            yield leaf, None, struct.shape
+
+
+def leaves(model: decoder.GPT) -> dict[str, jax.ShapeDtypeStruct]:
+    """Name, such as "blocks/attention/query", -> shape and dtype of every parameter."""
+    params = placement.unbox(placement.abstract_params(model))
+    return {placement.leaf_name(path): leaf for path, leaf in _flatten(params)}
+
+
 def read_sizes(path: Path, values: dict[str, Any], names: dict[str, str]) -> dict[str, int]:
-    """Our name -> the whole number at their name in the file `path`. Raises InputError naming it."""
+    """Our name -> the integer under the file's name for it.
+
+    Args:
+      path: the file that `values` was read from, for messages.
+      names: our name -> the file's name.
+
+    Raises InputError for a value that is missing or not an integer.
+    """
     for theirs in names.values():
         if not isinstance(values.get(theirs), int) or isinstance(values[theirs], bool):
-            raise InputError(f"{path}: {theirs} must be a whole number, got {values.get(theirs)!r}")
+            raise InputError(f"{path}: {theirs} must be an integer, got {values.get(theirs)!r}")
     return {ours: values[theirs] for ours, theirs in names.items()}
 
 
 def model_config(path: Path, values: dict[str, Any]) -> ModelConfig:
-    """The sizes that the file `path` gives, checked. Raises InputError naming the file."""
+    """The checked ModelConfig of the sizes read from the file `path`. Raises InputError naming the file."""
     try:
         config: ModelConfig = from_dict_of(ModelConfig, values, "model")
         config.check_complete()
@@ -58,67 +117,15 @@ def model_config(path: Path, values: dict[str, Any]) -> ModelConfig:
     return config
 
 
-def leaves(model: decoder.GPT) -> dict[str, jax.ShapeDtypeStruct]:
-    """ "blocks/attention/query" -> shape and dtype, for every parameter."""
-    flat = jax.tree_util.tree_flatten_with_path(placement.unbox(placement.abstract_params(model)))[0]
-    return {placement.leaf_name(path): leaf for path, leaf in flat}
-
-
-def tensors(model: decoder.GPT) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:
-    """(leaf, layer or None, shape) of every tensor: the stacked leaves are cut into their layers."""
-    for leaf, struct in leaves(model).items():
-        if leaf.startswith(STACKED):
-            yield from ((leaf, n, struct.shape[1:]) for n in range(model.config.n_layers))
-        else:
-            yield leaf, None, struct.shape
-
-
-def load(source: Source, mesh: Mesh, dtype: np.dtype | str) -> tuple[decoder.GPT, decoder.Params]:
-    """(model, parameters) on the mesh, in `dtype`: the host never holds more than one tensor of one layer.
-
-    Raises InputError naming the tensor for what cannot be read and for weights that are not finite.
-    """
-    model = decoder.GPT(source.config)
-    places = placement.param_shardings(model, mesh)
-    flat_places = {placement.leaf_name(path): place for path, place in _flatten(places)}
-    flat: dict[str, jax.Array] = {}
-    for leaf, layer, _ in tensors(model):
-        tensor, place = source.read(leaf, layer), flat_places[leaf]
-        if layer is not None:
-            place = NamedSharding(mesh, PartitionSpec(*place.spec[1:]))
-        placed = sharding.put(tensor, place).astype(dtype)
-        if not _finite(placed):
-            raise InputError(
-                f"{source.place}: {source.name(leaf, layer)} holds values that are not finite numbers "
-                f"of {np.dtype(dtype).name}; get it anew, or take a wider dtype"
-            )
-        if layer is None:
-            flat[leaf] = placed
-            continue
-        if layer == 0:
-            shape = (source.config.n_layers, *tensor.shape)
-            flat[leaf] = jnp.zeros(shape, dtype, device=flat_places[leaf])
-        flat[leaf] = _put_layer(flat[leaf], layer, placed)
-    return model, jax.tree_util.tree_map_with_path(lambda path, _: flat[placement.leaf_name(path)], places)
-
-
-def check_finite(place: Path, params: decoder.Params) -> None:
-    """Raises InputError naming the first leaf that holds something else than finite numbers of its dtype."""
-    for path, leaf in _flatten(params):
-        if not _finite(leaf):
-            name = placement.leaf_name(path)
-            raise InputError(f"{place}: {name} holds values that are not finite numbers of {leaf.dtype}")
-
-
 def _flatten(tree: decoder.Params) -> list[tuple[tuple[jax.tree_util.DictKey, ...], Any]]:
     return jax.tree_util.tree_flatten_with_path(tree)[0]
 
 
 @jax.jit
-def _finite(tensor: jax.Array) -> jax.Array:
+def _all_finite(tensor: jax.Array) -> jax.Array:
     return jnp.all(jnp.isfinite(tensor))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put_layer(leaf: jax.Array, layer: int, tensor: jax.Array) -> jax.Array:
+def _set_layer(leaf: jax.Array, layer: int, tensor: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(leaf, tensor, layer, 0)

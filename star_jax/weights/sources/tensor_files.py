@@ -1,4 +1,4 @@
-"""Named tensors in a directory: safetensors or torch's .bin, one file or several with an index, read one by one."""
+"""Named tensors in a directory, read one by one: safetensors or torch's .bin, in one file or several with an index."""
 
 import dataclasses
 import functools
@@ -19,87 +19,90 @@ FLOATS = {
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
 }
+DOWNLOAD_AGAIN = "download the file again"
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
-    """A tensor that has not been read yet."""
+class StoredTensor:
+    """A tensor on disk."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype | None  # None: not floating point (the masks some files carry)
+    dtype: np.dtype | None  # None: not floating point (the masks that some files carry)
     read: Callable[[], np.ndarray]
 
 
-def open_directory(directory: Path) -> dict[str, Stored]:
-    """Every tensor of the directory's weight files, by name. Raises InputError."""
-    kinds = (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_torch))
-    for name, opened in kinds:
+def open_directory(directory: Path) -> dict[str, StoredTensor]:
+    """Name -> tensor, of all weight files in a directory. Raises InputError if they are missing or malformed."""
+    for name, open_file in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_torch)):
         index = directory / f"{name}.index.json"
         if index.is_file():
-            return _open_index(index, opened)
+            return _open_index(index, open_file)
         if (directory / name).is_file():
-            return opened(directory / name)
-    raise InputError(f"{directory}: no weights are there; model.safetensors or pytorch_model.bin, or their index.json")
+            return open_file(directory / name)
+    raise InputError(f"{directory}: has no weights: neither model.safetensors nor pytorch_model.bin nor their index")
 
 
-def _open_index(index: Path, opened: Callable[[Path], dict[str, Stored]]) -> dict[str, Stored]:
-    weight_map = read_json_object(index, "get the file again").get("weight_map")
+def _open_index(index: Path, open_file: Callable[[Path], dict[str, StoredTensor]]) -> dict[str, StoredTensor]:
+    weight_map = read_json_object(index, DOWNLOAD_AGAIN).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise InputError(f"{index}: has no weight_map of tensor and file names; get the file anew")
-    found: dict[str, Stored] = {}
+        raise InputError(f"{index}: has no weight_map from tensor names to file names; {DOWNLOAD_AGAIN}")
+    tensors: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
         path = index.parent / file
-        if Path(file).name != file or not path.is_file():
-            raise InputError(f"{index}: the file {file!r} it names is not beside it")
-        inside = opened(path)
+        if Path(file).name != file or not path.is_file():  # a name with a folder could point outside of the directory
+            raise InputError(f"{index}: lists the file {file!r}, which is not in this directory; download it")
+        of_file = open_file(path)
         for name in (n for n, f in weight_map.items() if f == file):
-            if name not in inside:
-                raise InputError(f"{path}: the tensor {name} is missing, which {index.name} says is there")
-            found[name] = inside[name]
-    return found
+            if name not in of_file:
+                raise InputError(f"{path}: the tensor {name} is missing, which {index.name} lists; {DOWNLOAD_AGAIN}")
+            tensors[name] = of_file[name]
+    return tensors
 
 
-def _open_safetensors(path: Path) -> dict[str, Stored]:
+def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
     import safetensors
 
     try:
         file = safetensors.safe_open(path, framework="np")
-        found = {}
-        for name in file.keys():  # noqa: SIM118 (the handle is no mapping)
+        tensors = {}
+        for name in file.keys():  # noqa: SIM118 (the handle is not a mapping)
             view = file.get_slice(name)
             read = functools.partial(file.get_tensor, name)
-            found[name] = Stored(tuple(view.get_shape()), FLOATS.get(view.get_dtype()), read)
+            tensors[name] = StoredTensor(tuple(view.get_shape()), FLOATS.get(view.get_dtype()), read)
     except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error}); get it anew") from error
-    return found
+        raise InputError(f"{path}: not a complete safetensors file ({error}); {DOWNLOAD_AGAIN}") from error
+    return tensors
 
 
-def _open_torch(path: Path) -> dict[str, Stored]:
+def _open_torch(path: Path) -> dict[str, StoredTensor]:
     try:
         import torch
     except ImportError as error:
-        raise InputError(f"{path}: reading it needs torch; install it, or get model.safetensors instead") from error
+        raise InputError(f"{path}: reading it needs torch; install torch, or get model.safetensors instead") from error
     dtypes = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 
     def read(tensor: Any) -> np.ndarray:
         tensor = tensor.detach()  # a file may hold parameters
-        if tensor.dtype == torch.bfloat16:  # NumPy has no such type of its own
+        if tensor.dtype == torch.bfloat16:  # which NumPy lacks
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
 
     try:
-        # weights_only: nothing in the file is run. mmap: nothing is read before it is asked for; files from before
-        # torch 1.6 (GPT-2's own) are no zip archives and are read whole.
+        # weights_only: runs no code from the file. mmap: reads a tensor when it is used; files from before torch 1.6
+        # (GPT-2's own) are not zip archives and are read at once.
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch raises what its unpickler and zip reader raise
-        reason = str(error).partition("\n")[0].partition(". ")[0]  # what follows is advice to run the file after all
-        raise InputError(f"{path}: not a file of weights ({reason}); get it anew") from error
+    except Exception as error:  # whatever torch's unpickler and zip reader raise
+        # The first sentence only: the rest recommends to load the file with its code.
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise InputError(f"{path}: not a file of weights ({reason}); {DOWNLOAD_AGAIN}") from error
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(t, torch.Tensor) and t.layout == torch.strided
         for name, t in tensors.items()
     ):
-        raise InputError(f"{path}: holds something else than named tensors; get it anew")
+        raise InputError(f"{path}: holds other things than named tensors; {DOWNLOAD_AGAIN}")
     return {
-        name: Stored(tuple(t.shape), FLOATS[dtypes[t.dtype]] if t.dtype in dtypes else None, functools.partial(read, t))
+        name: StoredTensor(
+            tuple(t.shape), FLOATS[dtypes[t.dtype]] if t.dtype in dtypes else None, functools.partial(read, t)
+        )
         for name, t in tensors.items()
     }
