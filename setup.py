@@ -53,6 +53,7 @@ setup(
         "orbax-checkpoint",
         "rich",
         "safetensors>=0.6",
+        "scipy",
         "seqio",
         "tensorboard",
         "tokenizers",
