@@ -111,7 +111,7 @@ def test_a_broken_description_is_refused_by_name(saved, tmp_path, text):
     directory = copy_of(saved, tmp_path)
     (directory / "model.json").write_text(text)
     for load in (checkpoint.load_model, checkpoint.load_tokenizer):
-        with pytest.raises(InputError, match=r"model\.json(:1)?: (not a model|invalid JSON|holds list)"):
+        with pytest.raises(InputError, match=r"model\.json(:1)?: (its format is|the key|invalid JSON|holds list)"):
             load(directory)
 
 

@@ -141,7 +141,7 @@ BAD_SHARDS = [
     ),
     ("number", index_with("lm_head.bias", 3), f"{INDEX}: has no weight_map"),
     ("truncated", truncated(SHARD, -1), f"{SHARD}: not a complete safetensors file"),
-    ("index broken", truncated(INDEX, 90), f"{INDEX}:3: invalid JSON"),
+    ("index broken", truncated(INDEX, 90), f"{INDEX}:6: invalid JSON"),
     ("index of nothing", content(INDEX, b"{}"), f"{INDEX}: has no weight_map"),
     ("index names none", content(INDEX, b'{"weight_map": {}}'), "is missing; download the whole model"),
 ]
