@@ -353,5 +353,5 @@ def test_the_command_stores_moments_beside_the_model(folder, config_file, tmp_pa
 
 
 def test_a_slim_checkpoint_has_no_moments(folder, config_file):
-    with pytest.raises(InputError, match="holds no Adam moments; take the full one"):
+    with pytest.raises(InputError, match="holds no Adam moments; give the full one"):
         MeshTransformerSource(folder / "ckpt_slim_bf16/step_3", config_file, "first_moments")
