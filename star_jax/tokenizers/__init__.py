@@ -1,8 +1,6 @@
-"""Text <-> token ids.
+"""Text <-> token ids, three kinds with one interface (`base.Tokenizer`): GPT-2's byte-level BPE, bytes, and symbols.
 
-Three kinds, one interface. `vocab_size` counts the ids in use (a model's table may be padded beyond it),
-`end_of_text` is the id that ends a document, and `pieces[i]` are the bytes that token i adds to a text:
-the sampler builds its stop automaton from them, so stop strings are found whatever the token borders.
+`make` creates a tokenizer from the option `config.tokenizer`, `from_spec` from what a run or a model stores.
 """
 
 import json
@@ -16,8 +14,28 @@ from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
 from star_jax.tokenizers.simple import ByteTokenizer, SymbolTokenizer
 
 
+def make(name: str, symbols: Sequence[str] = ()) -> Tokenizer:
+    """The tokenizer of `config.tokenizer`.
+
+    Args:
+      name: "bytes" (or ""), "symbols", a directory with GPT-2's tokenizer files, or a model's name on the hub.
+      symbols: the task's words, for "symbols".
+
+    Raises InputError if there is no such tokenizer, or its files cannot be read.
+    """
+    if name in ("", "bytes"):
+        return ByteTokenizer()
+    if name == "symbols":
+        if not symbols:
+            raise InputError(
+                "tokenizer='symbols': this task has no closed set of words; set --config.tokenizer=bytes or a directory"
+            )
+        return SymbolTokenizer(symbols)
+    return Gpt2Tokenizer.load(Path(name)) if Path(name).is_dir() else Gpt2Tokenizer.from_hub(name)
+
+
 def from_spec(spec: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that `spec()` described."""
+    """The tokenizer whose `spec()` this is. Raises InputError for an unknown kind."""
     kind = spec.get("kind")
     if kind == "bytes":
         return ByteTokenizer()
@@ -25,15 +43,4 @@ def from_spec(spec: dict[str, Any]) -> Tokenizer:
         return SymbolTokenizer(spec["symbols"])
     if kind == "gpt2":
         return Gpt2Tokenizer(json.dumps(spec["tokenizer"]))
-    raise InputError(f"unknown tokenizer kind {kind!r}")
-
-
-def make(name: str, symbols: Sequence[str] = ()) -> Tokenizer:
-    """`bytes` (also ""), `symbols` (the task's own words), or GPT-2's: a directory or a hub name. Raises InputError."""
-    if name in ("", "bytes"):
-        return ByteTokenizer()
-    if name == "symbols":
-        if not symbols:
-            raise InputError("tokenizer='symbols': this task has no closed set of words; use 'bytes' or a directory")
-        return SymbolTokenizer(symbols)
-    return Gpt2Tokenizer.load(Path(name)) if Path(name).is_dir() else Gpt2Tokenizer.from_hub(name)
+    raise InputError(f"unknown tokenizer kind {kind!r}; there are bytes, symbols and gpt2")

@@ -1,13 +1,14 @@
-"""Tokenizers without a vocabulary file: UTF-8 bytes, and a closed set of words."""
+"""Tokenizers that need no vocabulary file: UTF-8 bytes, and a closed set of words."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from star_jax.errors import InputError
+from star_jax.tokenizers.base import Tokenizer
 
 
-class ByteTokenizer:
-    """One token a byte of UTF-8, end-of-text behind them: 257 ids, any text."""
+class ByteTokenizer(Tokenizer):
+    """One token per UTF-8 byte; takes any text. Ids 0 to 255 are the bytes, 256 is end-of-text."""
 
     def __init__(self) -> None:
         self.vocab_size = 257
@@ -27,17 +28,17 @@ class ByteTokenizer:
         return {"kind": "bytes"}
 
 
-class SymbolTokenizer:
+class SymbolTokenizer(Tokenizer):
     """A closed set of words, one token each, for tiny models on a formal task.
 
-    Text is lines of words with one space between two words of a line; that space is implied, so a
-    five-digit sum with its scratchpad is 110 tokens and not 250. "\\n" is a symbol of its own.
-    Ids are the positions in `symbols`; end-of-text comes last.
+    A text is lines of words, with one space between two words. The spaces have no tokens: a five-digit sum with its
+    scratchpad is 110 tokens instead of 250 bytes. "\\n" is a symbol. A symbol's id is its index in `symbols`;
+    end-of-text comes last.
     """
 
     def __init__(self, symbols: Sequence[str]) -> None:
         if "\n" not in symbols or len(set(symbols)) != len(symbols) or any(" " in s or not s for s in symbols):
-            raise InputError('symbols must be distinct words without spaces, "\\n" among them')
+            raise InputError('symbols must be distinct words without spaces, and include "\\n"')
         self.symbols = tuple(symbols)
         self.vocab_size = len(symbols) + 1
         self.end_of_text = len(symbols)
@@ -51,7 +52,9 @@ class SymbolTokenizer:
                 ids.append(self._ids["\n"])
             for word in line.split():
                 if word not in self._ids:
-                    raise InputError(f"no symbol for {word!r}: only the task's words; tokenizer='bytes' takes any text")
+                    raise InputError(
+                        f"no symbol for {word!r}, only for the task's words; tokenizer='bytes' takes any text"
+                    )
                 ids.append(self._ids[word])
         return ids
 

@@ -1,5 +1,6 @@
-"""star_jax.tokenizers: three kinds, each exact in both directions."""
+"""star_jax.tokenizers: three kinds, each exact in both directions; parts of a prompt have the ids of the whole."""
 
+import json
 import random
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 
 from star_jax import tokenizers
 from star_jax.errors import InputError
+from star_jax.records import Prompt
+from star_jax.tasks import few_shot
 from star_jax.tasks.arithmetic import Arithmetic, make_problem, scratchpad
 from star_jax.tokenizers import simple
 
@@ -41,16 +44,16 @@ def gpt2(gpt2_dir):
 
 
 def check_pieces(tok, text: str) -> None:
-    """The promise the sampler's stop automaton rests on: pieces of the ids, joined, are the text's bytes."""
+    """The sampler's stop automaton relies on it: the concatenated pieces of the ids are the text's bytes."""
     assert b"".join(tok.pieces[i] for i in tok.encode(text)) == text.encode()
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_bytes_are_their_own_ids(text):
+def test_bytes_are_their_own_ids():
     tok = simple.ByteTokenizer()
-    assert tok.encode(text) == list(text.encode())
-    assert tok.decode(tok.encode(text)) == text
-    check_pieces(tok, text)
+    for text in TEXTS:
+        assert tok.encode(text) == list(text.encode())
+        assert tok.decode(tok.encode(text)) == text
+        check_pieces(tok, text)
 
 
 def test_bytes_cover_every_byte_and_end_of_text():
@@ -91,10 +94,10 @@ def test_symbols_refuse_words_they_do_not_have():
             tok.encode(text)
 
 
-@pytest.mark.parametrize("symbols", [("a", "b"), ("\n", "a", "a"), ("\n", "a b"), ("\n", "")])
-def test_symbols_must_be_distinct_words_with_a_line_end(symbols):
-    with pytest.raises(InputError, match="distinct words"):
-        simple.SymbolTokenizer(symbols)
+def test_symbols_must_be_distinct_words_with_a_line_end():
+    for symbols in (("a", "b"), ("\n", "a", "a"), ("\n", "a b"), ("\n", "")):
+        with pytest.raises(InputError, match="distinct words"):
+            simple.SymbolTokenizer(symbols)
 
 
 def test_gpt2_has_the_ids_of_gpt2(gpt2):
@@ -141,18 +144,16 @@ def test_gpt2_agrees_with_transformers(gpt2, gpt2_dir):
         assert gpt2.encode(text) == theirs.encode(text)
 
 
-@pytest.mark.parametrize("name", ["bytes", "symbols"])
-def test_spec_gives_the_same_tokenizer_again(name):
-    tok = tokenizers.make(name, SYMBOLS)
-    again = tokenizers.from_spec(tok.spec())
-    assert type(again) is type(tok)
-    assert (again.spec(), again.vocab_size, again.pieces) == (tok.spec(), tok.vocab_size, tok.pieces)
+def test_spec_gives_the_same_tokenizer_again():
+    for name in ("bytes", "symbols"):
+        tok = tokenizers.make(name, SYMBOLS)
+        again = tokenizers.from_spec(tok.spec())
+        assert type(again) is type(tok)
+        assert (again.spec(), again.vocab_size, again.pieces) == (tok.spec(), tok.vocab_size, tok.pieces)
 
 
 def test_spec_gives_the_same_gpt2_tokenizer_again(gpt2, gpt2_dir, tmp_path):
     """Through its spec, and through a directory with the tokenizer.json that the spec holds."""
-    import json
-
     spec = json.loads(json.dumps(gpt2.spec()))
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec["tokenizer"]), encoding="utf-8")
     for again in (tokenizers.from_spec(spec), tokenizers.make(str(tmp_path))):
@@ -173,6 +174,40 @@ def test_what_cannot_be_made_is_refused_in_one_line(tmp_path, monkeypatch):
         tokenizers.make(str(tmp_path))
     with pytest.raises(InputError, match="unknown tokenizer kind 'words'"):
         tokenizers.from_spec({"kind": "words"})
+
+
+PARTS = [("Q: a\nA: b\n\n", "Q: c"), ("", "Q: c"), ("x", " y"), ("\n\n", "y"), ("a \t\n", "\nb"), ("a", ""), ("", "")]
+
+
+def test_parts_have_the_ids_of_the_whole_and_the_prefix_does_not_depend_on_the_body(gpt2):
+    """With GPT-2's tokenizer, for problems of every task after the packaged shots; and for awkward texts."""
+    pairs = [*PARTS, *((prefix, body) for prefix, _ in PARTS for _, body in PARTS if prefix != prefix.rstrip())]
+    for path in sorted(few_shot.PACKAGED.glob("*.txt")):
+        shots = few_shot.read_shots(path)
+        bodies = [shot.rpartition("A:")[0] + "A:" if "A:" in shot else shot.split("<scratch>")[0] for shot in shots]
+        pairs += [("\n\n".join(shots[:count]) + "\n\n", body) for count in (1, len(shots)) for body in bodies]
+    assert len(pairs) > 100
+    wrong = []
+    for tok in (gpt2, simple.ByteTokenizer()):
+        prefix_ids_of: dict[str, list[int]] = {}
+        for prefix, body in pairs:
+            prefix_ids, body_ids = tok.encode_parts(prefix, body)
+            parts = Prompt(prefix, body).parts
+            if (
+                prefix_ids + body_ids != tok.encode(prefix + body)
+                or prefix_ids_of.setdefault(prefix, prefix_ids) != prefix_ids
+                or [prefix_ids, body_ids] != [tok.encode(part) for part in parts]
+            ):
+                wrong.append((tok.spec()["kind"], prefix[-40:], body[:40]))
+    assert not wrong
+
+
+def test_parts_of_symbols_have_the_ids_of_the_whole():
+    task, tok = Arithmetic(), tokenizers.make("symbols", SYMBOLS)
+    prefix = few_shot.load("arithmetic", 10, direct=False).plain
+    for problem in task.problems("dev")[:20]:
+        prefix_ids, body_ids = tok.encode_parts(prefix, task.render(problem))
+        assert prefix_ids + body_ids == tok.encode(prefix + task.render(problem))
 
 
 def test_files_that_are_no_gpt2_tokenizer_are_refused(tmp_path):

@@ -116,9 +116,9 @@ BAD_HF = [
         "has no weights: neither model.safetensors",
     ),
     ("no weights", without(ONE), "has no weights: neither model.safetensors"),
-    ("tokenizer.json", truncated("tokenizer.json", 500), "tokenizer.json: no tokenizer can be made of it"),
-    ("tokenizer list", content("tokenizer.json", b"[]"), "tokenizer.json: no tokenizer can be made of it"),
-    ("vocab alone", lambda f: [without("tokenizer.json")(f), content("vocab.json", b"{}")(f)], "merges.txt is there"),
+    ("tokenizer.json", truncated("tokenizer.json", 500), "tokenizer.json: is not a tokenizer of GPT-2's kind"),
+    ("tokenizer list", content("tokenizer.json", b"[]"), "tokenizer.json: is not a tokenizer of GPT-2's kind"),
+    ("vocab alone", lambda f: [without("tokenizer.json")(f), content("vocab.json", b"{}")(f)], "nor merges.txt"),
 ]
 BAD_TORCH = [
     ("a pickle", torch_file(lambda _: {"a": 1}, by="pickle"), f"{BIN}: not a file of weights"),
