@@ -37,7 +37,7 @@ RENAMED = {
     "problems_by_category": "problems_by_class",
     "truncated": "cut_off",
 }
-ADDED = {"retokenized", "kept_retokenized"}
+ADDED = {"kept_retokenized", "loss_weight"}
 FILES = ("samples.jsonl", "rationalizations.jsonl", "kept.jsonl", "filter.json", "eval_dev.jsonl", "eval_dev.json")
 DEMO = ["--config=configs/arithmetic.py", "--config.star.iterations=1", "--config.tensorboard=False"]
 QA_SIZES = dict(n_layer=2, n_embd=16, n_head=2, n_inner=32, rotary_dim=4, vocab_size=50400, n_positions=2048)
