@@ -15,6 +15,7 @@ from star_jax.algorithms import setup
 from star_jax.config import Config
 from star_jax.distributed import sharding
 from star_jax.models import decoder
+from star_jax.models.attention import masks
 from star_jax.preflight import budget
 from star_jax.preflight.budget import GIB, Lengths
 from star_jax.preflight.topology import Topology
@@ -121,7 +122,7 @@ def lower_sampling_loop(config: Config, mesh: Mesh, lengths: Lengths) -> jax.sta
     keys_HPK = array(
         (model_config.n_heads, lengths.prefix, model_config.head_dim), model_config.compute_dtype, "tensor"
     )
-    layers = (decoder.KV(keys_HPK, keys_HPK),) * model_config.n_layers
+    layers = (masks.KV(keys_HPK, keys_HPK),) * model_config.n_layers
     rows = groups * options.queue
     queue = engine.Queue(
         tokens_QT=array((rows, lengths.body), jnp.int32, "data"),
@@ -132,7 +133,7 @@ def lower_sampling_loop(config: Config, mesh: Mesh, lengths: Lengths) -> jax.sta
     with sharding.use(mesh, rows_apart=True):
         return engine.sample_queues.lower(
             decoder.GPT(model_config), Decoding(options.temperature, options.top_k, options.top_p), spec, mesh,
-            abstract_decode_params(config, mesh), kv_cache.Prefix(layers, array((), jnp.int32)),
+            abstract_decode_params(config, mesh), kv_cache.PrefixCache(layers, array((), jnp.int32)),
             queue, array((4, model_config.vocab_size), jnp.int32),
         )  # fmt: skip
 

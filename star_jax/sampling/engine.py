@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec
 from star_jax.config import ModelConfig
 from star_jax.distributed import platforms
 from star_jax.models import decoder
+from star_jax.models.attention.masks import PrefillMask
 from star_jax.sampling import kv_cache
 from star_jax.sampling.token_sampling import greedy_token_and_logprob
 
@@ -135,7 +136,7 @@ def _refill(model, spec, params, prefix, queue, slots: Slots) -> Slots:
     body_C = jnp.sum(ends_R[None] <= index_C[:, None], axis=1)  # after the last one taken: of no slot
     position_C = index_C - (ends_R - lengths_R).at[body_C].get(mode="clip")
     tokens_C = queue.tokens_QT.at[slots.next + body_C, position_C].get(mode="clip")
-    mask = decoder.PrefillMask(body_C, queue.tokens_QT.shape[1] - 1)
+    mask = PrefillMask(body_C, queue.tokens_QT.shape[1] - 1)
     new = kv_cache.prefill(model, params, tokens_C, mask, position_C, prefix)
     last_R = queue.tokens_QT.at[request_R, lengths_R].get(mode="clip")
 

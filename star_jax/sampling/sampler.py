@@ -102,7 +102,7 @@ class Sampler:
 
         Raises InputError for a prompt that leaves no room for `max_new_tokens` in the model's positions.
         """
-        prefixes: dict[tuple[int, ...], kv_cache.Prefix] = {}
+        prefixes: dict[tuple[int, ...], kv_cache.PrefixCache] = {}
         previous: tuple[list[int], Outputs] | None = None
         for prefix_ids, indices, padded_length in self._chunks(requests):
             if prefix_ids not in prefixes:
@@ -145,14 +145,14 @@ class Sampler:
             for start in range(0, len(indices), size):
                 yield requests[indices[0]].prompt.prefix_ids, indices[start : start + size], padded_length
 
-    def _encode_prefix(self, params: DecodeParams, prefix_ids: tuple[int, ...]) -> kv_cache.Prefix:
+    def _encode_prefix(self, params: DecodeParams, prefix_ids: tuple[int, ...]) -> kv_cache.PrefixCache:
         tokens_P = np.zeros(round_up(len(prefix_ids), 16), np.int32)
         tokens_P[: len(prefix_ids)] = prefix_ids
         with sharding.use(self.mesh, rows_apart=True):
             return _encode_prefix(self.model, params, jnp.asarray(tokens_P), len(prefix_ids))
 
     def _start(
-        self, params: DecodeParams, prefix: kv_cache.Prefix, requests: Sequence[Request], padded_length: int
+        self, params: DecodeParams, prefix: kv_cache.PrefixCache, requests: Sequence[Request], padded_length: int
     ) -> Outputs:
         """Starts the engine. Requests are dealt out in turn to the queues of all processes."""
         groups, queues = self.mesh.shape["data"], self._queues

@@ -80,7 +80,7 @@ def _by_batches(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _log_probs(model, vocab_used, params, tokens_RT, positions_RT, segment_ids_RT):
-    logits_RTV = decoder.call(model, params, tokens_RT, positions_RT, segment_ids_RT, method="segmented")
+    logits_RTV = decoder.call(model, params, tokens_RT, positions_RT, segment_ids_RT, method="packed_logits")
     logits_RTV = logits_RTV[:, :-1, :vocab_used]
     log_probs_RT = decoder.log_probability(logits_RTV, tokens_RT[:, 1:])
     same_segment_RT = segment_ids_RT[:, 1:] == segment_ids_RT[:, :-1]

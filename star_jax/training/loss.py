@@ -67,7 +67,7 @@ def loss_sums(
 ) -> tuple[jax.Array, jax.Array]:
     """(summed loss in nats, summed weight) of packed rows, as train.loss_sums has them."""
     x_RTD = decoder.call(
-        model, params, batch["tokens_RT"], batch["positions_RT"], batch["segment_ids_RT"], method="normed"
+        model, params, batch["tokens_RT"], batch["positions_RT"], batch["segment_ids_RT"], method="packed_hidden"
     )
     kernel_DV, bias_V = decoder.head_weights(model.config, params)
     # Each token is predicted by the one before it; so the last place of a row predicts nothing.

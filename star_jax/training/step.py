@@ -33,7 +33,7 @@ def loss_sums(
     usual form does not subtract the maximum).
     """
     inputs = (batch[name] for name in ("tokens_RT", "positions_RT", "segment_ids_RT"))
-    logits_RTV = decoder.call(model, params, *inputs, method="segmented")[:, :-1]
+    logits_RTV = decoder.call(model, params, *inputs, method="packed_logits")[:, :-1]
     losses_RT = -decoder.log_probability(logits_RTV, batch["tokens_RT"][:, 1:])
     if z_loss:
         top_RT1 = jax.lax.stop_gradient(jnp.max(logits_RTV, axis=-1, keepdims=True))

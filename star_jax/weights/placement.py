@@ -102,8 +102,7 @@ def to_decode_params(model: decoder.GPT, params: decoder.Params, mesh: Mesh, dty
     All processes must call it together; see to_sampling.
     """
     params = to_sampling(model, params, mesh, dtype)
-    rest = {name: tree for name, tree in params.items() if name != "blocks"}
-    return decoder.DecodeParams(_unstack(params["blocks"]), rest)
+    return decoder.DecodeParams(_unstack(params["blocks"]), decoder.outside_blocks(params))
 
 
 _unstack = jax.jit(decoder.unstack)

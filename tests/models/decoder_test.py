@@ -12,6 +12,7 @@ import pytest
 
 from star_jax.config import ModelConfig
 from star_jax.models import decoder
+from star_jax.models.attention.masks import PrefillMask
 from star_jax.sampling import kv_cache
 from tests.support import mesh_transformer
 from tests.support.models import TINY, numpy_params
@@ -31,7 +32,7 @@ def with_stacked_params(decode_pass, static_argnums=0):
 
 
 def _prefill(model, params, tokens_C, bodies_C, longest, positions_C, prefix):
-    return kv_cache.prefill(model, params, tokens_C, decoder.PrefillMask(bodies_C, longest), positions_C, prefix)
+    return kv_cache.prefill(model, params, tokens_C, PrefillMask(bodies_C, longest), positions_C, prefix)
 
 
 encode_prefix = with_stacked_params(kv_cache.encode_prefix)

@@ -1,6 +1,7 @@
-"""Tiny models and their weights, made without compiling anything."""
+"""Tiny models, and random arrays and weights that cost no compilation."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from star_jax.config import ModelConfig
@@ -13,7 +14,13 @@ TINY = ModelConfig(
 
 
 def numpy_params(config: ModelConfig, seed: int = 0, scale: float = 0.2) -> decoder.Params:
-    """Random parameters of every leaf, made with NumPy (jit(init) would cost seconds of compiling)."""
+    """Stacked parameters, normal with standard deviation `scale`. Made with NumPy: jit(init) compiles for seconds."""
     rng = np.random.default_rng(seed)
     shapes = placement.unbox(placement.abstract_params(decoder.GPT(config)))
     return jax.tree.map(lambda s: (scale * rng.standard_normal(s.shape)).astype(np.float32), shapes)
+
+
+def normal_arrays(*shapes: tuple[int, ...], dtype: str = "float32", seed: int = 0) -> tuple[jax.Array, ...]:
+    """An array of standard normal numbers for each of the shapes."""
+    rng = np.random.default_rng(seed)
+    return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)

@@ -46,7 +46,7 @@ def make_batch(kind="fractions", length=LENGTH):
 def plain(model, params, batch):
     """With all logits [R, T, V] in float32, and what JAX makes of that."""
     x_RTD = decoder.call(
-        model, params, *(batch[f"{n}_RT"] for n in ("tokens", "positions", "segment_ids")), method="normed"
+        model, params, *(batch[f"{n}_RT"] for n in ("tokens", "positions", "segment_ids")), method="packed_hidden"
     )
     kernel_DV, bias_V = (
         leaf if leaf is None else leaf.astype(x_RTD.dtype) for leaf in decoder.head_weights(model.config, params)
@@ -225,7 +225,7 @@ def test_train_steps_are_those_of_all_logits(mesh_config, microbatches, monkeypa
 
     found = losses()
     train_step.train_step.clear_cache()
-    monkeypatch.setattr(loss, "pays", lambda config: False)
+    monkeypatch.setattr(loss, "use_chunked_loss", lambda config: False)
     assert found == pytest.approx(losses(), rel=1e-5)
     train_step.train_step.clear_cache()
     assert found[-1] < found[0]

@@ -1,34 +1,38 @@
-"""Attention of prefill: prompt bodies packed into one row, each behind the shared prefix."""
+"""Prefill attention: prompt bodies packed into one row, each after the shared prefix."""
 
+import jax
 import jax.numpy as jnp
 
-from star_jax.models.attention.dense import _BLOCK, masked
+from star_jax.models.attention import dense
+from star_jax.models.attention.masks import KV, PrefillMask, SharedPrefix
+
+MIN_BLOCK = 64  # queries per block, at least: smaller products do not pay
 
 
-def packed(q_BHTK, k_BHTK, v_BHTK, texts_T, longest, prefix=None, prefix_length=None):
-    """Attention in one row (B = 1) of texts one behind the other: a query sees those of its own text up to itself.
+def attend(q_BHTK: jax.Array, kv: KV, mask: PrefillMask, prefix: SharedPrefix | None = None) -> jax.Array:
+    """Attention output [1, H, T, K]; see backend.attend.
 
-    Queries go in blocks of at least `longest` - 1 (no text has more than `longest` tokens; it is static), over the
-    keys of their own block and the one before: no text that reaches into a block begins earlier.
+    The row is split into blocks of at least `max_length` - 1 queries. A block attends to its own keys and those of the
+    block before it: no body that reaches into a block begins earlier.
     """
     length = q_BHTK.shape[2]
-    blocks = max(1, length // max(longest - 1, _BLOCK))
+    blocks = max(1, length // max(mask.max_length - 1, MIN_BLOCK))
     while length % blocks:
         blocks -= 1
     size = length // blocks
-    back = size if blocks > 1 else 0  # keys in front of a block's own
+    previous = size if blocks > 1 else 0  # keys of the block before
 
-    def as_rows(x_BHTK):
+    def to_rows(x_BHTK):
         return x_BHTK[0].reshape(-1, blocks, size, x_BHTK.shape[-1]).swapaxes(0, 1)
 
     def with_previous(x, axis):
-        return jnp.concatenate([jnp.roll(x, 1, axis=0), x], axis=axis) if back else x
+        return jnp.concatenate([jnp.roll(x, 1, axis=0), x], axis=axis) if previous else x
 
-    place_S, texts_BT = jnp.arange(-back, size), texts_T.reshape(blocks, size)
-    mask_BTS = texts_BT[:, :, None] == with_previous(texts_BT, 1)[:, None]
-    mask_BTS &= (place_S[None] <= jnp.arange(size)[:, None])[None]
-    # In front of the first block nothing is, though the roll has put the last one there.
-    mask_BTS &= ((jnp.arange(blocks)[:, None] > 0) | (place_S[None] >= 0))[:, None]
-    keys = with_previous(as_rows(k_BHTK), 2), with_previous(as_rows(v_BHTK), 2)
-    y_BHTK = masked(as_rows(q_BHTK), *keys, mask_BTS, prefix, prefix_length)
+    offset_S, body_ids_BT = jnp.arange(-previous, size), mask.body_ids_T.reshape(blocks, size)
+    mask_BTS = body_ids_BT[:, :, None] == with_previous(body_ids_BT, 1)[:, None]
+    mask_BTS &= (offset_S[None] <= jnp.arange(size)[:, None])[None]
+    # No block is before the first one; the roll has put the last one there.
+    mask_BTS &= ((jnp.arange(blocks)[:, None] > 0) | (offset_S[None] >= 0))[:, None]
+    kv = KV(with_previous(to_rows(kv.k), 2), with_previous(to_rows(kv.v), 2))
+    y_BHTK = dense.attend(to_rows(q_BHTK), kv, mask_BTS, prefix)
     return y_BHTK.swapaxes(0, 1).reshape(q_BHTK.shape)

@@ -1,89 +1,82 @@
-"""Attention of a decode step over a ring of keys and values."""
+"""Ring-cache attention: one decode step (T = 1) of all rows."""
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from star_jax.distributed import platforms
-from star_jax.models.attention import softmax
-from star_jax.models.attention.dense import _LOW, _own, _shared
+from star_jax.models.attention import dense, softmax
+from star_jax.models.attention.masks import KV, RingMask, SharedPrefix
 
 
-def written(groups, keys, slot):
-    """The ring with the newest keys, model.KV [B, H, 1, K], at `slot`; see over_ring for `groups`."""
+def write(groups: tuple[KV, ...], kv: KV, slot: jax.Array) -> tuple[KV, ...]:
+    """The ring cache with the new keys and values, [B, H, 1, K], at `slot`; see attend for `groups`."""
 
     def at_slot(ring, new):
         return jax.lax.dynamic_update_slice_in_dim(ring, new, slot, axis=2)
 
-    return tuple(
-        old._replace(k=at_slot(old.k, keys.k[rows]), v=at_slot(old.v, keys.v[rows])) for old, rows in _rows_of(groups)
-    )
+    return tuple(KV(at_slot(group.k, kv.k[rows]), at_slot(group.v, kv.v[rows])) for group, rows in _with_rows(groups))
 
 
-def _rows_of(groups):
-    """Each group with its rows, a slice."""
-    size = groups[0].k.shape[0]
-    return [(keys, slice(i * size, (i + 1) * size)) for i, keys in enumerate(groups)]
+def attend(q_BHTK: jax.Array, groups: tuple[KV, ...], mask: RingMask, prefix: SharedPrefix | None = None) -> jax.Array:
+    """Attention output [B, H, 1, K]; see backend.attend.
 
-
-def over_ring(q_BHTK, groups, slot, filled_B, prefix=None, prefix_length=None):
-    """A decode step's (T = 1), over keys in a ring: a row sees the one at `slot` and the `filled_B` in front of it.
-
-    `groups`: model.KV [B / G, H, S, K] of the first rows, of the next ones, and so on: see platforms.kv_row_groups.
+    `groups`: KV [B / G, H, S, K] of the first rows, of the next ones, and so on; see platforms.kv_row_groups.
     """
-    if _has_kernel(q_BHTK, prefix):
-        (keys,) = groups
-        return kernel_over_ring(q_BHTK, keys.k, keys.v, slot, filled_B, prefix, prefix_length)
-    slots = groups[0].k.shape[2]
-    age_S = (slot - jnp.arange(slots)) % slots  # 0 for the slot that is written now
-    mask_BTS = (age_S[None] <= filled_B[:, None])[:, None]
-    parts = [_own(q_BHTK[rows], keys.k, keys.v, mask_BTS[rows]) for keys, rows in _rows_of(groups)]
-    found = [jax.tree.map(lambda *of_groups: jnp.concatenate(of_groups), *parts)]
-    if prefix is not None and prefix.k.shape[1]:
-        found.append(_shared(q_BHTK, prefix, prefix_length))
-    return softmax.merge(*found).astype(q_BHTK.dtype)
+    if _use_triton(q_BHTK, prefix):
+        (kv,) = groups
+        return attend_triton(q_BHTK, kv, mask, prefix)
+    mask_BTS = mask.boolean(groups[0].k.shape[2])
+    group_states = [dense.rows_softmax(q_BHTK[rows], kv, mask_BTS[rows]) for kv, rows in _with_rows(groups)]
+    states = [jax.tree.map(lambda *of_groups: jnp.concatenate(of_groups), *group_states)]
+    if dense.has_keys(prefix):
+        states.append(dense.prefix_softmax(q_BHTK, prefix))
+    return softmax.merge(*states).astype(q_BHTK.dtype)
 
 
-def kernel_over_ring(q_BHTK, k_BHSK, v_BHSK, slot, filled_B, prefix=None, prefix_length=None, interpret=False):
-    """The same through the kernels; `interpret`: on any device."""
-    from star_jax.models.attention import (
-        triton,  # here, for what they need of jax may be gone one day: see platforms.has_triton
-    )
+def attend_triton(
+    q_BHTK: jax.Array, kv: KV, mask: RingMask, prefix: SharedPrefix | None = None, interpret: bool = False
+) -> jax.Array:
+    """The same by the kernels of triton.py, for a single group. `interpret`: emulate them, on any device."""
+    from star_jax.models.attention import triton  # not at the top: JAX may drop what it needs, see has_triton
 
-    def of_heads(q_BHK, k_BHSK, v_BHSK, slot, filled_B, length, *keys):
-        if keys:
-            shared = triton.over_prefix(q_BHK, keys[0], keys[1], length, interpret=interpret)
+    def kernels(q_BHK, kv, slot, filled_B, prefix_kv, prefix_length):
+        if prefix_kv is None:
+            state = softmax.empty(q_BHK.shape)
         else:
-            low_BH = jnp.full(q_BHK.shape[:2], _LOW)
-            shared = softmax.SoftmaxState(low_BH, jnp.zeros_like(low_BH), jnp.zeros(q_BHK.shape))
-        return triton.over_ring(q_BHK, k_BHSK, v_BHSK, slot, filled_B, shared, interpret=interpret)
+            state = triton.prefix_softmax(q_BHK, prefix_kv.k, prefix_kv.v, prefix_length, interpret=interpret)
+        return triton.attend_ring(q_BHK, kv.k, kv.v, slot, filled_B, state, interpret=interpret)
 
-    keys = () if prefix is None or not prefix.k.shape[1] else tuple(prefix)
-    args = (
-        q_BHTK[:, :, 0],
-        k_BHSK,
-        v_BHSK,
-        jnp.asarray(slot),
-        filled_B,
-        jnp.asarray(0 if prefix_length is None else prefix_length),
-        *keys,
-    )
+    prefix_kv, prefix_length = (prefix.kv, jnp.asarray(prefix.length)) if dense.has_keys(prefix) else (None, None)
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.shape["tensor"] > 1:  # a kernel knows nothing of meshes: each device gets its heads
-        rows, whole, heads = PartitionSpec(None, "tensor"), PartitionSpec(), PartitionSpec("tensor")
-        specs = rows, rows, rows, whole, whole, whole, *(heads for _ in keys)
-        of_heads = jax.shard_map(
-            of_heads, mesh=mesh, in_specs=specs, out_specs=rows, axis_names={"tensor"}, check_vma=False
+    if not mesh.empty and mesh.shape["tensor"] > 1:  # XLA does not partition a kernel: each device runs its own heads
+        rows, replicated, heads = PartitionSpec(None, "tensor"), PartitionSpec(), PartitionSpec("tensor")
+        kernels = jax.shard_map(
+            kernels,
+            mesh=mesh,
+            in_specs=(rows, rows, replicated, replicated, heads, replicated),
+            out_specs=rows,
+            axis_names={"tensor"},
+            check_vma=False,
         )
-    return of_heads(*args)[:, :, None]
+    y_BHK = kernels(q_BHTK[:, :, 0], kv, jnp.asarray(mask.slot), mask.filled_B, prefix_kv, prefix_length)
+    return y_BHK[:, :, None]
 
 
-def _has_kernel(q_BHTK, prefix):
-    """Whether this program is for a CUDA GPU, heads have a size that its kernels take, and a kernel can be called.
+def _with_rows(groups):
+    """(KV, slice of its rows) of each group."""
+    size = groups[0].k.shape[0]
+    return [(kv, slice(i * size, (i + 1) * size)) for i, kv in enumerate(groups)]
 
-    It cannot where more than heads is spread over devices and no shard_map is around.
+
+def _use_triton(q_BHTK, prefix):
+    """True if the program is for a CUDA GPU and the kernels take its shapes and sharding.
+
+    They need K, a power of two, of at least 16, P a multiple of 16, and heads as the only sharded axis outside of a
+    shard_map.
     """
     size, mesh = q_BHTK.shape[-1], jax.sharding.get_abstract_mesh()
-    spread = not mesh.empty and any(mesh.shape[axis] > 1 for axis in mesh.auto_axes if axis != "tensor")
-    fits = size >= 16 and size & (size - 1) == 0 and (prefix is None or prefix.k.shape[1] % 16 == 0)
-    return platforms.cuda_capability() >= (8, 0) and platforms.has_triton() and fits and not spread
+    other_axes_sharded = not mesh.empty and any(mesh.shape[axis] > 1 for axis in mesh.auto_axes if axis != "tensor")
+    fits = size >= 16 and size & (size - 1) == 0 and (prefix is None or prefix.kv.k.shape[1] % 16 == 0)
+    on_gpu = platforms.cuda_capability() >= (8, 0) and platforms.has_triton()
+    return on_gpu and fits and not other_axes_sharded

@@ -1,4 +1,4 @@
-"""A softmax over keys that are gone over in parts, each with a largest score and a sum of its own."""
+"""Online softmax (Milakov & Gimelshein, 2018): attention over keys that are visited in several parts."""
 
 import functools
 from collections.abc import Callable
@@ -7,31 +7,47 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+MASKED = jnp.finfo(jnp.float32).min  # score of a key that the query does not attend to
+
 
 class SoftmaxState(NamedTuple):
-    """A softmax over some of the keys, to be gone on with: float32, for queries of any leading shape.
+    """Online-softmax state over a subset of keys, float32, for queries of any leading shape [...]."""
 
-    `top`: the largest score. `total`: the sum of exp(score - top). `y` [..., K]: the values' sum under these weights.
+    max: jax.Array  # [...]: the largest score
+    sum_exp: jax.Array  # [...]: sum of exp(score - max)
+    out: jax.Array  # [..., K]: sum of exp(score - max) * value
+
+
+def empty(shape: tuple[int, ...]) -> SoftmaxState:
+    """State over no keys, for queries of shape [..., K]."""
+    return SoftmaxState(jnp.full(shape[:-1], MASKED), jnp.zeros(shape[:-1]), jnp.zeros(shape))
+
+
+def partial_softmax(scores: jax.Array, axis: int, weighted_sum: Callable[[jax.Array], jax.Array]) -> SoftmaxState:
+    """State over the keys along `axis` of the scores.
+
+    `weighted_sum`: maps weights, of the scores' shape, to the sum of the values under them.
     """
-
-    top: jax.Array
-    total: jax.Array
-    y: jax.Array
-
-
-def partial_softmax(scores: jax.Array, axis: int, weighted: Callable[[jax.Array], jax.Array]) -> SoftmaxState:
-    """The softmax over the keys along `axis`; `weighted`: from weights, of the scores' shape, to the values' sum."""
-    top = jnp.max(scores, axis=axis, keepdims=True)
-    weights = jnp.exp(scores - top)
-    return SoftmaxState(jnp.squeeze(top, axis=axis), jnp.sum(weights, axis=axis), weighted(weights))
+    largest = jnp.max(scores, axis=axis, keepdims=True)
+    weights = jnp.exp(scores - largest)
+    return SoftmaxState(jnp.squeeze(largest, axis=axis), jnp.sum(weights, axis=axis), weighted_sum(weights))
 
 
-def merge(*parts: SoftmaxState) -> jax.Array:
-    """[..., K] of the softmax over the keys of all parts, of which one has a key that the query sees."""
-    if len(parts) == 1:
-        return parts[0].y / parts[0].total[..., None]
-    top = functools.reduce(jnp.maximum, (part.top for part in parts))
-    kept = [jnp.exp(part.top - top) for part in parts]
-    total = functools.reduce(jnp.add, (share * part.total for share, part in zip(kept, parts, strict=True)))
-    y = functools.reduce(jnp.add, (share[..., None] * part.y for share, part in zip(kept, parts, strict=True)))
-    return y / total[..., None]
+def extend(state: SoftmaxState, scores: jax.Array, weighted_sum: Callable[[jax.Array], jax.Array]) -> SoftmaxState:
+    """The state with further keys, along the last axis of the scores; `weighted_sum` as in partial_softmax."""
+    largest = jnp.maximum(state.max, jnp.max(scores, axis=-1))
+    scale, weights = jnp.exp(state.max - largest), jnp.exp(scores - largest[..., None])
+    out = weighted_sum(weights)
+    sum_exp = state.sum_exp * scale + jnp.sum(weights, axis=-1)
+    return SoftmaxState(largest, sum_exp, state.out * scale[..., None] + out)
+
+
+def merge(*states: SoftmaxState) -> jax.Array:
+    """Attention output [..., K] over the keys of all states. At least one state must hold a key of the query."""
+    if len(states) == 1:
+        return states[0].out / states[0].sum_exp[..., None]
+    largest = functools.reduce(jnp.maximum, (state.max for state in states))
+    scales = [jnp.exp(state.max - largest) for state in states]
+    sum_exp = functools.reduce(jnp.add, (scale * state.sum_exp for scale, state in zip(scales, states, strict=True)))
+    out = functools.reduce(jnp.add, (scale[..., None] * state.out for scale, state in zip(scales, states, strict=True)))
+    return out / sum_exp[..., None]
