@@ -1,1 +1,4 @@
-"""Hand marks: draw a sample of kept rationales, let a person mark them, and estimate how much is sound."""
+"""Writes a sample of kept rationales for a person to mark. Right answers are not right reasoning.
+
+`star_jax.report.marks` defines the file and evaluates its marks.
+"""

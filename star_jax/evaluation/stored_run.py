@@ -9,6 +9,7 @@ from star_jax.distributed import processes, sharding
 from star_jax.errors import InputError
 from star_jax.evaluation.generate import SampleStream, prompts_of, sampler_spec
 from star_jax.evaluation.prompts import PromptEncoder
+from star_jax.runs import best
 from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling.sampler import Sampler
 from star_jax.sampling.token_sampling import Decoding
@@ -21,7 +22,7 @@ def best_iteration(run_dir: RunDirectory, split: str) -> int:
     results = [run_dir.read_json(path) for path in run_dir.find(f"iter_*/eval_{split}.json")]
     if not results:
         raise InputError(f"{run_dir.workdir}: no iteration has been evaluated on {split!r} yet")
-    return int(min(results, key=lambda result: (-result["accuracy"], result["iteration"]))["iteration"])
+    return best.best_iteration({int(result["iteration"]): result["accuracy"] for result in results})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,60 +1,58 @@
-"""The run as one self-contained HTML page: figures, tables, and the rationales to page through. No JAX here.
+"""A run as one self-contained HTML page: figures, tables and a browser of its rationales. No JAX here.
 
-load.py       a run's files -> plain values
-series.py     what each figure plots
-figures.py    series -> SVG
-texts.py      texts made safe to show, and the examples picked
-blocks.py     the draws and their problems, compressed, in the page and beside it
-audit_file.py the text file in which a person marks kept rationales
-audited.py    what the marks and the machine's checks come to
-page.py       all of it -> page.html.j2 with browser.html.j2, page.css with browser.css, and the scripts:
-blocks.js     unpacks what blocks.py packed
-choose.js     filters, search, and what a link says of them
-cells.js      the parts of a row
-browser.js    the rows, one problem's history
-keys.js       the keyboard
+run_data.py     a run directory -> plain values; samples.py: statistics of its long files
+run_status.py   where the run stands, and warnings
+figures/        values -> SVG
+marks/          hand marks of kept rationales (written by star_jax.audit)
+browser/        problems and samples, compressed, for the scripts in static/
+paper.py        the paper's results and settings next to the run's
+page.py         all of it -> templates/page.html.j2
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from star_jax.errors import InputError
-from star_jax.report import blocks
-from star_jax.report.load import Run, read_run
-from star_jax.report.page import picture, render
+from star_jax.report.browser import blocks
+from star_jax.report.page import accuracy_png, render
+from star_jax.report.run_data import RunData, read_run
 from star_jax.runs.atomic_files import atomic_write
 
 
 def write(workdirs: Path | Sequence[Path], target: Path | None = None, reload: int = 0) -> Path:
-    """Writes the page of a run, or of several side by side, and returns its path.
+    """Writes the page of a run, or of several side by side, and returns its path. Runs may be unfinished.
 
-    `target` defaults to report.html in the (first) run's directory; it is written aside and renamed, so a
-    reader never sees half a page. Texts that are too many for one file go into a folder beside it, report_texts. A
-    run may be unfinished. `reload`: the page loads itself anew after so many seconds; 0: never. Raises InputError when
-    a directory is not a run's, when a file in it is broken, or when the page cannot be written.
+    The page is replaced atomically. Texts that exceed its budget go into a folder next to it, e.g. report_texts.
+
+    Args:
+      workdirs: run directories.
+      target: the page; default: report.html in the first run directory.
+      reload: seconds after which the open page reloads itself; 0: never.
+
+    Raises InputError if a directory is not a run's, if a file in it is broken, or if the page cannot be written.
     """
-    runs = _read(workdirs)
+    runs = _read_runs(workdirs)
     path = runs[0].directory / "report.html" if target is None else Path(target)
     if path.is_dir():
-        raise InputError(f"report: {path} is a directory; the page needs the name of a file")
-    shelf, folder = blocks.pack_page_data(runs), path.with_name(f"{path.stem}_texts")
-    blocks.store(shelf, folder)
-    page = render(runs, shelf, folder.name, reload)
-    atomic_write(path, page, shared=True)  # a run may be writing it just now
-    blocks.clear(shelf, folder)
+        raise InputError(f"report: {path} is a directory; --output takes the name of a file")
+    page_blocks, folder = blocks.pack_page_data(runs), path.with_name(f"{path.stem}_texts")
+    blocks.write_folder(page_blocks, folder)
+    page = render(runs, page_blocks, folder.name, reload)
+    atomic_write(path, page, shared=True)  # a run may be writing the same page
+    blocks.delete_stale(page_blocks, folder)
     return path
 
 
 def figure(workdirs: Path | Sequence[Path]) -> bytes:
-    """Accuracy by class against the iteration as a PNG: the page's Figure 1, a panel a run.
+    """The page's Figure 1, accuracy by category against the iteration, as a PNG; one panel for each run.
 
-    Raises InputError when a directory is not a run's, when a file in it is broken, or before the first evaluation.
+    Raises InputError if a directory is not a run's, if a file in it is broken, or before the first evaluation.
     """
-    return picture(_read(workdirs))
+    return accuracy_png(_read_runs(workdirs))
 
 
-def _read(workdirs: Path | Sequence[Path]) -> list[Run]:
+def _read_runs(workdirs: Path | Sequence[Path]) -> list[RunData]:
     directories = [Path(workdirs)] if isinstance(workdirs, (str, Path)) else [Path(path) for path in workdirs]
     if not directories:
-        raise InputError("report: needs the directory of at least one run")
+        raise InputError("report: needs at least one run directory")
     return [read_run(directory) for directory in directories]

@@ -1,4 +1,7 @@
-"""python -m star_jax.report --workdir=DIR [--workdir=DIR2 ...] [--output=FILE] [--watch[=SECONDS]]"""
+"""Writes a run as one self-contained HTML page; several runs are shown side by side.
+
+python -m star_jax.report --workdir=DIR [--workdir=DIR2 ...] [--output=FILE] [--watch[=SECONDS]]
+"""
 
 import contextlib
 from pathlib import Path
@@ -11,15 +14,15 @@ from star_jax.report.watch import watch
 
 def main() -> None:
     """Parses the command line, writes the page, prints its path."""
-    parser = Parser("report", "Writes a run as one self-contained HTML page; several runs are put side by side.")
+    parser = Parser("report", __doc__)
     parser.add_argument(
-        "--workdir", type=Path, action="append", required=True, metavar="DIR", help="a run's directory; may be repeated"
+        "--workdir", type=Path, action="append", required=True, metavar="DIR", help="a run directory; may be repeated"
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="the page to write (default: report.html in the first run's directory, live.html with --watch)",
+        help="the page to write (default: report.html in the first run directory, live.html with --watch)",
     )
     parser.add_argument(
         "--watch",
@@ -27,7 +30,7 @@ def main() -> None:
         nargs="?",
         const=10,
         metavar="SECONDS",
-        help="write it again every so many seconds (10), if the runs have changed, until they are finished",
+        help="rewrite the page at this interval (default: 10) if a run has changed, until all runs are finished",
     )
     arguments = parser.parse_args()
     if arguments.watch is None:
@@ -35,7 +38,7 @@ def main() -> None:
         return
     if arguments.watch < 1:
         raise InputError(f"report: --watch must be at least 1 second, got {arguments.watch}")
-    with contextlib.suppress(KeyboardInterrupt):  # the way to end it before the runs do
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends the watch before the runs are finished
         watch(arguments.workdir, arguments.output, arguments.watch)
 
 

@@ -1,4 +1,4 @@
-"""Lays a run out as one HTML page. Everything that comes from a run is hostile text until it has passed `visible`."""
+"""Renders runs as one HTML page. Every text of a run is hostile until it has passed `visible`."""
 
 import base64
 import datetime
@@ -15,203 +15,201 @@ from markupsafe import Markup
 
 from star_jax.errors import InputError
 from star_jax.evaluation import statistics
-from star_jax.report import audited, blocks, draws, figures, panels, paper, series, state, texts, words
-from star_jax.report.health import health_series
-from star_jax.report.load import Iteration, Run, setting, verdicts
+from star_jax.records import LABELS, RIGHT_WRONG_STEPS, Source, Verdict
+from star_jax.report import formatting, paper
+from star_jax.report.browser import blocks, examples
+from star_jax.report.figures import panels, plots, series
+from star_jax.report.marks.estimates import read_audit
+from star_jax.report.run_data import Iteration, RunData, setting, solved_by_problem
+from star_jax.report.run_status import notices, run_status
+from star_jax.report.samples import health_series, sample_stats
 
-SCRIPTS = ("blocks.js", "choose.js", "cells.js", "browser.js", "keys.js")
-# Of config.json's `model`: what makes the model's size. The rest is among the settings.
+SCRIPTS = ("blocks.js", "links.js", "filters.js", "cells.js", "browser.js", "keyboard.js")
+FILTERS = ("percent", "count", "duration", "p_value", "clipped")  # of `formatting`, for the templates
+# Keys of config.json's `model` that determine the model's size; the others are among the settings.
 MODEL_SIZES = ("n_layers", "d_model", "n_heads", "d_mlp", "vocab_size")
-# filter.json's key and eval_dev.json's -> the column's heading.
-VERDICT_COLUMNS = {
-    "right": "right",
-    "wrong": "wrong",
-    "unparsable": "unparsable",
-    "truncated": "cut off",
-    "right_wrong_steps": "right answer, wrong steps",
-}
-FILTER_COLUMNS = {
+WRONG_STEPS = "right answer, wrong steps"
+# Key in filter.json and eval_<split>.json -> heading.
+VERDICT_COLUMNS: dict[str, str] = {**{verdict: LABELS[verdict] for verdict in Verdict}, RIGHT_WRONG_STEPS: WRONG_STEPS}
+FILTER_COLUMNS: dict[str, str] = {
     "problems": "problems",
     "samples": "samples",
     **VERDICT_COLUMNS,
     "distinct": "distinct texts",
-    "mean_tokens": "tokens a draw",
+    "mean_tokens": "tokens per sample",
     "rationalization_tried": "rationalization tried",
     "rationalization_right": "rationalization right",
     "kept": "kept",
-    "kept_sampled": "kept, sampled",
-    "kept_rationalized": "kept, rationalized",
-    "kept_reference": "kept, reference answer",
+    "kept_sampled": f"kept, {LABELS[Source.SAMPLED]}",
+    "kept_rationalized": f"kept, {LABELS[Source.RATIONALIZED]}",
+    "kept_reference": f"kept, {LABELS[Source.REFERENCE]}",
     "kept_from_earlier": "kept from earlier iterations",
     "hints_kept": "hints kept",
 }
-# Columns of options that are off as a rule: they stand only where one of their numbers is not 0.
-RARE_COLUMNS = ("kept_reference", "kept_from_earlier", "hints_kept", "too_long")
 FINE_TUNE_COLUMNS = {
     "examples": "examples",
     "rows": "packed rows",
     "steps": "steps",
     "tokens": "tokens",
     "loss_tokens": "tokens with loss",
-    "loss_first": "first loss",
-    "loss_last": "last loss",
+    "loss_first": "loss at first step",
+    "loss_last": "loss at last step",
     "learning_rate": "learning rate",
     "too_long": "left out, too long",
     "seconds": "time",
 }
+# Columns of options that are usually off: shown only if one of their numbers is not 0.
+RARE_COLUMNS = ("kept_reference", "kept_from_earlier", "hints_kept", "too_long")
 
 
-def render(runs: Sequence[Run], shelf: blocks.Shelf, folder: str, reload: int = 0) -> str:
-    """The page of one run, or of several side by side, that loads itself anew after `reload` seconds (0: never).
+def render(runs: Sequence[RunData], page_blocks: blocks.PageBlocks, folder: str, reload: int = 0) -> str:
+    """The page of one run, or of several side by side.
 
-    `folder`: the name of the one that holds the blocks of `shelf` that are beside the page. Raises InputError for a
-    broken file of texts.
+    Args:
+      page_blocks: of the same runs.
+      folder: the name of the folder with the blocks that are not in the page.
+      reload: seconds after which the open page reloads itself; 0: never.
+
+    Raises InputError for a broken file.
     """
-    script = "".join(_resource(name) for name in SCRIPTS)
+    script = "".join(_static_file(name) for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    names = _names(runs)
-    groups = series.groups(names, runs)
+    names = _unique_names(runs)
+    groups = series.run_groups(names, runs)
     return (
         _environment()
         .get_template("page.html.j2")
         .render(
             runs=[
-                _run_view(run, name, f"r{index}-") | blocks.view(shelf, index, folder)
+                _run_values(run, name, f"r{index}-") | blocks.template_values(page_blocks, index, folder)
                 for index, (run, name) in enumerate(zip(runs, names, strict=True))
             ],
-            overlay=figures.overlay(groups, "all-") if len(runs) > 1 else None,
-            overlays=figures.overlays(groups, "class-") if len(runs) > 1 else {},
+            overlay=plots.mean_overlay(groups, "all-") if len(runs) > 1 else None,
+            overlays=plots.category_overlays(groups, "class-") if len(runs) > 1 else {},
             paper=paper.table(runs, names),
             reload=reload,
-            comparisons=[(name, _best_against(runs[0], run)) for name, run in zip(names[1:], runs[1:], strict=True)],
+            comparisons=[(name, _compare_best(runs[0], run)) for name, run in zip(names[1:], runs[1:], strict=True)],
             settings=settings(runs),
             written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            style=Markup(_resource("page.css") + _resource("browser.css")),
+            style=Markup(_static_file("page.css") + _static_file("browser.css")),
             script=Markup(script),
             script_hash=digest,
-            beside=bool(shelf.beside),
+            has_folder=bool(page_blocks.in_folder),
             verdict_columns=VERDICT_COLUMNS,
+            labels=_script_labels(),
         )
     )
 
 
-@functools.cache  # a run writes its page after every iteration, and a template takes a tenth of a second to compile
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("star_jax.report", "templates"),
-        autoescape=True,
-        finalize=lambda value: value if isinstance(value, Markup) else texts.visible(str(value)),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {name: getattr(words, name) for name in ("percent", "count", "duration", "chance")}
-    environment.filters |= {"clipped": texts.clipped}
-    return environment
+def accuracy_png(runs: Sequence[RunData]) -> bytes:
+    """Figure 1 of the page as a PNG in its light colours, one panel for each run. Raises InputError."""
+    if without := [run.name for run in runs if not plots.has_accuracy(run)]:
+        raise InputError(f"report: {without[0]} has no evaluation yet, so there is no accuracy to draw")
+    first_rule = _static_file("page.css").partition("}")[0]  # :root, the light one
+    colours = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", first_rule))
+    return plots.accuracy_png(dict(zip(_unique_names(runs), runs, strict=True)), colours)
 
 
-def picture(runs: Sequence[Run]) -> bytes:
-    """Figure 1 of the page as a PNG, a panel a run, in the page's light colours. Raises InputError."""
-    if bare := [run.name for run in runs if not figures.has_accuracy(run)]:
-        raise InputError(f"report: {bare[0]} has no evaluation yet, so there is no accuracy to draw")
-    first_rule = _resource("page.css").partition("}")[0]  # :root, the light one
-    light = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", first_rule))
-    return figures.picture(dict(zip(_names(runs), runs, strict=True)), light)
-
-
-def settings(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
-    """(dotted key, its value as JSON in each run, whether the runs differ), in the order the configs have them."""
+def settings(runs: Sequence[RunData]) -> list[tuple[str, list[str], bool]]:
+    """(dotted key, its value as JSON in each run, whether the runs differ), in the order of the configs."""
     flat = [_flatten(run.config) for run in runs]
     keys = dict.fromkeys(key for values in flat for key in values)
     rows = [(key, [values.get(key, "–") for values in flat]) for key in keys]
     return [(key, values, len(set(values)) > 1) for key, values in rows]
 
 
-def _best_against(first: Run, second: Run) -> statistics.Paired | None:
-    """The best iterations of two runs, on the problems both were asked; None where there are none."""
-    if first.split != second.split:
-        return None
-    return statistics.paired(_of_best(first), _of_best(second))
+@functools.cache  # a run writes its page after every iteration, and compiling a template takes 0.1 s
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("star_jax.report", "templates"),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else formatting.visible(str(value)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {name: getattr(formatting, name) for name in FILTERS}
+    environment.filters |= {"label": lambda value: LABELS.get(value, value)}
+    return environment
 
 
-def _of_best(run: Run) -> dict[str, bool]:
-    best = series.best(run)
-    return _of(run, best.iteration) if best else {}
+def _script_labels() -> Markup:
+    """JSON of the labels that the scripts show."""
+    return formatting.script_json(
+        {
+            "verdicts": {verdict: LABELS[verdict] for verdict in Verdict},
+            "sources": {source: LABELS[source] for source in (Source.SAMPLED, Source.RATIONALIZED)},
+            "wrongSteps": WRONG_STEPS,
+        }
+    )
 
 
-def _of(run: Run, number: int) -> dict[str, bool]:
-    found = next((iteration for iteration in run.iterations if iteration.number == number), None)
-    return verdicts(run, found, run.split) if found else {}
-
-
-def _run_view(run: Run, name: str, prefix: str) -> dict[str, Any]:
-    """What the template needs to know of a run, but for its rationales."""
+def _run_values(run: RunData, name: str, prefix: str) -> dict[str, Any]:
+    """What the template needs of a run, except its blocks."""
     losses, health = series.loss_series(run), health_series(run)
-    filtered = [(iteration, counts) for iteration in run.iterations if (counts := _filter_counts(iteration))]
-    tuned = [(iteration, iteration.fine_tuned) for iteration in run.iterations if iteration.fine_tuned]
+    fine_tune_losses = [curve for curve in losses if curve.stage == series.FINE_TUNE]
+    base_losses = [curve for curve in losses if curve.stage != series.FINE_TUNE]
+    filter_rows = [(iteration, counts) for iteration in run.iterations if (counts := _filter_counts(iteration))]
+    fine_tune_rows = [(iteration, iteration.fine_tuning) for iteration in run.iterations if iteration.fine_tuning]
     overall = {point.iteration: point for point in series.overall_series(run)}
+    base_and_best = [steps for steps in series.step_count_series(run) if steps.iteration in (0, run.best)]
     return {
         "run": run,
         "name": name,
         "prefix": prefix,
         "task": list(_flatten(run.config.get("task")).items()),
         "model": [(key, text) for key, text in _flatten(run.config.get("model")).items() if key in MODEL_SIZES],
-        "standing": state.standing(run),
+        "status": run_status(run),
         "base": overall.get(0),
-        "best": series.best(run),
-        "gained": statistics.paired(_of(run, 0), _of_best(run)),
+        "best": None if run.best is None else overall[run.best],
+        "against_base": statistics.paired(solved_by_problem(run, 0), solved_by_problem(run, run.best)),
         "means": {point.iteration: point.accuracy for point in series.mean_series(run)},
         "seconds": series.stage_seconds(run),
-        "notices": state.notices(run),
-        "accuracy": figures.accuracy(run, f"{prefix}accuracy-"),
-        "kept": figures.kept(run, f"{prefix}kept-"),
-        "loss": figures.loss(
-            [line for line in losses if line.stage == series.FINE_TUNE], f"{prefix}loss-", "Training loss by step"
-        ),
-        "base_loss": figures.loss(
-            [line for line in losses if line.stage != series.FINE_TUNE],
-            f"{prefix}base-loss-",
-            "Training loss of the base model by step",
-        ),
-        "introduced": len(set(series.introductions(run).values())) > 1,
-        "steps": figures.steps(_base_and_best(run), f"{prefix}steps-"),
-        "health": panels.health(health, f"{prefix}health-"),
+        "notices": notices(run),
+        "accuracy": plots.accuracy(run, f"{prefix}accuracy-"),
+        "kept": plots.kept(run, f"{prefix}kept-"),
+        "loss": plots.loss(fine_tune_losses, f"{prefix}loss-", "Training loss by step"),
+        "base_loss": plots.loss(base_losses, f"{prefix}base-loss-", "Training loss of the base model by step"),
+        "starts_differ": len(set(series.first_trained_on(run).values())) > 1,
+        "steps": plots.solution_steps(base_and_best, f"{prefix}steps-"),
+        "health": panels.health_plots(health, f"{prefix}health-"),
         "health_rows": health,
         "effort": series.effort_series(run),
-        "settings_diff": [(key, [of_paper, own], False) for key, of_paper, own in paper.settings_diff(run)],
-        "filtered": filtered,
-        "filter_columns": _columns(FILTER_COLUMNS, [counts for _, counts in filtered]),
-        "tuned": tuned,
+        "settings_diff": [(key, [of_paper, of_run], False) for key, of_paper, of_run in paper.settings_diff(run)],
+        "filter_rows": filter_rows,
+        "filter_columns": _used_columns(FILTER_COLUMNS, [counts for _, counts in filter_rows]),
+        "fine_tune_rows": fine_tune_rows,
+        "fine_tune_columns": _used_columns(FINE_TUNE_COLUMNS, [numbers for _, numbers in fine_tune_rows]),
         "restart_from": setting(run.config, "star.restart_from") or "base",
-        "fine_tune_columns": _columns(FINE_TUNE_COLUMNS, [numbers for _, numbers in tuned]),
-        "examples": texts.kept_picks(run),
-        "audit": audited.audit(run),
+        "examples": examples.training_examples(run),
+        "audit": read_audit(run),
     }
 
 
-def _base_and_best(run: Run) -> list[series.Steps]:
-    """The steps of the base and of the best iteration, of those that have any."""
-    best = series.best(run)
-    return [steps for steps in series.steps_series(run) if best and steps.iteration in (0, best.iteration)]
+def _compare_best(first: RunData, second: RunData) -> statistics.Paired | None:
+    """The best iterations of two runs on the problems that both evaluated; None if there are none."""
+    if first.split != second.split:
+        return None
+    return statistics.paired(solved_by_problem(first, first.best), solved_by_problem(second, second.best))
 
 
 def _filter_counts(iteration: Iteration) -> dict[str, float]:
-    """filter.json's counts; before there is one, the draws so far counted by verdict."""
-    if iteration.filtered:
-        return iteration.filtered.counts
-    samples = draws.drawn(iteration, "samples")
-    return {"samples": samples.draws, **samples.verdicts} if samples else {}
+    """The counts of filter.json; before it exists, the samples so far counted by verdict."""
+    if iteration.filter_result:
+        return iteration.filter_result.counts
+    stats = sample_stats(iteration, "samples")
+    return {"samples": stats.samples, **stats.verdicts} if stats else {}
 
 
-def _columns(columns: dict[str, str], rows: Sequence[dict[str, float]]) -> dict[str, str]:
-    """The columns worth showing of a table with these rows; see RARE_COLUMNS."""
+def _used_columns(columns: dict[str, str], rows: Sequence[dict[str, float]]) -> dict[str, str]:
+    """The columns that a table with these rows shows; see RARE_COLUMNS."""
     return {
         key: heading for key, heading in columns.items() if key not in RARE_COLUMNS or any(row.get(key) for row in rows)
     }
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    """Dotted key -> value; texts as they are, the rest as JSON."""
+    """Dotted key -> value: texts unchanged, everything else as JSON."""
     if isinstance(value, dict) and value:
         return {
             name: text
@@ -223,11 +221,11 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
     return {prefix: value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)}
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
-    """A name for each run that tells it from the others: its directory's, with a number where that recurs."""
+def _unique_names(runs: Sequence[RunData]) -> list[str]:
+    """The runs' directory names, with a number if a name occurs twice."""
     names = [run.name for run in runs]
     return [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names, start=1)]
 
 
-def _resource(name: str) -> str:
+def _static_file(name: str) -> str:
     return importlib.resources.files("star_jax.report").joinpath("static", name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the paper reports (Zelikman et al., 2022: Tables 1 and 2, section 4.1), and the runs' own rows beside it."""
+"""The paper's results and settings (Zelikman et al., 2022: Tables 1 and 2, section 4.1) next to those of the runs."""
 
 import dataclasses
 import json
@@ -6,33 +6,33 @@ from collections.abc import Sequence
 from typing import Any
 
 from star_jax.evaluation import statistics
-from star_jax.report import series
-from star_jax.report.health import health_series
-from star_jax.report.load import Rate, Run, setting
+from star_jax.records import Source
+from star_jax.report.run_data import Rate, RunData, setting
+from star_jax.report.samples import health_series
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """An accuracy with its 95 % interval, and the share of the train problems that it was trained on."""
+class PaperRow:
+    """An accuracy with its 95 % interval, and the share of the train problems used for it."""
 
     label: str
     rate: Rate
     used: str = "–"
-    run: str = ""  # the run it is of; "": the paper
+    run: str = ""  # name of the run; "": a row of the paper
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """The paper's rows of a task, then the runs'."""
+class PaperTable:
+    """The paper's rows for a task, followed by the runs' rows."""
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[PaperRow, ...]
 
 
 # task -> title, problems, [(label, accuracy in %, train data used)].
 _TABLES: dict[str, tuple[str, int, tuple[tuple[str, float, str], ...]]] = {
     "commonsense_qa": (
-        "CommonsenseQA, beside the paper's Table 1 (its dev file)",
+        "CommonsenseQA, next to the paper's Table 1 (its dev file)",
         1221,
         (
             ("GPT-3 175B, answers only, fine-tuned", 73.0, "100 %"),
@@ -45,7 +45,7 @@ _TABLES: dict[str, tuple[str, int, tuple[tuple[str, float, str], ...]]] = {
         ),
     ),
     "gsm8k": (
-        "GSM8K, beside the paper's Table 2 (its test file)",
+        "GSM8K, next to the paper's Table 2 (its test file)",
         1319,
         (
             ("GPT-J 6B, few-shot, answers only", 3.0, "~0 %"),
@@ -56,8 +56,8 @@ _TABLES: dict[str, tuple[str, int, tuple[tuple[str, float, str], ...]]] = {
         ),
     ),
     "arithmetic": (
-        "Addition of 1 to 5 digits, beside the paper's section 4.1",
-        0,  # it does not say of how many
+        "Addition of 1 to 5 digits, next to the paper's section 4.1",
+        0,  # the paper gives no number of problems
         (
             ("GPT-J 6B, answers only, fine-tuned", 76.3, "10,000 examples"),
             ("GPT-J 6B, STaR with rationalization, 16 iterations", 89.5, "–"),
@@ -65,7 +65,7 @@ _TABLES: dict[str, tuple[str, int, tuple[tuple[str, float, str], ...]]] = {
     ),
 }
 
-# The paper's settings, where it gives them; dotted keys of a run's config.
+# The settings that the paper gives, as dotted keys of a run's config.
 _COMMON: dict[str, Any] = {
     "model.architecture": "gptj",
     "model.n_layers": 28,
@@ -96,83 +96,83 @@ _OF_TASK: dict[str, dict[str, Any]] = {
     "gsm8k": {"star.iterations": 46, "star.rationalize_from": 37, "star.max_steps": 7912},
     "arithmetic": {"star.iterations": 16, "star.problems_per_iteration": 10_000, "prompt.shots": 10},
 }
-# With rationalization its arithmetic has more steps.
+# The paper's arithmetic with rationalization has more steps.
 _ARITHMETIC_STEPS = {"star.schedule": "linear", "star.steps": 300, "star.step_increment": 20}
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Dotted key -> the paper's value, of those settings that the paper gives for the run's task; empty for others."""
+    """Dotted key -> the paper's value, for the settings it gives for the run's task; empty for other tasks."""
     task = setting(config, "task.name")
     if task not in _OF_TASK:
         return {}
-    wanted = _COMMON | _OF_TASK[task]
+    values = _COMMON | _OF_TASK[task]
     if task == "arithmetic" and setting(config, "star.rationalize"):
-        wanted = {key: value for key, value in wanted.items() if key != "star.step_growth"} | _ARITHMETIC_STEPS
+        values = {key: value for key, value in values.items() if key != "star.step_growth"} | _ARITHMETIC_STEPS
     if task == "gsm8k" and not setting(config, "star.rationalize"):
-        wanted = {key: value for key, value in wanted.items() if key != "star.rationalize_from"}
-        wanted["star.iterations"] = 36
-    return wanted
+        values = {key: value for key, value in values.items() if key != "star.rationalize_from"}
+        values["star.iterations"] = 36
+    return values
 
 
-def settings_diff(run: Run) -> list[tuple[str, str, str]]:
-    """(dotted key, the paper's value, the run's), as JSON, where they differ."""
+def settings_diff(run: RunData) -> list[tuple[str, str, str]]:
+    """(dotted key, the paper's value, the run's value) as JSON, for settings that differ."""
     if setting(run.config, "star.direct"):
-        return []  # a baseline, for which the paper gives no settings
-    found = []
-    for key, wanted in settings(run.config).items():
-        own = setting(run.config, key)
-        if own is not None and own != wanted:
-            found.append((key, json.dumps(wanted), json.dumps(own)))
-    return found
+        return []  # a baseline; the paper gives no settings for it
+    rows = []
+    for key, of_paper in settings(run.config).items():
+        of_run = setting(run.config, key)
+        if of_run is not None and of_run != of_paper:
+            rows.append((key, json.dumps(of_paper), json.dumps(of_run)))
+    return rows
 
 
-def table(runs: Sequence[Run], names: Sequence[str]) -> Table | None:
-    """The paper's table of the runs' task with their rows behind it; None where it has none, or the tasks differ."""
+def table(runs: Sequence[RunData], names: Sequence[str]) -> PaperTable | None:
+    """The paper's table for the runs' task with their rows after it; None without one, or if the tasks differ."""
     tasks = {setting(run.config, "task.name") for run in runs}
     task = tasks.pop() if len(tasks) == 1 else None
     if task not in _TABLES:
         return None
     title, n, printed = _TABLES[task]
-    rows = [Row(label, _printed(accuracy / 100, n), used) for label, accuracy, used in printed]
+    rows = [PaperRow(label, _paper_rate(accuracy / 100, n), used) for label, accuracy, used in printed]
     for run, name in zip(runs, names, strict=True):
-        rows += _own_rows(run, name)
-    return Table(title, tuple(rows))
+        rows += _run_rows(run, name)
+    return PaperTable(title, tuple(rows))
 
 
-def _printed(accuracy: float, n: int) -> Rate:
+def _paper_rate(accuracy: float, n: int) -> Rate:
     low, high = statistics.wilson(round(accuracy * n), n) if n else (None, None)
     return Rate(n or None, accuracy, low, high)
 
 
-def _own_rows(run: Run, name: str) -> list[Row]:
-    """The base's and the best iteration's, on the split that is only reported where there is one."""
-    best = series.best(run)
+def _run_rows(run: RunData, name: str) -> list[PaperRow]:
+    """The base's and the best iteration's rows, on `report_split` if they were evaluated on it."""
     rows = []
-    for number in dict.fromkeys((0, best.iteration if best else 0)):
-        found = next((it for it in run.iterations if it.number == number), None)
-        result = found and (found.reported or found.evaluation)
-        if found and result:
-            split = run.report_split if found.reported else run.split
-            rows.append(Row(f"{_what(run, number)} ({split})", result.overall, _used(run, number), name))
+    for number in dict.fromkeys((0, run.best or 0)):
+        iteration = run.iteration(number)
+        evaluation = iteration and (iteration.report_evaluation or iteration.evaluation)
+        if iteration and evaluation:
+            split = run.report_split if iteration.report_evaluation else run.split
+            rows.append(PaperRow(f"{_method(run, number)} ({split})", evaluation.overall, _used(run, number), name))
     return rows
 
 
-def _what(run: Run, number: int) -> str:
+def _method(run: RunData, number: int) -> str:
     direct, rationalize = (setting(run.config, f"star.{key}") for key in ("direct", "rationalize"))
     if number == 0:
         return "the base, answers only" if direct else "the base, few-shot rationale"
     if direct:
         return "answers only, fine-tuned"
-    begin = setting(run.config, "star.rationalize_from") or 1
-    how = "with" if rationalize and number >= begin else "without"
+    start = setting(run.config, "star.rationalize_from") or 1
+    how = "with" if rationalize and number >= start else "without"
     return f"STaR {how} rationalization, iteration {number}"
 
 
-def _used(run: Run, number: int) -> str:
+def _used(run: RunData, number: int) -> str:
+    """Share of the train problems that the iteration was trained on."""
     if setting(run.config, "star.direct") and number:
         return "100 %"
-    found = next((health for health in health_series(run) if health.iteration == number), None)
-    if not found or not found.kept:
+    health = next((health for health in health_series(run) if health.iteration == number), None)
+    if not health or not health.kept:
         return "–"
-    plain, rationalized = (100 * (found.used(source) or 0.0) for source in ("sampled", "rationalized"))
-    return f"{plain:.1f} + {rationalized:.1f} %" if rationalized else f"{plain:.1f} %"
+    sampled, rationalized = (100 * (health.used(source) or 0.0) for source in (Source.SAMPLED, Source.RATIONALIZED))
+    return f"{sampled:.1f} + {rationalized:.1f} %" if rationalized else f"{sampled:.1f} %"

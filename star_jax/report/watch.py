@@ -1,4 +1,4 @@
-"""Keeps the page fresh while its runs go on."""
+"""`python -m star_jax.report --watch`: rewrites the page while its runs are in progress."""
 
 import contextlib
 import os
@@ -9,54 +9,54 @@ from pathlib import Path
 
 from star_jax import report
 from star_jax.errors import InputError
-from star_jax.report.load import read_run
-from star_jax.report.state import finished
+from star_jax.report.run_data import FileStamp, read_run
+from star_jax.report.run_status import is_finished
 
 
 def watch(workdirs: Sequence[Path], target: Path | None, seconds: int) -> None:
-    """Writes the page, and again whenever a file of a run has changed, until every run is finished.
+    """Writes the page, and rewrites it whenever a file of a run has changed, until every run is finished.
 
-    The open page loads itself anew after `seconds`, but for the last one that is written. A file that cannot be read
-    is told of on standard error, once, and tried again with the next change: a run that is stopped may be mended.
-    Raises InputError where the first page cannot be written.
+    The open page reloads itself every `seconds`; the last page that is written does not. A broken file is reported once
+    on standard error and read again after the next change, since a stopped run may be repaired. Raises InputError if
+    the first page cannot be written.
     """
-    # Not report.html: the run itself writes that one, and its pages do not load themselves anew.
+    # Not report.html: the run itself writes that one, without the reload.
     target = target or workdirs[0] / "live.html"
-    before = _state(workdirs)  # before the page: what changes meanwhile may not be in it
+    stamps = _file_stamps(workdirs)  # taken before the page is written, which may miss later changes
     print(report.write(workdirs, target, reload=seconds), flush=True)
-    told = ""
+    last_error = ""
     while not _all_finished(workdirs):
         time.sleep(seconds)
-        now = _state(workdirs)
-        if now == before:
+        new_stamps = _file_stamps(workdirs)
+        if new_stamps == stamps:
             continue
-        before = now
+        stamps = new_stamps
         try:
             report.write(workdirs, target, reload=seconds)
-            told = ""
+            last_error = ""
         except InputError as error:
-            if str(error) != told:
-                told = str(error)
-                print(f"star_jax: {told}", file=sys.stderr)
+            if str(error) != last_error:
+                last_error = str(error)
+                print(f"star_jax: {last_error}", file=sys.stderr)
     report.write(workdirs, target)
     print(f"{target}: finished", flush=True)
 
 
 def _all_finished(workdirs: Sequence[Path]) -> bool:
     try:
-        return all(finished(read_run(workdir)) for workdir in workdirs)
+        return all(is_finished(read_run(workdir)) for workdir in workdirs)
     except InputError:
         return False
 
 
-def _state(workdirs: Sequence[Path]) -> dict[str, tuple[int, int]]:
-    """What tells a change: time and size of every file of the runs that the page is made from."""
-    found = {}
+def _file_stamps(workdirs: Sequence[Path]) -> dict[str, FileStamp]:
+    """Path -> stamp of every file that the page is made from."""
+    stamps = {}
     for workdir in workdirs:
         for folder in (workdir, *workdir.glob("iter_*")):
-            with contextlib.suppress(OSError):  # a file aside that has its name by now, a folder made anew
+            with contextlib.suppress(OSError):  # a temporary file already renamed, a folder just replaced
                 for entry in os.scandir(folder):
                     if entry.name.endswith((".json", ".jsonl", ".part", ".txt")) or entry.name == "DONE":
-                        about = entry.stat()
-                        found[entry.path] = about.st_mtime_ns, about.st_size
-    return found
+                        stat = entry.stat()
+                        stamps[entry.path] = stat.st_mtime_ns, stat.st_size
+    return stamps

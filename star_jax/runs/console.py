@@ -7,6 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from star_jax.runs.best import best_iteration
+
 # Short: eighty characters are all that many terminals have.
 _COLUMNS = ("iteration", "accuracy", "95 % interval", "class mean", "kept", "by hint", "problems")
 
@@ -21,7 +23,7 @@ def show(evaluations: Sequence[Mapping[str, Any]], counts: Sequence[Mapping[str,
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in _COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
-    best = max(range(len(evaluations)), key=lambda i: (evaluations[i]["accuracy"], -i))
+    best = best_iteration({number: result["accuracy"] for number, result in enumerate(evaluations)})
     for number, (result, drawn) in enumerate(zip(evaluations, counts, strict=True)):
         low, high = result["ci95"]
         kept: tuple[str, ...] = ("–", "–", "–")

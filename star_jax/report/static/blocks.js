@@ -1,100 +1,104 @@
-// Unpacks the blocks of problems and draws that blocks.py packed, when they are asked for, and keeps them.
+// Unpacks the blocks of problems and samples that browser/blocks.py packed, on request, and caches them.
 "use strict";
 
-const awaited = new Map(); // a block's name -> who waits for the text of its file
+const pendingBlocks = new Map(); // name of a block -> function that receives the text of its file
 
-// The files beside the page call this.
+// The files in the folder next to the page call this.
 function starTexts(name, text) {
-  awaited.get(name)?.(text);
+  pendingBlocks.get(name)?.(text);
 }
 
-// The text of a block that is not in the page. Only a script can be loaded from disk: fetch cannot.
-function textBeside(name, folder) {
+// The text of a block that is not in the page. A page opened from disk can load scripts, but cannot fetch.
+function loadBlock(name, folder) {
   return new Promise((resolve, reject) => {
     const script = document.createElement("script");
-    awaited.set(name, resolve);
+    pendingBlocks.set(name, resolve);
     script.onload = script.onerror = () => {
-      awaited.delete(name);
+      pendingBlocks.delete(name);
       script.remove();
-      const place = `${decodeURIComponent(folder)}${name}.js`;
-      reject(new Error(`${place} is missing or damaged. The folder has to lie beside the page; a new report has it.`));
+      const path = `${decodeURIComponent(folder)}${name}.js`;
+      reject(new Error(`${path} is missing or damaged. Put the folder next to the page, or write the report again.`));
     };
     script.src = `${folder}${name}.js`;
     document.head.append(script);
   });
 }
 
-async function unpacked(name, folder) {
-  const inside = document.querySelector(`[data-block="${name}"]`);
-  const letters = atob(inside ? inside.textContent : await textBeside(name, folder));
-  const bytes = new Uint8Array(letters.length);
-  for (let place = 0; place < letters.length; place++) bytes[place] = letters.charCodeAt(place);
+async function unpackBlock(name, folder) {
+  const inPage = document.querySelector(`[data-block="${name}"]`);
+  const characters = atob(inPage ? inPage.textContent : await loadBlock(name, folder));
+  const bytes = new Uint8Array(characters.length);
+  for (let index = 0; index < characters.length; index++) bytes[index] = characters.charCodeAt(index);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).json();
 }
 
-// One of a run's two collections. blocks.py says what its blocks hold.
+// One of a run's two collections; Collection in browser/blocks.py describes its blocks.
 class Collection {
-  constructor({ name, title, best, problems, draws }, folder) {
+  constructor({ name, title, best, problems, samples }, folder) {
     Object.assign(this, { name, title, best, folder, problemsBlock: problems });
-    this.blocks = new Map(draws); // iteration -> block's name
+    this.blocks = new Map(samples); // iteration -> name of a block
     this.iterations = [...this.blocks.keys()];
-    this.made = new Map();
+    this.cache = new Map();
   }
 
   get training() {
     return this.name === "training";
   }
 
-  // What `make` makes of something, once; a second call waits for the first. What failed is tried again.
+  // The result of `make`, which runs once for each key; a second call waits for the first. A failure is not cached.
   once(key, make) {
-    if (!this.made.has(key)) {
+    if (!this.cache.has(key)) {
       const promise = make();
-      promise.catch(() => this.made.delete(key));
-      this.made.set(key, promise);
+      promise.catch(() => this.cache.delete(key));
+      this.cache.set(key, promise);
     }
-    return this.made.get(key);
+    return this.cache.get(key);
   }
 
   problems() {
     return this.once("problems", async () => {
-      const { classes, problems } = await unpacked(this.problemsBlock, this.folder);
-      const all = problems.map(([key, question, answer, label, solved]) => ({ key, question, answer, label, solved }));
-      return { classes, all, byKey: new Map(all.map((problem) => [problem.key, problem])) };
+      const { categories, problems } = await unpackBlock(this.problemsBlock, this.folder);
+      const all = problems.map(([key, question, answer, category, solved]) => (
+        { key, question, answer, category, solved }
+      ));
+      return { categories, all, byKey: new Map(all.map((problem) => [problem.key, problem])) };
     });
   }
 
-  // A map from each problem that was drawn for to its draws, in order.
-  draws(iteration) {
-    return this.once(`draws ${iteration}`, async () => {
+  // A map from each problem to its samples of an iteration, in order; problems without samples are not in it.
+  samples(iteration) {
+    return this.once(`samples ${iteration}`, async () => {
       const [{ all, byKey }, rows] = await Promise.all([
         this.problems(),
-        unpacked(this.blocks.get(iteration), this.folder),
+        unpackBlock(this.blocks.get(iteration), this.folder),
       ]);
-      const drawn = new Map();
-      for (const [place, draw, hinted, kept, verdict, answer, consistent, nats, tokens, text] of rows) {
-        const problem = typeof place === "number" ? all[place] : byKey.get(place);
-        const one = { draw, hinted, kept, verdict, answer, consistent, nats, tokens, text };
-        if (drawn.has(problem)) drawn.get(problem).push(one);
-        else drawn.set(problem, [one]);
+      const byProblem = new Map();
+      for (const [indexOrKey, index, hinted, kept, verdict, answer, consistent, nats, tokens, text] of rows) {
+        const problem = typeof indexOrKey === "number" ? all[indexOrKey] : byKey.get(indexOrKey);
+        const sample = { index, hinted, kept, verdict, answer, consistent, nats, tokens, text };
+        if (byProblem.has(problem)) byProblem.get(problem).push(sample);
+        else byProblem.set(problem, [sample]);
       }
-      return drawn;
+      return byProblem;
     });
   }
 
-  // What the table can show of an iteration (undefined: there is none): for each problem its evaluation, beside the
-  // base's, or each draw. Only the last iteration's rows are kept: a search adds much to them.
+  // The table's rows for an iteration (undefined: there is none): in training one for each sample, otherwise one for
+  // each problem with the base's sample. Only the last iteration's rows are cached: a search adds much to them.
   rows(iteration) {
-    if (this.rowsOf !== iteration) this.made.delete("rows");
+    if (this.rowsOf !== iteration) this.cache.delete("rows");
     this.rowsOf = iteration;
     return this.once("rows", async () => {
       const { all } = await this.problems();
-      const [drawn, base] = await Promise.all(
-        [iteration, 0].map((number) => (this.blocks.has(number) ? this.draws(number) : new Map())),
+      const [selected, base] = await Promise.all(
+        [iteration, 0].map((number) => (this.blocks.has(number) ? this.samples(number) : new Map())),
       );
-      if (this.training) return [...drawn].flatMap(([problem, draws]) => draws.map((now) => ({ problem, now })));
-      const first = (draws, problem) => draws.get(problem)?.[0] ?? null;
-      return all.map((problem) => ({ problem, now: first(drawn, problem), base: first(base, problem) }));
+      if (this.training) {
+        return [...selected].flatMap(([problem, samples]) => samples.map((sample) => ({ problem, sample })));
+      }
+      const first = (samples, problem) => samples.get(problem)?.[0] ?? null;
+      return all.map((problem) => ({ problem, sample: first(selected, problem), base: first(base, problem) }));
     });
   }
 }

@@ -1,24 +1,25 @@
-// The browser of one run's rationales: what is selected, the rows that match, one problem's history, the address.
+// The browser of one run's rationales: the selection, the rows that match, one problem's history, the address.
 
 const PAGE = 20; // rows
-const SLOW = 150; // milliseconds, after which it is said that something is loading
-const QUIET = 300; // milliseconds between two changes of the address; browsers refuse many at once
+const SLOW = 150; // milliseconds until "Loading ..." appears
+const ADDRESS_DELAY = 300; // milliseconds between two changes of the address; web browsers refuse many at once
+const FILTER_FIELDS = ["category", "search", ...Object.keys(FILTERS)];
 
 class Browser {
   constructor(root) {
     const { run, folder, collections } = JSON.parse(root.querySelector("script[type='application/json']").textContent);
     this.root = root;
     this.run = run;
-    this.collections = new Map(collections.map((one) => [one.name, new Collection(one, folder)]));
+    this.collections = new Map(collections.map((each) => [each.name, new Collection(each, folder)]));
     this.fields = root.querySelector("form").elements;
     this.list = root.querySelector(".list");
     this.detail = root.querySelector(".history");
     this.body = this.list.querySelector("tbody");
-    this.asked = 0; // how often something was asked for; only the last answer is shown
+    this.requests = 0; // only the answer to the last request is shown
     this.matches = [];
     this.page = 0;
-    this.current = 0; // row that has, or would get, the focus
-    this.problem = null; // key of the one whose history is open
+    this.current = 0; // index of the row that has the focus, or would get it
+    this.problem = null; // key of the problem whose history is open
   }
 
   get collection() {
@@ -34,8 +35,8 @@ class Browser {
     this.fields.collection.form.addEventListener("submit", (event) => event.preventDefault());
     this.fields.collection.form.addEventListener("input", ({ target }) => this.change(target));
     for (const [name, act] of Object.entries({
-      previous: () => this.turnTo(-1),
-      next: () => this.turnTo(1),
+      previous: () => this.turnPage(-1),
+      next: () => this.turnPage(1),
       reset: () => this.reset(),
       back: () => this.leave(),
     })) {
@@ -52,67 +53,68 @@ class Browser {
     this.follow(new URLSearchParams());
   }
 
-  // Shows what the address asks for; `otherwise`: what if it is about something else.
+  // Shows what the address requests; `otherwise`: what to show if it is about something else.
   follow(otherwise = null) {
-    const asked = askedFor(this.run);
-    if (asked) this.apply(asked).then(() => this.root.scrollIntoView());
+    const values = valuesInAddress(this.run);
+    if (values) this.apply(values).then(() => this.root.scrollIntoView());
     else if (otherwise) this.apply(otherwise);
     else if (this.problem !== null) this.close();
   }
 
-  async apply(asked) {
-    choose(this.fields.collection, asked.get("in"));
+  async apply(values) {
+    choose(this.fields.collection, values.get("in"));
     this.fillOptions();
-    choose(this.fields.iteration, asked.get("iteration"));
-    for (const name of Object.keys(FILTERS)) choose(this.fields[name], asked.get(name) ?? "");
-    this.fields.search.value = asked.get("search") ?? "";
-    const page = Number.parseInt(asked.get("page") ?? "1", 10) - 1;
-    await this.find(page > 0 ? page : 0, asked.get("class"));
-    if (asked.has("problem")) await this.open(asked.get("problem"));
+    choose(this.fields.iteration, values.get("iteration"));
+    for (const name of Object.keys(FILTERS)) choose(this.fields[name], values.get(name) ?? "");
+    this.fields.search.value = values.get("search") ?? "";
+    const page = Number.parseInt(values.get("page") ?? "1", 10) - 1;
+    await this.find(page > 0 ? page : 0, values.get("category"));
+    if (values.has("problem")) await this.open(values.get("problem"));
     else if (this.problem !== null) this.close();
   }
 
-  nameIn(iteration) {
-    return iteration === this.collection.best ? `${nameOf(iteration)} (best)` : nameOf(iteration);
+  nameWithBest(iteration) {
+    return iteration === this.collection.best ? `${iterationName(iteration)} (best)` : iterationName(iteration);
   }
 
-  // The options that the collection has; the best iteration is selected, or the last.
+  // Fills the selects with the collection's options; selects the best iteration, or the last.
   fillOptions() {
     const { name, iterations, best } = this.collection;
-    setOptions(this.fields.iteration, iterations.map((number) => [number, this.nameIn(number)]));
+    setOptions(this.fields.iteration, iterations.map((number) => [number, this.nameWithBest(number)]));
     this.fields.iteration.value = best ?? iterations.at(-1) ?? "";
     for (const [filter, options] of Object.entries(FILTERS)) {
-      const there = options.filter(([, , , only]) => only === undefined || only === name);
-      setOptions(this.fields[filter], there);
-      this.fields[filter].parentElement.hidden = there.length < 2;
+      const ofCollection = options.filter(([, , , only]) => only === undefined || only === name);
+      setOptions(this.fields[filter], ofCollection);
+      this.fields[filter].parentElement.hidden = ofCollection.length < 2;
     }
-    this.filled = null; // classes come with the block of problems
-    setOptions(this.fields.class, [["", "all"]]);
+    this.categoriesOf = null; // categories come with the block of problems
+    setOptions(this.fields.category, [["", "all"]]);
   }
 
-  fillClasses(classes, asked) {
-    if (this.filled === this.collection) return;
-    this.filled = this.collection;
-    setOptions(this.fields.class, [["", "all"], ...classes.map((label, index) => [index, label || "no class"])]);
-    if (asked !== null && classes.includes(asked)) this.fields.class.value = classes.indexOf(asked);
-    this.fields.class.parentElement.hidden = classes.length < 2;
+  fillCategories(categories, selected) {
+    if (this.categoriesOf === this.collection) return;
+    this.categoriesOf = this.collection;
+    const options = categories.map((category, index) => [index, category || "no category"]);
+    setOptions(this.fields.category, [["", "all"], ...options]);
+    if (selected !== null && categories.includes(selected)) this.fields.category.value = categories.indexOf(selected);
+    this.fields.category.parentElement.hidden = categories.length < 2;
   }
 
   change(field) {
     if (field === this.fields.collection) this.fillOptions();
     this.find(0);
-    this.noteAddress();
+    this.updateAddress();
   }
 
   reset() {
-    for (const name of ["class", "search", ...Object.keys(FILTERS)]) this.fields[name].value = "";
+    for (const name of FILTER_FIELDS) this.fields[name].value = "";
     this.change(this.fields.search);
   }
 
-  // Runs `work`, and shows that it runs; what comes too late, because something else was asked for, is dropped.
+  // Runs `work` and shows progress and failure; results of an outdated request are dropped.
   async busy(output, work) {
-    const ticket = ++this.asked;
-    const isLast = () => ticket === this.asked;
+    const request = ++this.requests;
+    const isLast = () => request === this.requests;
     const failed = this.root.querySelector(".failed");
     this.root.setAttribute("aria-busy", "true");
     failed.hidden = true;
@@ -130,28 +132,26 @@ class Browser {
     }
   }
 
-  // Finds the rows that match, and shows a page of them. `label`: the class a link asks for.
-  find(page, label = null) {
-    return this.busy(this.say, async (isLast) => {
+  // Finds the matching rows and shows a page of them. `category`: the one that a link requests.
+  find(page, category = null) {
+    return this.busy(this.showStatus, async (isLast) => {
       const { collection, iteration } = this;
-      const { classes } = await collection.problems();
+      const { categories } = await collection.problems();
       if (!isLast()) return;
-      this.fillClasses(classes, label);
+      this.fillCategories(categories, category);
       const rows = await collection.rows(iteration);
       if (!isLast()) return;
-      const wanted = Object.fromEntries(
-        ["class", "search", ...Object.keys(FILTERS)].map((name) => [name, this.fields[name].value]),
-      );
-      this.matches = matching(rows, wanted);
-      this.of = rows.length;
-      this.classes = classes;
+      const values = Object.fromEntries(FILTER_FIELDS.map((name) => [name, this.fields[name].value]));
+      this.matches = matching(rows, values);
+      this.total = rows.length;
+      this.categories = categories;
       this.page = Math.min(page, Math.max(0, Math.ceil(this.matches.length / PAGE) - 1));
       this.current = 0;
       this.show();
     });
   }
 
-  say = (text) => {
+  showStatus = (text) => {
     for (const output of this.list.querySelectorAll("output")) output.textContent = text;
   };
 
@@ -159,24 +159,24 @@ class Browser {
     const { collection, iteration, page, matches } = this;
     const pages = Math.max(1, Math.ceil(matches.length / PAGE));
     const withBase = !collection.training && collection.blocks.has(0) && iteration !== 0;
-    const name = iteration === undefined ? "Completion" : this.nameIn(iteration);
+    const name = iteration === undefined ? "Completion" : this.nameWithBest(iteration);
     this.list.querySelector("th.base").hidden = !withBase;
     this.list.querySelector("th.selected").textContent = name;
     this.body.replaceChildren(
-      ...matches.slice(page * PAGE, (page + 1) * PAGE).map(({ problem, now, base }) => {
-        const line = document.createElement("tr");
-        line.tabIndex = -1;
-        line.dataset.key = problem.key;
-        line.append(this.problemCell(problem));
-        if (withBase) line.append(drawnCell(base, "Base model", false));
-        line.append(drawnCell(now, name, collection.training));
-        return line;
+      ...matches.slice(page * PAGE, (page + 1) * PAGE).map(({ problem, sample, base }) => {
+        const row = document.createElement("tr");
+        row.tabIndex = -1;
+        row.dataset.key = problem.key;
+        row.append(this.problemCell(problem));
+        if (withBase) row.append(sampleCell(base, "Base model", false));
+        row.append(sampleCell(sample, name, collection.training));
+        return row;
       }),
     );
     if (this.body.rows.length) this.body.rows[0].tabIndex = 0;
-    const where = matches.length ? `, page ${count(page + 1)} of ${count(pages)}` : "";
-    const all = counted(this.of, collection.training ? "draw" : "problem");
-    this.say(`${count(matches.length)} of ${all} match${where}`);
+    const pageNumber = matches.length ? `, page ${count(page + 1)} of ${count(pages)}` : "";
+    const all = counted(this.total, collection.training ? "sample" : "problem");
+    this.showStatus(`${count(matches.length)} of ${all} match${pageNumber}`);
     for (const button of this.list.querySelectorAll("[name=previous]")) button.disabled = page === 0;
     for (const button of this.list.querySelectorAll("[name=next]")) button.disabled = page + 1 >= pages;
   }
@@ -185,52 +185,52 @@ class Browser {
     const cell = element("td", "", "");
     cell.append(...this.problemParts(problem));
     const link = element("a", "open", "All iterations");
-    link.href = this.fragment(problem.key);
+    link.href = this.link(problem.key);
     const line = element("p", "", "");
     line.append(link);
     cell.append(line);
     return cell;
   }
 
-  problemParts({ key, question, answer, label, solved }) {
+  problemParts({ key, question, answer, category, solved }) {
     const line = element("p", "note", "");
-    const how = this.collection.training ? "solved without the hint" : "solved";
-    const first = solved === null ? `never ${how} so far` : `first ${how}: ${nameOf(solved).toLowerCase()}`;
-    for (const text of [label === null ? "" : this.classes[label], key, first].filter(Boolean)) {
+    const verb = this.collection.training ? "solved without the hint" : "solved";
+    const first = solved === null ? `never ${verb} so far` : `first ${verb}: ${iterationName(solved).toLowerCase()}`;
+    for (const text of [category === null ? "" : this.categories[category], key, first].filter(Boolean)) {
       line.append(line.childNodes.length ? " · " : "", element("bdi", "", text));
     }
     return [element("div", "question", question || key), element("p", "", `Reference answer: ${answer}`), line];
   }
 
-  fragment(problem) {
+  link(problem) {
     const values = { in: this.collection.name, iteration: this.iteration };
     for (const name of ["search", ...Object.keys(FILTERS)]) values[name] = this.fields[name].value || null;
-    const label = this.fields.class.value;
-    if (label !== "") values.class = this.classes[Number(label)];
-    return fragmentOf(this.run, { ...values, page: this.page > 0 ? this.page + 1 : null, problem });
+    const category = this.fields.category.value;
+    if (category !== "") values.category = this.categories[Number(category)];
+    return linkTo(this.run, { ...values, page: this.page > 0 ? this.page + 1 : null, problem });
   }
 
-  // Writes what is shown into the address: `at` once, or when nothing has changed for a while.
-  noteAddress({ at = QUIET } = {}) {
-    clearTimeout(this.noting);
-    const note = () => setAddress("replaceState", this.fragment(this.problem));
-    if (at) this.noting = setTimeout(note, at);
-    else note();
+  // Writes the selection into the address after `delay` milliseconds without a change; 0: at once.
+  updateAddress({ delay = ADDRESS_DELAY } = {}) {
+    clearTimeout(this.addressTimer);
+    const update = () => setAddress("replaceState", this.link(this.problem));
+    if (delay) this.addressTimer = setTimeout(update, delay);
+    else update();
   }
 
-  // Opens a problem's history as an entry of its own, so that the reader's Back leads to the list.
+  // Opens a problem's history as a new entry in the web browser's history, so that Back returns to the list.
   async visit(key) {
-    this.noteAddress({ at: 0 });
-    setAddress("pushState", this.fragment(key));
+    this.updateAddress({ delay: 0 });
+    setAddress("pushState", this.link(key));
     await this.open(key);
     this.root.scrollIntoView();
     this.detail.querySelector("h3").focus();
   }
 
-  // One problem's draws in all iterations, in their order; they appear as their blocks are unpacked.
+  // Shows one problem's samples of all iterations, in order; they appear as their blocks are unpacked.
   open(key) {
     const [body, output] = ["tbody", "output"].map((name) => this.detail.querySelector(name));
-    const say = (text) => {
+    const report = (text) => {
       output.textContent = text;
     };
     this.problem = key;
@@ -239,52 +239,52 @@ class Browser {
     body.replaceChildren();
     this.detail.querySelector(".about").replaceChildren();
     this.detail.querySelector("h3").textContent = `Problem ${key}`;
-    return this.busy(say, async (isLast) => {
+    return this.busy(report, async (isLast) => {
       const { collection } = this;
-      const { byKey, classes } = await collection.problems();
+      const { byKey, categories } = await collection.problems();
       if (!isLast()) return;
       const problem = byKey.get(key);
-      if (problem === undefined) return say("This run has no such problem.");
-      this.classes = classes;
+      if (problem === undefined) return report("This run has no such problem.");
+      this.categories = categories;
       this.detail.querySelector(".about").replaceChildren(...this.problemParts(problem));
       const all = collection.iterations.length;
       let total = 0;
-      for (const [place, iteration] of collection.iterations.entries()) {
-        const slow = setTimeout(() => isLast() && say(`Loading … ${place} of ${counted(all, "iteration")}`), SLOW);
-        const drawn = await collection.draws(iteration).finally(() => clearTimeout(slow));
+      for (const [index, iteration] of collection.iterations.entries()) {
+        const slow = setTimeout(() => isLast() && report(`Loading … ${index} of ${counted(all, "iteration")}`), SLOW);
+        const byProblem = await collection.samples(iteration).finally(() => clearTimeout(slow));
         if (!isLast()) return;
-        const draws = drawn.get(problem) ?? [];
-        total += draws.length;
-        for (const draw of draws.length ? draws : [null]) {
-          const line = document.createElement("tr");
-          const head = element("th", "", this.nameIn(iteration));
+        const samples = byProblem.get(problem) ?? [];
+        total += samples.length;
+        for (const sample of samples.length ? samples : [null]) {
+          const row = document.createElement("tr");
+          const head = element("th", "", this.nameWithBest(iteration));
           head.scope = "row";
-          line.append(head, drawnCell(draw, "", collection.training));
-          body.append(line);
+          row.append(head, sampleCell(sample, "", collection.training));
+          body.append(row);
         }
       }
-      say(`${counted(total, "completion")} in ${counted(all, "iteration")}`);
+      report(`${counted(total, "completion")} in ${counted(all, "iteration")}`);
     });
   }
 
   close() {
-    this.asked++; // what is still loading for the history is not wanted any more
+    this.requests++; // drops what is still loading for the history
     this.root.setAttribute("aria-busy", "false");
     this.problem = null;
     this.detail.hidden = true;
     this.list.hidden = false;
   }
 
-  // Back to the list, to the row that the history was opened from.
+  // Returns to the list, to the row whose history was open.
   leave() {
-    const from = [...this.body.rows].findIndex((row) => row.dataset.key === this.problem);
+    const index = [...this.body.rows].findIndex((row) => row.dataset.key === this.problem);
     this.close();
-    this.noteAddress({ at: 0 });
-    this.focusRow(Math.max(0, from));
+    this.updateAddress({ delay: 0 });
+    this.focusRow(Math.max(0, index));
   }
 
-  focusRow(place) {
-    const row = [...this.body.rows].at(place);
+  focusRow(index) {
+    const row = [...this.body.rows].at(index);
     if (row) row.focus();
     else document.activeElement.blur();
   }
@@ -295,38 +295,38 @@ class Browser {
     row.tabIndex = 0;
   }
 
-  // `row`: the one to focus then, -1 for the last.
-  turnTo(by, row = null) {
+  // `row`: index of the row to focus on the new page, -1 for the last.
+  turnPage(by, row = null) {
     const page = this.page + by;
     if (this.problem !== null || page < 0 || page * PAGE >= this.matches.length) return;
     this.page = page;
     this.current = 0;
     this.show();
-    this.noteAddress();
+    this.updateAddress();
     this.root.scrollIntoView();
     if (row !== null) this.focusRow(row);
   }
 
-  // To the next row or the one before; past the page's end to the next page.
+  // Focuses the next row (1) or the previous one (-1), across pages.
   move(by) {
     if (this.problem !== null) return;
-    const place = this.body.contains(document.activeElement) ? this.current + by : this.current;
-    if (place < 0) this.turnTo(-1, -1);
-    else if (place >= this.body.rows.length) this.turnTo(1, 0);
-    else this.focusRow(place);
+    const index = this.body.contains(document.activeElement) ? this.current + by : this.current;
+    if (index < 0) this.turnPage(-1, -1);
+    else if (index >= this.body.rows.length) this.turnPage(1, 0);
+    else this.focusRow(index);
   }
 
   openCurrent() {
     this.visit(this.body.rows[this.current].dataset.key);
   }
 
-  search() {
+  focusSearch() {
     if (this.problem === null) this.fields.search.focus();
   }
 
   escape() {
     if (this.problem !== null) this.leave();
-    else if (["class", "search", ...Object.keys(FILTERS)].some((name) => this.fields[name].value)) this.reset();
+    else if (FILTER_FIELDS.some((name) => this.fields[name].value)) this.reset();
   }
 
   keysAreOn() {

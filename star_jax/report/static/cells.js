@@ -1,4 +1,4 @@
-// The parts of a row. The texts are a model's output: they reach the page by textContent only.
+// The parts of a row. A model's texts reach the page by textContent only.
 
 function element(tag, className, text) {
   const made = document.createElement(tag);
@@ -11,49 +11,50 @@ function setOptions(select, options) {
   select.replaceChildren(...options.map(([value, text]) => new Option(text, value)));
 }
 
-// A value that the select does not have (an old link's) leaves it as it is.
+// A value that the select does not have (from an old link) changes nothing.
 function choose(select, value) {
   if ([...select.options].some((option) => option.value === value)) select.value = value;
 }
 
 const count = (number) => number.toLocaleString("en");
-const counted = (number, thing) => `${count(number)} ${thing}${number === 1 ? "" : "s"}`;
-const nameOf = (number) => (number === 0 ? "Base model" : `Iteration ${number}`);
+const counted = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
+const iterationName = (number) => (number === 0 ? "Base model" : `Iteration ${number}`);
 
 function verdictLine({ verdict, consistent }) {
   const wrongSteps = verdict === "right" && consistent === false;
-  const known = Object.hasOwn(VERDICTS, verdict);
-  const line = element("p", "verdict", wrongSteps ? "right answer, wrong steps" : known ? VERDICTS[verdict] : verdict);
+  const known = Object.hasOwn(LABELS.verdicts, verdict);
+  const label = wrongSteps ? LABELS.wrongSteps : known ? LABELS.verdicts[verdict] : verdict;
+  const line = element("p", "verdict", label);
   if (wrongSteps) line.classList.add("steps");
   else if (known) line.classList.add(verdict);
   return line;
 }
 
-// "mean log p −0.412 nats a token, 37 tokens"
-function figures({ nats, tokens }) {
-  const told = [];
-  if (nats !== null) told.push(`mean log p ${nats.toFixed(3).replace("-", "−")} nats a token`);
-  if (tokens !== null) told.push(counted(tokens, "token"));
-  return told.join(", ");
+// "mean log p −0.412 nats per token, 37 tokens"
+function tokenLine({ nats, tokens }) {
+  const parts = [];
+  if (nats !== null) parts.push(`mean log p ${nats.toFixed(3).replace("-", "−")} nats per token`);
+  if (tokens !== null) parts.push(counted(tokens, "token"));
+  return parts.join(", ");
 }
 
-function drawnCell(drawn, label, training) {
+function sampleCell(sample, label, training) {
   const cell = element("td", "", "");
   cell.dataset.label = label;
-  if (drawn === null) {
-    cell.append(element("p", "empty", training ? "not drawn" : "no completion on record"));
+  if (sample === null) {
+    cell.append(element("p", "empty", training ? "not sampled" : "no completion on record"));
     return cell;
   }
-  cell.append(element("pre", "", drawn.text), verdictLine(drawn));
-  cell.append(element("p", "note", drawn.answer === null ? "no answer in it" : `its answer: ${drawn.answer}`));
+  cell.append(element("pre", "", sample.text), verdictLine(sample));
+  cell.append(element("p", "note", sample.answer === null ? "no answer in it" : `its answer: ${sample.answer}`));
   if (training) {
-    const kept = { 0: "not kept", 1: "kept" }[drawn.kept] ?? "not filtered yet";
-    const source = drawn.hinted ? "rationalized" : "sampled";
+    const kept = { 0: "not kept", 1: "kept" }[sample.kept] ?? "not filtered yet";
+    const source = sample.hinted ? "rationalized" : "sampled";
     const line = element("p", "note", "");
-    line.append(element("span", `source ${source}`, source), `, ${kept}`);
-    if (drawn.draw !== null) line.append(`, draw ${drawn.draw}`);
+    line.append(element("span", `source ${source}`, LABELS.sources[source]), `, ${kept}`);
+    if (sample.index !== null) line.append(`, sample ${sample.index}`);
     cell.append(line);
   }
-  cell.append(element("p", "note", figures(drawn)));
+  cell.append(element("p", "note", tokenLine(sample)));
   return cell;
 }

@@ -1,15 +1,15 @@
-// The keyboard. A key counts only while nothing else wants it: never in a field, a select or on a button.
+// The keyboard, and the start of all browsers. A key counts only if no field, select or button uses it.
 
 const KEYS = {
   j: (browser) => browser.move(1),
   k: (browser) => browser.move(-1),
-  n: (browser) => browser.turnTo(1, 0),
-  p: (browser) => browser.turnTo(-1, 0),
-  "/": (browser) => browser.search(),
+  n: (browser) => browser.turnPage(1, 0),
+  p: (browser) => browser.turnPage(-1, 0),
+  "/": (browser) => browser.focusSearch(),
   "?": (browser) => browser.toggleKeys(),
   Escape: (browser) => browser.escape(),
 };
-// These scroll a page and press what has the focus, so they count on a row only.
+// Elsewhere these scroll the page or press the focused element, so they count on a row only.
 const ROW_KEYS = { ArrowDown: KEYS.j, ArrowUp: KEYS.k, Enter: (browser) => browser.openCurrent() };
 
 function inView(root) {
@@ -30,7 +30,7 @@ function listenToKeys(browsers) {
     const browser = browserFor(target, browsers);
     if (!browser?.keysAreOn()) return;
     if (target.matches("input, select, textarea")) {
-      // The field's own Escape clears it; when it is empty, Escape leaves it.
+      // Escape clears the search field by default; if the field is empty, Escape leaves it.
       if (key === "Escape" && target === browser.fields.search && target.value === "") browser.focusRow(0);
       return;
     }
@@ -47,5 +47,5 @@ if ("DecompressionStream" in window) {
   listenToKeys(browsers);
   addEventListener("hashchange", () => browsers.forEach((browser) => browser.follow()));
 } else {
-  for (const sorry of document.querySelectorAll(".browser .sorry")) sorry.hidden = false;
+  for (const message of document.querySelectorAll(".browser .unsupported")) message.hidden = false;
 }

@@ -1,8 +1,7 @@
-"""A matplotlib drawing as SVG that sits inside the page: its colours are the page's CSS variables, its ids its own.
+"""Embeds matplotlib drawings in the page as SVG, with the page's CSS variables as colours and unique ids.
 
-Text that comes from a run (class labels, run names) never gets into such an SVG: it stands in the HTML legend,
-which wraps on a narrow screen and is escaped like the rest of the page. What matplotlib writes there is numbers and
-ours.
+Texts of a run (categories, run names) never enter an SVG. They stand in the HTML legend, which wraps on a narrow screen
+and is escaped like the rest of the page. The SVG holds numbers and fixed texts only.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from matplotlib.figure import Figure
 
 SERIES_COLOURS = 8  # page.css defines --series-0 .. --series-7, for light and for dark
 
-# matplotlib wants colours, the page wants variables: each stand-in below is replaced in the finished SVG.
+# matplotlib needs colours, the page needs variables: each placeholder colour is replaced in the finished SVG.
 INK, GRID = "#0a0b01", "#0a0b02"
 SERIES = tuple(f"#0a0c{index:02x}" for index in range(SERIES_COLOURS))
 _VARIABLES = {INK: "currentColor", GRID: "var(--grid)"} | {
@@ -34,7 +33,7 @@ MARKERS = {
     "v": "M0 3.6L3.6 -3H-3.6Z",
 }
 STYLE = {
-    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font and colour
+    "svg.fonttype": "none",  # text stays text: searchable, in the page's font and colour
     "svg.hashsalt": "star_jax",  # the same run gives the same bytes
     "text.parse_math": False,
     "font.size": 9.5,
@@ -62,7 +61,7 @@ STYLE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Key:
+class LegendKey:
     """One entry of a figure's legend."""
 
     label: str
@@ -70,7 +69,7 @@ class Key:
     shape: str = "line"  # "line", "dashed", "fill" or "outline"
     marker: str = ""  # an SVG path around (0, 0), drawn on a line
     opacity: float = 1.0
-    note: str = ""  # what the line comes to, in words
+    note: str = ""  # a summary of the line, e.g. its first and last value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,22 +77,26 @@ class Plot:
     """A finished figure; `svg` is safe markup, the legend's texts are not."""
 
     svg: Markup
-    legend: tuple[Key, ...]
+    legend: tuple[LegendKey, ...]
 
 
 def render(draw: Callable[[Axes], None], prefix: str, title: str, height: float, width: float = 6.0) -> Markup:
-    """Draws on fresh axes of `width` x `height` inches and returns the SVG element, every id in it begun with `prefix`.
+    """Draws on new axes and returns the SVG element.
 
-    `title` is for those who hear the page.
+    Args:
+      draw: draws on the axes it is given.
+      prefix: begins every id in the SVG.
+      title: the label for screen readers.
+      height, width: inches.
     """
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(width, height))
-        # Fixed margins in inches: with room for labels that CSS enlarges on a narrow screen.
+        # Margins in inches, with room for labels that CSS enlarges on a narrow screen.
         left, right, below, above = (0.9, 0.25, 0.55, 0.15) if width >= 5 else (0.62, 0.15, 0.5, 0.12)
-        across = width - left - right
-        axes = figure.add_axes((left / width, below / height, across / width, 1 - (below + above) / height))
+        plot_width = width - left - right
+        axes = figure.add_axes((left / width, below / height, plot_width / width, 1 - (below + above) / height))
         draw(axes)
-        axes.yaxis.set_label_coords(-0.66 / across, 0.5)
+        axes.yaxis.set_label_coords(-0.66 / plot_width, 0.5)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ElementTree.fromstring(buffer.getvalue())
@@ -103,10 +106,10 @@ def render(draw: Callable[[Axes], None], prefix: str, title: str, height: float,
 
 
 def _adapt(root: ElementTree.Element, prefix: str) -> None:
-    """Turns matplotlib's document into a part of an HTML page, in place."""
+    """Turns matplotlib's SVG document into part of an HTML page, in place."""
     for parent in list(root.iter()):
         for child in list(parent):
-            # Its style element speaks for every element of whatever page it lands on; page.css has the rule.
+            # Its style element would apply to the whole page; page.css has the rule.
             if child.tag.endswith(("}metadata", "}style")):
                 parent.remove(child)
     for element in root.iter():
@@ -123,9 +126,9 @@ def _attribute(name: str, value: str, prefix: str) -> str:
     if name == "href":
         return f"#{prefix}{value[1:]}"
     if name == "style":
-        # The font is the page's: page.css sets it, and its size by the width of the screen.
+        # page.css sets the font, and its size by the width of the screen.
         declarations = (part.strip() for part in value.split(";"))
         value = "; ".join(part for part in declarations if not part.startswith("font"))
-    for stand_in, variable in _VARIABLES.items():
-        value = value.replace(stand_in, variable)
+    for placeholder, variable in _VARIABLES.items():
+        value = value.replace(placeholder, variable)
     return re.sub(r"url\(#", f"url(#{prefix}", value)

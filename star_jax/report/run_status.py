@@ -1,0 +1,118 @@
+"""The status of a run as its files show it, and what a reader should know before trusting the page."""
+
+import itertools
+
+from star_jax.evaluation import collapse
+from star_jax.report.formatting import count
+from star_jax.report.run_data import Iteration, RunData, is_number, setting
+from star_jax.report.samples import sample_stats
+
+
+def run_status(run: RunData) -> str:
+    """The status in words. The files of a stopped run do not differ from those of one in progress."""
+    planned = setting(run.config, "star.iterations")
+    of_planned = f" of {planned}" if isinstance(planned, int) else ""
+    by_number = {iteration.number: iteration for iteration in run.iterations}
+    if max(by_number, default=0) == 0:
+        evaluated = 0 in by_number and by_number[0].evaluation is not None
+        if evaluated and planned == 0:
+            return "done: the base model is evaluated, and no iteration was requested"
+        return f"the base model is evaluated; iteration 1{of_planned} comes next" if evaluated else "no evaluation yet"
+    done = [number for number, iteration in by_number.items() if iteration.done and number > 0]
+    if isinstance(planned, int) and len(done) >= planned:
+        return f"done: {planned} of {planned} iterations"
+    current = max(done, default=0) + 1
+    if current not in by_number:
+        return f"iteration {max(done, default=0)}{of_planned} done"
+    return f"iteration {current}{of_planned}, in progress or stopped; {_stage_status(run, by_number[current])}"
+
+
+def is_finished(run: RunData) -> bool:
+    """True if every iteration that the config requests is done; False without a config."""
+    planned = setting(run.config, "star.iterations")
+    done = {iteration.number for iteration in run.iterations if iteration.done}
+    return isinstance(planned, int) and done >= set(range(planned + 1))
+
+
+def notices(run: RunData) -> list[str]:
+    """Sentences a reader should know before trusting the page: damage, mismatched files, signs of collapse."""
+    sentences = []
+    if not run.config:
+        sentences.append("config.json is missing or empty, so the page cannot show the settings.")
+    if run.unread_metrics:
+        sentences.append(
+            f"{run.unread_metrics} line(s) of metrics.jsonl are unreadable (usually torn by a kill) and left out."
+        )
+    for iteration in run.iterations:
+        samples = sample_stats(iteration, "samples")
+        counts = iteration.filter_result.counts if iteration.filter_result else {}
+        if samples and "samples" in counts and counts["samples"] != samples.samples:
+            sentences.append(
+                f"Iteration {iteration.number}: filter.json counts {count(counts['samples'])} samples, "
+                f"samples.jsonl holds {count(samples.samples)}; they belong to different runs."
+            )
+    return [*sentences, *_collapse_notices(run)]
+
+
+def _stage_status(run: RunData, iteration: Iteration) -> str:
+    """The stage of an unfinished iteration."""
+    if iteration.filter_result is None:
+        return _sampling_status(run, iteration)
+    if iteration.filter_result.counts.get("kept") == 0:
+        return "it kept nothing, so there is nothing to fine-tune on"
+    if iteration.fine_tuning is None:
+        return _fine_tuning_status(run, iteration)
+    if iteration.evaluation is None:
+        return _progress(iteration, f"eval_{run.split}", "evaluating")
+    return "all of its stages are on disk"
+
+
+def _sampling_status(run: RunData, iteration: Iteration) -> str:
+    """The stage of an iteration without filter.json."""
+    if setting(run.config, "star.direct"):
+        return "filtering comes next"
+    samples, rationalizations = (sample_stats(iteration, name) for name in ("samples", "rationalizations"))
+    rationalizes = setting(run.config, "star.rationalize")
+    if samples is None:
+        return _progress(iteration, "samples", "sampling")
+    if rationalizes and rationalizations is None:
+        return _progress(iteration, "rationalizations", "rationalizing")
+    solved, minimum = samples.solved | (rationalizations.solved if rationalizations else set()), 1
+    if isinstance(setting(run.config, "star.min_kept"), int):
+        minimum = max(minimum, setting(run.config, "star.min_kept"))
+    if not solved:
+        return "no completion reached a right answer, so there is nothing to keep"
+    if len(solved) < minimum:
+        return f"{count(len(solved))} problems have a right answer, fewer than star.min_kept = {count(minimum)}"
+    return "filtering comes next"
+
+
+def _progress(iteration: Iteration, name: str, stage: str) -> str:
+    """Counts the lines of a stage's unfinished file, one for each sample."""
+    try:
+        with open(iteration.directory / f"{name}.jsonl.part", "rb") as file:
+            sampled = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    except OSError:  # not started, or just finished
+        sampled = 0
+    return f"{stage}, {count(sampled)} sampled so far" if sampled else f"{stage} comes next"
+
+
+def _fine_tuning_status(run: RunData, iteration: Iteration) -> str:
+    lines = (line for line in run.metrics if line.get("stage") == "fine_tune")
+    steps = [line.get("step") for line in lines if line.get("iteration") == iteration.number]
+    reached = max((step for step in steps if is_number(step)), default=0)
+    return f"fine-tuning, step {count(reached)} reached" if reached else "fine-tuning comes next"
+
+
+def _collapse_notices(run: RunData) -> list[str]:
+    """The signs of `evaluation.collapse` between each iteration and the one before it."""
+    sentences = []
+    for before, now in itertools.pairwise(run.iterations):
+        signs = []
+        if before.filter_result and now.filter_result:
+            signs += collapse.of_samples(before.filter_result.counts, now.filter_result.counts)
+        if before.evaluation and now.evaluation:
+            rates = [(e.overall.accuracy, e.overall.low, e.overall.high) for e in (before.evaluation, now.evaluation)]
+            signs += collapse.of_accuracy(*rates)
+        sentences += [f"Iteration {now.number}: {sign}." for sign in signs]
+    return sentences

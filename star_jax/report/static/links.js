@@ -1,0 +1,22 @@
+// The page's address: links to what a browser shows, e.g. "#r0-rationales&in=evaluation&iteration=2&problem=...".
+
+// Values are percent-encoded; those that are null or undefined are left out.
+function linkTo(run, values) {
+  const entries = Object.entries(values).filter(([, value]) => value !== null && value !== undefined);
+  return `#${run}-rationales&${new URLSearchParams(entries)}`;
+}
+
+// The values in the address for a run's browser; null if the address is about something else.
+function valuesInAddress(run) {
+  const start = `#${run}-rationales&`;
+  return location.hash.startsWith(start) ? new URLSearchParams(location.hash.slice(start.length)) : null;
+}
+
+// `method`: of history, pushState or replaceState. A page embedded in another one (a notebook) has no address.
+function setAddress(method, link) {
+  try {
+    history[method](null, "", link);
+  } catch (error) {
+    if (!(error instanceof DOMException)) throw error;
+  }
+}

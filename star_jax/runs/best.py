@@ -1,0 +1,12 @@
+"""The best iteration of a run. The one definition: evaluation, weight retention, console and report use it."""
+
+from collections.abc import Mapping
+
+
+def best_iteration(accuracy: Mapping[int, float]) -> int:
+    """The iteration with the highest accuracy on the split that selects; of equal ones the earliest.
+
+    Args:
+      accuracy: by iteration, 0 for the base model; at least one entry.
+    """
+    return min(accuracy, key=lambda iteration: (-accuracy[iteration], iteration))
