@@ -8,6 +8,7 @@ from star_jax import report
 from star_jax.algorithms.run import Run
 from star_jax.distributed import processes
 from star_jax.evaluation import collapse, stored_run
+from star_jax.evaluation.best import best_iteration
 from star_jax.runs import console
 
 LOG = logging.getLogger("star_jax")
@@ -79,4 +80,5 @@ def _print_summary(run: Run, n: int, report_path: Path) -> None:
     evaluations = [run_dir.read_json(run_dir.path(i, name)) for i in range(n + 1)]
     counts = [run_dir.read_json(run_dir.path(i, "filter.json")) if i else None for i in range(n + 1)]
     if processes.is_leader():
-        console.show(evaluations, counts, str(report_path))
+        best = best_iteration({i: evaluation["accuracy"] for i, evaluation in enumerate(evaluations)})
+        console.show(evaluations, counts, best, str(report_path))

@@ -7,9 +7,9 @@ from pathlib import Path
 from star_jax.config import Config, from_dict
 from star_jax.distributed import processes, sharding
 from star_jax.errors import InputError
+from star_jax.evaluation import best
 from star_jax.evaluation.generate import SampleStream, prompts_of, sampler_spec
 from star_jax.evaluation.prompts import PromptEncoder
-from star_jax.runs import best
 from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling.sampler import Sampler
 from star_jax.sampling.token_sampling import Decoding

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from star_jax.errors import InputError
+from star_jax.evaluation.best import best_iteration
 from star_jax.records import Completion, Example, Problem, Record, Verdict, natural_order, read_jsonl
-from star_jax.runs.best import best_iteration
+from star_jax.runs.json_files import read_json_object
 
 MAX_CACHED_BYTES = 64_000_000  # of a file whose records stay in memory
 _ITERATION = re.compile(r"iter_(\d{3,})")
@@ -103,7 +104,7 @@ def read_run(workdir: Path) -> RunData:
     has_config = (workdir / "config.json").is_file()
     if not directories and not has_config:
         raise InputError(f"{workdir}: not a run directory: it has neither config.json nor iter_000")
-    config = _read_object(workdir / "config.json") if has_config else {}
+    config = read_json_object(workdir / "config.json") if has_config else {}
     split = _split_name(setting(config, "evaluation.split"), default="dev")
     report_split = _split_name(setting(config, "evaluation.report_split"), default="test")
     problems = tuple(read_records(Problem, workdir / f"problems_{split}.jsonl"))
@@ -220,13 +221,13 @@ def _iteration(number: int, directory: Path, split: str, report_split: str) -> I
         evaluation=optional(f"eval_{split}.json", _evaluation),
         report_evaluation=optional(f"eval_{report_split}.json", _evaluation) if report_split != split else None,
         filter_result=optional("filter.json", _filter_result),
-        fine_tuning=optional("finetune.json", lambda path: _numbers(_read_object(path))),
+        fine_tuning=optional("finetune.json", lambda path: _numbers(read_json_object(path))),
         has_kept=(directory / "kept.jsonl").is_file(),
     )
 
 
 def _evaluation(path: Path) -> Evaluation:
-    values = _read_object(path)
+    values = read_json_object(path)
     by_category = {label: _rate(path, rate) for label, rate in _mapping(path, values, "by_category").items()}
     accuracies = [rate.accuracy for rate in by_category.values() if rate.accuracy is not None]
     mean = _fraction(path, values, "mean_of_categories")
@@ -250,7 +251,7 @@ def _rate(path: Path, values: Any) -> Rate:
 
 
 def _filter_result(path: Path) -> FilterResult:
-    values = _read_object(path)
+    values = read_json_object(path)
     kept = _mapping(path, values, "kept_by_category")
     return FilterResult(
         counts=_numbers(values),
@@ -300,16 +301,6 @@ def _records(kind: type[Record], path: Path) -> Sequence[Record]:
                 raise InputError(f"{path}:{line}: '{name}' should be a number, is {_short(value)}")
         records.append(record)
     return records
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(_read_text(path))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); fix the file, or delete it to regenerate it") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: should hold a JSON object, holds {_short(values)}")
-    return values
 
 
 def _read_text(path: Path) -> str:

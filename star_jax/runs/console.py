@@ -7,23 +7,24 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from star_jax.runs.best import best_iteration
-
 # Short: eighty characters are all that many terminals have.
 _COLUMNS = ("iteration", "accuracy", "95 % interval", "class mean", "kept", "by hint", "problems")
 
 
-def show(evaluations: Sequence[Mapping[str, Any]], counts: Sequence[Mapping[str, Any] | None], report: str) -> None:
+def show(
+    evaluations: Sequence[Mapping[str, Any]], counts: Sequence[Mapping[str, Any] | None], best: int, report: str
+) -> None:
     """Prints a row an iteration on standard error, the best accuracy's marked, and the report's path.
 
     Args:
       evaluations: eval_<split>.json of the base and of iterations 1, 2, ...
       counts: filter.json of the same; None where nothing was drawn.
+      best: the best iteration.
+      report: path of the report.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in _COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
-    best = best_iteration({number: result["accuracy"] for number, result in enumerate(evaluations)})
     for number, (result, drawn) in enumerate(zip(evaluations, counts, strict=True)):
         low, high = result["ci95"]
         kept: tuple[str, ...] = ("–", "–", "–")

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 
-from tests.report.report_test import ROOT
+from tests.support.commands import ROOT
 
 ASKED = "import os, signal, time; from star_jax.distributed import preemption; kill = lambda: os.kill(os.getpid(), signal.SIGTERM); "
 ASKED += "preemption.listen(); "

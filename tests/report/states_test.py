@@ -1,4 +1,4 @@
-"""The report of runs in every state, in a real browser: each renders, says what it is, and no figure is blank."""
+"""The report of runs in every state, in Chromium: it renders, shows the status, and no figure is blank."""
 
 import io
 import json
@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from star_jax import report
-from tests.report.report_browser_test import browser, opened  # noqa: F401
-from tests.report.report_numbers_test import big_run
-from tests.report.report_test import make_run, put, remove
+from tests.support.report_runs import make_big_run, make_run, put, remove
 
 
 def half_done(folder: Path) -> Path:
@@ -29,7 +27,7 @@ def failed(folder: Path) -> Path:
 
 
 def zero_kept(folder: Path) -> Path:
-    """As a run leaves it that was told to go on with nothing."""
+    """A run with star.min_kept = 0."""
     failed(folder)
     put(folder / "iter_001/kept.jsonl", [])
     put(folder / "iter_001/filter.json", {"problems": 8, "samples": 8, "right": 0, "kept": 0})
@@ -47,8 +45,8 @@ STATES = {
     "zero kept": (zero_kept, "it kept nothing"),
     "one iteration": (lambda folder: make_run(folder, iterations=1), "done: 1 of 1 iterations"),
     "base only": (lambda folder: make_run(folder, iterations=0), "done: the base model is evaluated"),
-    "just begun": (only_config, "no evaluation yet"),
-    "whole": (big_run, "done: 3 of 3 iterations"),
+    "just started": (only_config, "no evaluation yet"),
+    "whole": (make_big_run, "done: 3 of 3 iterations"),
 }
 
 
@@ -57,42 +55,47 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 def blank(locator) -> bool:
-    """Whether a figure as the screen shows it is but axes: fewer than ten pixels have a colour that is no grey."""
+    """True if a figure on the screen has nothing but axes: fewer than ten pixels are not grey."""
     return int((np.ptp(pixels(locator.screenshot()), axis=-1) > 0.15).sum()) < 10
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("state", STATES)
-def test_every_state_renders(opened, tmp_path, state, scheme):  # noqa: F811
-    make, words = STATES[state]
-    page = opened(report.write(make(tmp_path / "run")), scheme=scheme)
-    assert words in page.locator(".glance").inner_text()
-    plots = page.locator("svg.plot")
-    assert (plots.count() > 0) == (state != "just begun")
-    empty = [plots.nth(index).get_attribute("aria-label") for index in range(plots.count()) if blank(plots.nth(index))]
-    assert empty == (["Examples kept by iteration, by source"] if state == "zero kept" else [])
+@pytest.mark.slow
+def test_every_state_renders_in_light_and_dark(open_page, tmp_path):
+    wrong = []
+    for number, (state, (make, words)) in enumerate(STATES.items()):
+        path = report.write(make(tmp_path / str(number)))
+        for scheme in ("light", "dark"):
+            page = open_page(path, scheme=scheme)
+            plots = page.locator("svg.plot").all()
+            blanks = [plot.get_attribute("aria-label") for plot in plots if blank(plot)]
+            expected = ["Examples kept by iteration, by source"] if state == "zero kept" else []
+            has_words = words in page.locator(".glance").inner_text()
+            if not has_words or blanks != expected or (len(plots) > 0) != (state != "just started"):
+                wrong.append((state, scheme, has_words, blanks, len(plots)))
+    assert not wrong
 
 
-def test_a_whole_run_has_every_figure(opened, tmp_path):  # noqa: F811
-    run = big_run(tmp_path / "run")
+def test_a_whole_run_has_every_figure(open_page, tmp_path):
+    run = make_big_run(tmp_path / "run")
     with open(run / "metrics.jsonl", "a") as file:
         for stage, step in [("fine_tune", 10), ("fine_tune", 20), ("pretrain", 5), ("pretrain", 10)]:
             file.write(
                 json.dumps({"stage": stage, "iteration": int(stage[0] == "f"), "step": step, "loss": 1 / step}) + "\n"
             )
-    page = opened(report.write(run))
+    page = open_page(report.write(run))
     words = page.locator("body").inner_text()
     for figure in ("Figure 1.", "Figure 2.", "Figure 3.", "Figure 3b.", "Figure 4."):
         assert figure in words
-    assert page.locator("svg.plot").count() == 5 + 7, "the figures, and the signs of health"
+    assert page.locator("svg.plot").count() == 5 + 7, "five figures and seven panels"
     assert not any(blank(page.locator("svg.plot").nth(index)) for index in range(12))
-    for heading in ("Health of the draws", "beside the paper's section 4.1", "Time and tokens", "never solved so far"):
+    for heading in ("Health of sampling", "next to the paper's section 4.1", "Time and tokens", "never solved so far"):
         assert heading.lower() in words.lower()
 
 
-def test_runs_side_by_side_have_a_figure_a_class(opened, tmp_path):  # noqa: F811
-    runs = [big_run(tmp_path / "a", 0), big_run(tmp_path / "b", 1), make_run(tmp_path / "c")]
-    page = opened(report.write(runs, tmp_path / "all.html"), width=390)
+@pytest.mark.slow
+def test_runs_side_by_side_have_a_figure_for_each_category(open_page, tmp_path):
+    runs = [make_big_run(tmp_path / "a", 0), make_big_run(tmp_path / "b", 1), make_run(tmp_path / "c")]
+    page = open_page(report.write(runs, tmp_path / "all.html"), width=390)
     words = page.locator("body").inner_text()
     assert "a, b: mean and range of 2" in words and "Settings that differ" in words
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

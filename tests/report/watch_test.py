@@ -9,20 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.report_test import ROOT, make_run, remove, shown
+from tests.support.commands import ROOT
+from tests.support.pages import words_of
+from tests.support.report_runs import make_run, remove
 
 
 @pytest.fixture
 def watching(tmp_path):
-    """Starts the command on a run that is not finished; ends it."""
+    """Starts the command on an unfinished run; kills it at the end."""
     run = make_run(tmp_path / "run")
     (run / "iter_002/DONE").unlink()
     remove(run, "iter_002/eval_*")
     command = [sys.executable, "-m", "star_jax.report", f"--workdir={run}", "--watch=1"]
-    # A shell that starts the tests in the background has its children ignore interrupts.
-    ready = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    # Children of a shell's background job ignore interrupts.
+    restore = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, cwd=ROOT, text=True, preexec_fn=ready, **pipes)
+    process = subprocess.Popen(command, cwd=ROOT, text=True, preexec_fn=restore, **pipes)
     assert process.stdout.readline().strip() == str(run / "live.html")
     yield run, process
     process.kill()
@@ -30,9 +32,9 @@ def watching(tmp_path):
 
 
 def page_with(path: Path, words: str) -> str:
-    """The page, once it says so."""
+    """The page once it contains these words."""
     deadline = time.monotonic() + 60
-    while words not in shown(text := path.read_text(encoding="utf-8")):
+    while words not in words_of(text := path.read_text(encoding="utf-8")):
         assert time.monotonic() < deadline, f"{words!r} never came"
         time.sleep(0.05)
     return text
@@ -43,8 +45,8 @@ def test_it_follows_the_run_and_ends_with_it(watching, tmp_path):
     page = run / "live.html"
     assert '<meta http-equiv="refresh" content="1">' in page_with(page, "evaluating comes next")
     (run / "iter_002/eval_dev.jsonl.part").write_text("a line\nanother line\n")
-    page_with(page, "evaluating, 2 drawn so far")
-    (run / "iter_002/filter.json").write_text("{")  # mended below: nothing a page that is watched should die of
+    page_with(page, "evaluating, 2 sampled so far")
+    (run / "iter_002/filter.json").write_text("{")  # repaired below: the watch must survive it
     assert "filter.json:1: invalid JSON" in process.stderr.readline()
     whole = make_run(tmp_path / "whole")
     for name in ("filter.json", "eval_dev.jsonl", "eval_dev.json", "DONE"):
@@ -54,7 +56,8 @@ def test_it_follows_the_run_and_ends_with_it(watching, tmp_path):
     assert "refresh" not in text and not (run / "report.html").exists()
 
 
-def test_an_interrupt_is_the_way_to_end_it(watching):
+@pytest.mark.slow
+def test_an_interrupt_ends_it(watching):
     _, process = watching
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 0 and process.stderr.read() == ""

@@ -1,4 +1,4 @@
-"""The best iteration of a run. The one definition: evaluation, weight retention, console and report use it."""
+"""The one definition of a run's best iteration, for evaluation, weight retention, console and report. No JAX here."""
 
 from collections.abc import Mapping
 

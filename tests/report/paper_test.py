@@ -1,0 +1,43 @@
+"""star_jax.report.paper: the paper's rows and settings next to those of runs."""
+
+import runpy
+
+from star_jax.evaluation import statistics
+from star_jax.report import paper, samples
+from star_jax.report.run_data import read_run
+from tests.support.commands import ROOT
+from tests.support.report_runs import make_big_run, make_run, put
+
+
+def test_rows_of_the_paper_and_of_runs(tmp_path):
+    runs = [read_run(make_big_run(tmp_path / "one", seed=3))]
+    table = paper.table(runs, ["one"])
+    assert [row.rate.accuracy for row in table.rows[:2]] == [0.763, 0.895]
+    base, best = table.rows[2:]
+    assert (base.run, base.label) == ("one", "the base, few-shot rationale (dev)")
+    number = runs[0].best
+    assert best.label == f"STaR without rationalization, iteration {number} (dev)"
+    (health,) = [row for row in samples.health_series(runs[0]) if row.iteration == number]
+    assert best.used.startswith(f"{100 * health.used('sampled'):.1f} + {100 * health.used('rationalized'):.1f}")
+    assert paper.table([*runs, read_run(make_run(tmp_path / "two"))], ["a", "b"]) is not None
+    put(tmp_path / "two/config.json", {"task": {"name": "gsm8k"}})
+    other = read_run(tmp_path / "two")
+    assert paper.table([*runs, other], ["a", "b"]) is None, "two tasks have no common table"
+    for row in paper.table([other], ["x"]).rows[:5]:
+        assert (row.rate.low, row.rate.high) == statistics.wilson(round(row.rate.accuracy * 1319), 1319)
+
+
+def test_the_papers_settings_are_those_of_our_configs(tmp_path):
+    """CommonsenseQA's seven shots are ours; for all other settings that the paper gives, configs/*_gptj.py agree."""
+    differing = {"commonsense_qa_gptj": {"prompt.shots"}, "gsm8k_gptj": set(), "arithmetic_gptj": set()}
+    wrong = []
+    for name, known in differing.items():
+        for variant in ("", "no_rationalization"):
+            config = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"](variant).to_dict()
+            put(tmp_path / "config.json", config)
+            if (keys := {key for key, _, _ in paper.settings_diff(read_run(tmp_path))}) != known:
+                wrong.append((name, variant, keys))
+            put(tmp_path / "config.json", config | {"optimizer": {"learning_rate": 0.25}})
+            if ("optimizer.learning_rate", "1e-06", "0.25") not in paper.settings_diff(read_run(tmp_path)):
+                wrong.append((name, variant, "learning rate"))
+    assert not wrong

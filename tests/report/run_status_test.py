@@ -1,0 +1,87 @@
+"""star_jax.report.run_status: a run's status at every point, from the files that exist."""
+
+import shutil
+
+import pytest
+
+from star_jax.report.run_data import read_run
+from star_jax.report.run_status import notices, run_status
+from tests.support.pages import page_of, words_of
+from tests.support.report_runs import add_evaluation, add_training, make_run, put, remove
+
+# (files to delete, words of the status)
+MISSING = [
+    (["iter_002"], "iteration 1 of 2 done"),
+    (["iter_002/*"], "iteration 2 of 2, in progress or stopped; sampling comes next"),
+    (["iter_002/DONE", "iter_002/[!s]*"], "rationalizing comes next"),
+    (["iter_002/DONE", "iter_002/[!sr]*"], "filtering comes next"),
+    (["iter_002/DONE", "iter_002/eval_*", "iter_002/finetune.json"], "fine-tuning, step 20 reached"),
+    (["iter_002/DONE", "iter_002/eval_*", "iter_002/finetune.json", "metrics.jsonl"], "fine-tuning comes next"),
+    (["iter_002/DONE", "iter_002/eval_*"], "evaluating comes next"),
+    (["iter_002/DONE"], "all of its stages are on disk"),
+    (["iter_*"], "no evaluation yet"),
+    (["iter_00[12]"], "the base model is evaluated; iteration 1 of 2 comes next"),
+    (["problems_dev.jsonl", "metrics.jsonl", "iter_000", "iter_001/eval_dev.json"], "done: 2 of 2 iterations"),
+]
+
+
+def test_the_status_of_a_run_with_missing_files(tmp_path):
+    wrong = []
+    whole = make_run(tmp_path / "whole")
+    for missing, status in MISSING:
+        run = shutil.copytree(whole, tmp_path / "part")
+        remove(run, *missing)
+        if status not in (actual := run_status(read_run(run))):
+            wrong.append((missing, status, actual))
+        shutil.rmtree(run)
+    assert not wrong
+
+
+@pytest.mark.slow
+def test_the_page_of_a_run_with_missing_files(tmp_path):
+    wrong = []
+    whole = make_run(tmp_path / "whole")
+    for missing, status in MISSING:
+        run = shutil.copytree(whole, tmp_path / "part")
+        remove(run, *missing)
+        if f"Status {status}" not in (words := words_of(page_of(run))) and status not in words:
+            wrong.append((missing, status))
+        shutil.rmtree(run)
+    assert not wrong
+
+
+def test_a_page_without_filter_config_or_evaluations(tmp_path):
+    """Samples are counted before they are filtered; what cannot be shown is said."""
+    cases = [
+        (["iter_002/filter.json"], "2 – 8 4 4 – – –"),
+        (["config.json"], "config.json is missing or empty"),
+        (["[!c]*"], "Figure 1 (accuracy by category) appears after the first evaluation."),
+    ]
+    wrong = []
+    whole = make_run(tmp_path / "whole")
+    for missing, words in cases:
+        run = shutil.copytree(whole, tmp_path / "part")
+        remove(run, *missing)
+        if words not in words_of(page_of(run)):
+            wrong.append((missing, words))
+        shutil.rmtree(run)
+    assert not wrong
+
+
+def test_an_iteration_that_kept_nothing(tmp_path):
+    """The run stops there with its samples on disk, with or without filter.json."""
+    remove(make_run(tmp_path, iterations=1), "iter_001")
+    add_training(tmp_path / "iter_001", 1, sampled=0, rationalized=0)
+    remove(tmp_path, "iter_001/finetune.json")
+    words = words_of(page_of(tmp_path))
+    assert "kept nothing, so there is nothing to fine-tune" in words and "No iteration has kept examples yet." in words
+    remove(tmp_path, "iter_001/filter.json", "iter_001/kept.jsonl")
+    assert "no completion reached a right answer, so there is nothing to keep" in run_status(read_run(tmp_path))
+
+
+def test_a_base_that_is_not_beaten_and_counts_of_another_run(tmp_path):
+    put(make_run(tmp_path, iterations=1) / "iter_001" / "filter.json", {"samples": 9})
+    add_evaluation(tmp_path / "iter_000", 0, "rrrr")
+    assert "Accuracy base 100.0 % (the best so far)" in words_of(page_of(tmp_path))
+    (notice,) = (text for text in notices(read_run(tmp_path)) if "filter.json" in text)
+    assert "Iteration 1: filter.json counts 9 samples, samples.jsonl holds 8" in notice
