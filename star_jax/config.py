@@ -297,6 +297,7 @@ class Config:
     seed: int = 0
     # "bytes", "symbols" (the task's words), a directory with GPT-2's tokenizer files, or a name on the hub
     tokenizer: str = ""  # "": the base model's own; a base that is pretrained here reads bytes
+    compile_cache: str = "~/.cache/star_jax/xla"  # directory of compiled programs, for all runs; "": none
     tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl
     wandb: str = ""  # also log to this Weights & Biases project; WANDB_MODE=offline needs no login; "": not
     task: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "arithmetic"})

@@ -12,7 +12,7 @@ from pathlib import Path
 from star_jax import config
 from star_jax.cli.config_flags import read_config
 from star_jax.cli.parser import Parser, exit_on_bad_input
-from star_jax.distributed import processes
+from star_jax.distributed import launch, processes
 
 
 def main() -> None:
@@ -33,11 +33,12 @@ def main() -> None:
     typed = config.from_dict(values)
     file, _, variant = args.config.partition(":")
     workdir = args.workdir or Path("runs") / "_".join(filter(None, [Path(file).stem, variant]))
-    with processes.distributed_context():
+    with launch.distributed_context():
         from star_jax.algorithms import star  # imports JAX: only after distributed_context has forked
-        from star_jax.distributed import preemption
+        from star_jax.distributed import compile_cache, preemption
 
         preemption.listen()
+        compile_cache.enable(typed.compile_cache)
         if not processes.is_leader():  # messages about the run are printed once
             logging.getLogger("star_jax").setLevel(logging.WARNING)
         report = star.run(typed, workdir, args.allow_changes)

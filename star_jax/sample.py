@@ -1,18 +1,19 @@
-"""A run's model on your own problems.
+"""Samples completions of your own problems from a run's model.
 
     python -m star_jax.sample --workdir=DIR [--iteration=N|base|best] [--samples=K] [--temperature=T] < problems.jsonl
 
-Each line of standard input is {"question": ..., for multiple choice "choices": [...], and, where it is known,
-"answer": ...} (the letter, for choices); on a terminal the questions are asked for one by one. Each draw is one JSON
-line on standard output: question, text, answer, right (null where no answer was given), truncated, log_probability.
+Standard input: JSON lines with "question" and, optional, "choices" (a list, for multiple choice) and "answer" (the
+letter, if there are choices). On a terminal the command asks for one question after another.
+Standard output: a JSON line for each sample, with question, text, answer (as parsed), right (null without a reference
+answer), truncated and log_probability (nats).
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
 
-from star_jax.cli.parser import exit_on_bad_input
+from star_jax.cli.parser import Parser, exit_on_bad_input
+from star_jax.distributed import compile_cache
 from star_jax.errors import InputError
 from star_jax.evaluation import stored_run
 from star_jax.records import Problem
@@ -22,19 +23,20 @@ from star_jax.tasks.answers.choices import LETTERS
 
 
 def main() -> None:
-    """The command line at the head of this file."""
-    parser = argparse.ArgumentParser(prog="python -m star_jax.sample", description=__doc__.split("\n")[0])
-    parser.add_argument("--workdir", required=True)
-    parser.add_argument("--iteration", default="best", help="a number, base or best (default)")
-    parser.add_argument("--samples", type=int, default=1, help="completions for each problem")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy")
+    """Parses the command line, reads problems, prints samples."""
+    parser = Parser("sample", __doc__)
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
+    parser.add_argument("--iteration", default="best", metavar="N|base|best", help="which model (default: best)")
+    parser.add_argument("--samples", type=int, default=1, metavar="K", help="samples per problem (default: 1)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
     args = parser.parse_args()
     if args.samples < 1 or args.temperature < 0:
         raise InputError("--samples must be at least 1 and --temperature must not be negative")
     stored = stored_run.open_iteration(args.workdir, args.iteration)
+    compile_cache.enable(stored.config.compile_cache)
     task, seed, stream = stored.task, stored.config.seed, stored.stream(Decoding(args.temperature))
-    # A person gets each answer before the next question; a file goes through the sampler at once.
-    batches = ([p] for p in _asked()) if sys.stdin.isatty() else iter([list(_read())])
+    # On a terminal each question is answered before the next; a file goes through the sampler at once.
+    batches = ([p] for p in _ask_questions()) if sys.stdin.isatty() else iter([list(_read_problems())])
     for batch in batches:
         order = [(problem, index) for problem in batch for index in range(args.samples)]
         requests = [Request(stored.prompts(p), f"{seed}/{p.question}/{index}") for p, index in order]
@@ -53,20 +55,22 @@ def main() -> None:
             print(json.dumps(line, ensure_ascii=False), flush=True)
 
 
-def _read() -> Iterator[Problem]:
+def _read_problems() -> Iterator[Problem]:
     for number, line in enumerate(sys.stdin, start=1):
         try:
             values = json.loads(line)
             choices = tuple(map(str, values.get("choices") or ()))
             answer = "" if values.get("answer") is None else str(values["answer"])
             if choices and answer and answer not in LETTERS[: len(choices)]:
-                raise ValueError(f"the answer {answer!r} is no letter of the choices")
+                raise ValueError(f"the answer {answer!r} is not the letter of a choice")
             yield Problem(id=str(number), question=str(values["question"]), answer=answer, choices=choices)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f'standard input:{number}: give {{"question": ...}} on each line ({error!r})') from error
+            raise InputError(
+                f'standard input:{number}: each line must be JSON like {{"question": "..."}} ({error!r}); fix and rerun'
+            ) from error
 
 
-def _asked() -> Iterator[Problem]:
+def _ask_questions() -> Iterator[Problem]:
     for number in range(1, sys.maxsize):
         try:
             question = input("question: ").strip()

@@ -1,4 +1,4 @@
-"""SIGTERM, the notice that a machine is taken away: long work stops where it has something to store, and stores it."""
+"""SIGTERM as a preemption notice: long work stops at its next safe point and stores its results."""
 
 import signal
 import time
@@ -7,14 +7,14 @@ from typing import Any
 from star_jax.errors import Stopped
 
 _requested = False
-_since = 0.0  # of the monotonic clock
+_requested_at = 0.0  # time.monotonic()
 
 
 def listen() -> None:
-    """Takes SIGTERM for a request from now on; a second one ends the process as if nobody had listened.
+    """From now on the first SIGTERM sets a request, and a second one ends the process as by default.
 
-    One that comes within a second is the same notice: of two processes that stand in for one another (processes.distributed_context)
-    a notice to their group reaches the inner one twice.
+    A second one within a second counts as the same notice: with several processes a supervisor stands between the
+    sender and the worker (launch.distributed_context), and a notice to their process group reaches the worker twice.
 
     Call it in the main thread.
     """
@@ -22,29 +22,29 @@ def listen() -> None:
 
 
 def end() -> None:
-    """The work is done: a notice that comes now changes nothing.
+    """Ignores SIGTERM from now on: the work is done.
 
-    Python gives SIGTERM its deadly meaning back while it ends, and a run that had finished would seem to have failed.
+    Python restores the default action while it exits, and a finished run would seem to have failed.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def requested() -> bool:
-    """Whether the process was told to stop."""
+    """Whether SIGTERM was received."""
     return _requested
 
 
 def check() -> None:
-    """Raises Stopped if the process was told to stop. Call it where nothing would be lost."""
+    """Raises Stopped if SIGTERM was received. Call it where all results are stored."""
     if _requested:
         raise Stopped
 
 
 def _request(number: int, frame: Any) -> None:
-    global _requested, _since
+    global _requested, _requested_at
     now = time.monotonic()
     if not _requested:
-        _requested, _since = True, now
-    elif now - _since > 1:
+        _requested, _requested_at = True, now
+    elif now - _requested_at > 1:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)

@@ -16,7 +16,7 @@ import pytest
 
 from star_jax import config
 from star_jax.algorithms import star
-from star_jax.distributed import processes
+from star_jax.distributed import launch, processes
 from star_jax.errors import InputError
 from star_jax.weights import checkpoint
 
@@ -28,12 +28,12 @@ import sys
 from pathlib import Path
 sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # as main has it
 from star_jax import config
-from star_jax.distributed import processes
+from star_jax.distributed import launch
 from star_jax.cli.parser import exit_on_bad_input
 
 def main():
     settings = config.from_dict(__import__("json").loads(Path(sys.argv[1]).read_text()))
-    with processes.distributed_context():
+    with launch.distributed_context():
         from star_jax.algorithms import star
         star.run(settings, sys.argv[2])
 
@@ -148,7 +148,7 @@ def test_two_processes_are_one_and_go_on_when_one_was_killed(base, tmp_path):
         assert time.monotonic() < deadline and started[0].poll() is None, said(killed, 0)[-3000:]
         time.sleep(0.05)
     started[1].send_signal(signal.SIGKILL)
-    assert started[0].wait(timeout=120) == processes.ANOTHER_DIED
+    assert started[0].wait(timeout=120) == launch.PEER_LOST
     assert said(killed, 0).splitlines()[-1].startswith("star_jax: another process died")
     assert started[1].wait(timeout=10) == -signal.SIGKILL
     finish(killed, start(killed, file, 2))
