@@ -113,8 +113,10 @@ def test_other_commands_name_a_missing_run(module, tmp_path):
 def test_help_describes_every_flag(module):
     result = call("--help", module=module)
     assert (result.returncode, result.stderr) == (0, "")
-    options = result.stdout.partition("\noptions:\n")[2].splitlines()
-    flags = [i for i, line in enumerate(options) if line.startswith("  -")]
-    for i in flags:  # the help stands after the flag or in the next line
-        assert len(options[i].split("  ")) > 2 or options[i + 1].startswith(" " * 20), options[i]
+    description, _, options = result.stdout.partition("\noptions:\n")
+    lines = options.splitlines()
+    flags = [i for i, line in enumerate(lines) if line.startswith("  -")]
+    for i in flags:  # its help stands in the same line, in the next one, or in the description of the command
+        described = lines[i].split()[0] in description or len(lines[i].strip().split("  ")) > 1
+        assert described or lines[i + 1].startswith(" " * 20), lines[i]
     assert len(flags) > 3
