@@ -90,7 +90,7 @@ def _load(spec: str) -> ConfigDict:
 
 
 def _failure(path: Path, error: BaseException) -> InputError:
-    """An error of a config file as one line: file and line, the last one in its folder (configs run each other), reason."""
+    """An error of a config file as one line: the last line run in its folder (configs run each other), reason."""
     where, reason = str(path), str(error)
     for frame in traceback.extract_tb(error.__traceback__):
         if Path(frame.filename).resolve().parent == path.resolve().parent:
