@@ -111,8 +111,9 @@ def test_the_least_work_of_gpt_j_6b_by_hand(slots):
     """12.1 GB of weights in bfloat16 less the embedding's 0.4, and 458,752 bytes of keys and values a token."""
     cfg = ModelConfig(**GPTJ_6B, compute_dtype="bfloat16")
     lengths = budget.Lengths(prefix=785, body=55, new=96)
-    work = budget.least_sampling(cfg, slots, slots, lengths)
-    weights = 2 * (budget.parameters(decoder.GPT(cfg)) - 50400 * 4096)
+    least_work = load("least_work")
+    work = least_work.sampling(cfg, slots, slots, lengths)
+    weights = 2 * (budget.parameter_count(decoder.GPT(cfg)) - 50400 * 4096)
     assert weights == pytest.approx(12.1e9 - 0.413e9, rel=2e-3)
     assert work.decode_steps == 95
     own = 458_752 * (785 + slots * (55 + 48))
@@ -120,5 +121,5 @@ def test_the_least_work_of_gpt_j_6b_by_hand(slots):
     blocks, head = 28 * 12 * 4096**2, 50400 * 4096  # biases and norms are a thousandth
     a_token = 2 * (blocks + head) + 4 * 28 * 4096 * (785 + 55 + 95 / 2)
     assert work.decode_flops == pytest.approx(slots * 95 * a_token, rel=1e-3)
-    more = budget.least_sampling(cfg, 2 * slots, slots, lengths)
+    more = least_work.sampling(cfg, 2 * slots, slots, lengths)
     assert more.decode_bytes == 2 * work.decode_bytes and more.decode_flops == 2 * work.decode_flops

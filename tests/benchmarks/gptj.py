@@ -25,12 +25,11 @@ import importlib.util
 import os
 import time
 
-from star_jax.weights import placement
-
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")  # three quarters else; read when JAX starts
 
 import jax
 import jax.numpy as jnp
+import least_work
 import machine
 import numpy as np
 from jax.sharding import Mesh
@@ -45,6 +44,7 @@ from star_jax.sampling.sampler import Request, Sampler, SamplerSpec
 from star_jax.tokenizers.simple import ByteTokenizer
 from star_jax.training import packing
 from star_jax.training.step import initial_state, train_step
+from star_jax.weights import placement
 
 BAR = 180.0  # seconds of the loop on an H200
 # (weights, Adam's first moment, what the blocks keep for the backward pass), the widest first; second moment: float32.
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     cfg = settings.model
     model, mesh = decoder.GPT(cfg), sharding.make_mesh(config.MeshConfig(data=1))
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}: {cfg.n_layers} layers, d_model {cfg.d_model}, "
-          f"{budget.parameters(model):,} parameters")  # fmt: skip
+          f"{budget.parameter_count(model):,} parameters")  # fmt: skip
     speed = Speed(
         args.matrix_rate * 1e12 or machine.matrix_rate(args.probe_side, "bfloat16"),
         args.bandwidth * 1e12 or copy_rate(args.probe_mib),
@@ -182,7 +182,7 @@ def decoding(args: argparse.Namespace, model: decoder.GPT, params: decoder.Param
     assert {len(sample.token_ids) for sample in ours.sample(ending, requests)} == {1}
     whole, prefill = (machine.best(lambda w=w: ours.sample(w, requests) and (), turns=2) for w in (weights, ending))
     lengths = budget.Lengths(args.prefix, args.body, args.new_tokens)
-    work = budget.least_sampling(model.config, slots, slots, lengths)
+    work = least_work.sampling(model.config, slots, slots, lengths)
     spent, floor, steps = whole - prefill, work.decode_bytes / speed.bytes, work.decode_steps
     print(f"\n{slots} slots, {memory()}; first call {first:.1f} s")
     print(f"  decode:  {slots * steps / spent:10,.0f} tokens/s, {1e3 * spent / steps:.2f} ms a step; "
@@ -203,7 +203,7 @@ def drawing(args: argparse.Namespace, model: decoder.GPT, params: decoder.Params
     drawn = ours.sample(weights, requests)
     seconds = time.perf_counter() - started
     lengths = budget.Lengths(args.prefix, args.body, args.new_tokens)
-    steps = budget.least_sampling(model.config, args.problems, slots, lengths).decode_steps
+    steps = least_work.sampling(model.config, args.problems, slots, lengths).decode_steps
     tokens = sum(len(draw.token_ids) for draw in drawn)
     print(f"\n{name}: {args.problems} problems, {slots} slots: {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s; "
           f"{steps} decode steps at least")  # fmt: skip

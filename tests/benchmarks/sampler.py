@@ -26,6 +26,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import least_work
 import machine
 import numpy as np
 
@@ -84,7 +85,7 @@ def main() -> None:
     print(f"{'side':6}{'seconds':>9}{'tokens/s':>11}{'useful':>8}{'GFLOP':>8}{'GB':>7}{'floor, s':>10}{'away':>7}")
     median = {name: statistics.median(values) for name, values in seconds.items()}
     for name in sides:
-        flops, moved = least_work(CONFIG, prefix, bodies, news, args.slots, shared=name == "ours")
+        flops, moved = least_work.mixed_sampling(CONFIG, prefix, bodies, news, args.slots, shared=name == "ours")
         floor = max(flops / flops_a_second, moved / bytes_a_second)
         useful = sum(news) / (steps[name] * args.slots)
         print(f"{name:6}{median[name]:9.3f}{sum(news) / median[name]:11,.0f}{useful:8.0%}{flops / 1e9:8.1f}"
@@ -183,26 +184,6 @@ def weights_that_stop_after(mean: float) -> decoder.Params:
     head["kernel"] = 0.05 * head["kernel"].at[:, end].set(0)
     head["bias"] = head["bias"].at[end].set(np.log(p / (1 - p) * (end - 1))).at[line].set(-30.0)  # no "\n\n"
     return params
-
-
-def least_work(
-    cfg: ModelConfig, prefix: int, bodies: list[int], news: list[int], slots: int, shared: bool = True
-) -> tuple[float, float]:
-    """(FLOPs, bytes) with no idle row and no padding; the prefix is encoded and read once, or once a row."""
-    key_bytes = 2 * cfg.n_layers * cfg.d_model * 4
-    weights = cfg.n_layers * (4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_mlp)
-
-    def encode(first: int, last: int) -> float:  # tokens at places [first, last), each sees those before it
-        seen = (first + 1 + last) * (last - first) / 2
-        return 2 * weights * (last - first) + 4 * cfg.n_layers * cfg.d_model * seen
-
-    flops = encode(0, prefix) * (1 if shared else len(bodies))
-    flops += sum(encode(prefix, prefix + b + n - 1) for b, n in zip(bodies, news, strict=True))
-    flops += 2 * cfg.d_model * cfg.vocab_size * sum(news)
-    steps = sum(n - 1 for n in news) / slots
-    own = sum((n - 1) * (b + n / 2) for b, n in zip(bodies, news, strict=True))
-    prefix_reads = steps if shared else steps * slots
-    return flops, steps * 4 * (weights + cfg.d_model * cfg.vocab_size) + key_bytes * (own + prefix * prefix_reads)
 
 
 def machine_speed() -> tuple[float, float]:

@@ -26,10 +26,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import least_work
 import machine
 import numpy as np
 import plain_loop
-from sampler import least_work, machine_speed, requests_of
+from sampler import machine_speed, requests_of
 
 from star_jax import config, tasks
 from star_jax.distributed import sharding
@@ -120,7 +121,7 @@ def whole_pass(args: argparse.Namespace, work: Work, rates: tuple[float, float])
             drawn[name] = draw()
             seconds[name] += [time.perf_counter() - started] * (turn > 0)
     bodies = [len(body) for body in work.bodies]
-    flops, moved = least_work(work.config, len(work.prefix), bodies, [new] * len(bodies), args.slots)
+    flops, moved = least_work.mixed_sampling(work.config, len(work.prefix), bodies, [new] * len(bodies), args.slots)
     floor = flops / rates[0]
     print(f"{args.problems} problems behind {len(work.prefix)} tokens, {new} new ones each; bodies of "
           f"{min(map(len, work.bodies))} to {max(map(len, work.bodies))}")  # fmt: skip

@@ -37,9 +37,6 @@ from typing import Any
 import machine
 import numpy as np
 
-from star_jax.training import step
-from star_jax.weights import placement
-
 RATE, WEIGHT_DECAY, TEXTS = 1e-4, 0.01, 4
 MIB = 2**20
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
@@ -133,6 +130,7 @@ def ours(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from star_jax.config import MeshConfig, OptimizerConfig
     from star_jax.distributed import sharding
     from star_jax.models import decoder
+    from star_jax.training import step
     from star_jax.weights import checkpoint
 
     jax.devices()
@@ -206,6 +204,7 @@ def write_weights(args: argparse.Namespace, directory: Path) -> None:
     import jax
 
     from star_jax.models import decoder
+    from star_jax.weights import placement
     from star_jax.weights.sources import hf
 
     rng, config = np.random.default_rng(0), model_config(args)
@@ -233,13 +232,15 @@ def rows(args: argparse.Namespace) -> dict[str, np.ndarray]:
 
 
 def table(args: argparse.Namespace, seconds: dict[str, float], facts: dict[str, dict[str, Any]]) -> None:
+    import least_work
+
     from star_jax.models import decoder
     from star_jax.preflight import budget
 
     config, packed = model_config(args), rows(args)
     tokens, with_loss = packed["tokens_RT"].size, int(packed["weights_RT"].sum())
-    count, rate = budget.parameters(decoder.GPT(config)), machine.matrix_rate(2048)
-    flops = budget.least_train_flops(config, packed)
+    count, rate = budget.parameter_count(decoder.GPT(config)), machine.matrix_rate(2048)
+    flops = least_work.train_flops(config, packed)
     print(f"{count:,} parameters, {args.rows} rows of {args.row_tokens} tokens, {with_loss:,} of {tokens:,} with loss")
     print(f"least work of a step: {flops / 1e9:,.0f} GFLOP, Adam {7 * 4 * count / 1e9:.1f} GB; this machine: "
           f"{rate / 1e9:.0f} GFLOP/s (matrix product): {flops / rate:.2f} s")  # fmt: skip
