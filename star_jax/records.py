@@ -79,24 +79,14 @@ class Prompt:
     def text(self) -> str:
         return self.prefix + self.body
 
-    @property
-    def parts(self) -> tuple[str, str]:
-        """(prefix, body) as each is tokenized: the white space between them belongs to the body.
-
-        Byte-level BPE then encodes the two to the ids of the whole text: "\n\n" at the end of a text is one token of
-        GPT-2's vocabulary, before a word it is two.
-        """
-        shared = self.prefix.rstrip()
-        return shared, self.text[len(shared) :]
-
 
 @dataclasses.dataclass(frozen=True)
 class EncodedPrompt:
     """A prompt with its token ids, encoded once for sampling."""
 
     prompt: Prompt
-    prefix_ids: tuple[int, ...]  # of parts[0]; encoded once for all problems that share it
-    body_ids: tuple[int, ...]  # of parts[1]
+    prefix_ids: tuple[int, ...]  # encoded once for all problems that share the prefix
+    body_ids: tuple[int, ...]  # of the white space after the prefix, and the body
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pytest
 
 from star_jax.errors import InputError
 from star_jax.records import Completion, Example, Problem, Prompt, from_json, read_jsonl, to_json, write_lines
+from star_jax.tokenizers.simple import ByteTokenizer
 
 PROBLEM = Problem("t-1", "How many?", "72", "word problem", choices=("a bed", "a Ä"), rationale="x\ny")
 COMPLETION = Completion("t-1", 2, 0, True, "so\n#### 72", "72", "right", None, -1.25, 9, "0/sample/2/t-1/0/1")
@@ -99,4 +100,5 @@ def test_records_cannot_be_changed():
     ],
 )
 def test_white_space_between_shots_and_problem_goes_with_the_problem(prefix, body, parts):
-    assert Prompt(prefix, body).parts == parts and "".join(parts) == Prompt(prefix, body).text
+    tokenizer = ByteTokenizer()
+    assert tokenizer.split_parts(prefix, body) == parts and "".join(parts) == Prompt(prefix, body).text

@@ -15,7 +15,7 @@ LOG = logging.getLogger("star_jax")
 
 
 def is_finished(run: Run, n: int) -> bool:
-    """Whether nothing of iteration n is to be made: its files exist, and its weights if the next iteration needs them."""
+    """Whether all files of iteration n exist, and its weights if the next iteration needs them."""
     needed = n < run.config.star.iterations and not run.run_dir.has(n + 1)
     return run.run_dir.is_complete(n) and (not needed or run.weights.exists(n))
 

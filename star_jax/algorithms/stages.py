@@ -1,4 +1,4 @@
-"""The stages of an iteration. A stage reads files of the run's directory and writes its own: it is done when they exist."""
+"""The stages of an iteration. A stage reads files of the run's directory and is done when its own outputs exist."""
 
 import dataclasses
 import functools

@@ -23,7 +23,7 @@ class PromptEncoder:
         return self._prompts[key]
 
     def _encode(self, prompt: Prompt) -> EncodedPrompt:
-        prefix, body = prompt.parts
+        prefix, body = self.tokenizer.split_parts(prompt.prefix, prompt.body)
         if prefix not in self._prefixes:
             self._prefixes[prefix] = tuple(self.tokenizer.encode(prefix))
         return EncodedPrompt(prompt, self._prefixes[prefix], tuple(self.tokenizer.encode(body)))

@@ -4,12 +4,15 @@ import dataclasses
 import functools
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from star_jax.config import Config, from_dict
 from star_jax.distributed import processes, sharding
 from star_jax.errors import InputError
 from star_jax.evaluation import best
 from star_jax.evaluation.generate import SampleStream, prompts_of, sampler_spec
 from star_jax.evaluation.prompts import PromptEncoder
+from star_jax.models import decoder
 from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling.sampler import Sampler
 from star_jax.sampling.token_sampling import Decoding
@@ -45,13 +48,26 @@ class StoredIteration:
         return PromptEncoder(self.task, tokenizer, prompts_of(self.config, self.number + 1))
 
     def stream(self, decoding: Decoding) -> SampleStream:
-        """Loads the model and returns its sampler's stream. Raises InputError."""
-        options, mesh = self.config.sampling, sharding.make_mesh(self.config.mesh)
-        sampling_mesh = sharding.sampling_mesh(mesh, options.tensor)
-        model, stacked = checkpoint.load_model(self.directory, mesh, self.config.train.param_dtype)
-        params = placement.to_decode_params(model, stacked, sampling_mesh, options.weights_dtype)
+        """Samples from this iteration's model, which is loaded when the first chunk is asked for."""
+
+        @functools.cache
+        def sampler() -> Sampler:
+            model, _ = self._weights
+            return Sampler(model, self.prompts.tokenizer, self._sampling_mesh, spec)
+
         spec = sampler_spec(self.config, self.task, decoding)
-        return functools.partial(Sampler(model, self.prompts.tokenizer, sampling_mesh, spec).stream, params)
+        return lambda requests: sampler().stream(self._weights[1], requests)
+
+    @functools.cached_property
+    def _sampling_mesh(self) -> Mesh:
+        return sharding.sampling_mesh(sharding.make_mesh(self.config.mesh), self.config.sampling.tensor)
+
+    @functools.cached_property
+    def _weights(self) -> tuple[decoder.GPT, decoder.DecodeParams]:
+        mesh = sharding.make_mesh(self.config.mesh)
+        model, stacked = checkpoint.load_model(self.directory, mesh, self.config.train.param_dtype)
+        dtype = self.config.sampling.weights_dtype
+        return model, placement.to_decode_params(model, stacked, self._sampling_mesh, dtype)
 
 
 def open_iteration(workdir: str, iteration: str) -> StoredIteration:

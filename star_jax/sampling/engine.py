@@ -86,9 +86,7 @@ def _queues(model, decoding, spec, mesh, params, prefix, queue, automaton_SV) ->
 
 
 sample_queues = jax.jit(_queues, static_argnums=(0, 1, 2, 3))
-sample_queues_on_cuda = jax.jit(
-    _queues, static_argnums=(0, 1, 2, 3), compiler_options=platforms.CUDA_COMPILER_OPTIONS
-)
+sample_queues_on_cuda = jax.jit(_queues, static_argnums=(0, 1, 2, 3), compiler_options=platforms.CUDA_COMPILER_OPTIONS)
 
 
 def _loop(model, decoding, spec, params, prefix, queue, automaton_SV) -> Outputs:

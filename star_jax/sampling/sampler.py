@@ -126,7 +126,7 @@ class Sampler:
         for index, request in enumerate(requests):
             if not request.prompt.body_ids:
                 raise InputError("a prompt's body has no tokens; a completion needs at least one to follow")
-            groups.setdefault(request.prompt.prompt.parts[0], []).append(index)
+            groups.setdefault(request.prompt.prompt.prefix, []).append(index)
 
         def length(index: int) -> int:
             return len(requests[index].prompt.body_ids)

@@ -23,7 +23,7 @@ def score(
     row_tokens: int = 1024,
     batch_rows: int = 8,
 ) -> list[np.ndarray]:
-    """log p of every completion token given what precedes it, float32 nats: one array [M] for each pair, in their order.
+    """log p of every completion token given what precedes it: one array [M] in float32 nats for each pair.
 
     The counterpart of sampling: for sampled ids it returns the sampler's `token_log_probs`, at temperature 1 over the
     first `vocab_used` ids.

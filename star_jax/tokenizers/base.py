@@ -35,12 +35,12 @@ class Tokenizer(abc.ABC):
     def spec(self) -> dict[str, Any]:
         """JSON-serializable description, from which `tokenizers.from_spec` creates an equal tokenizer."""
 
-    def encode_parts(self, prefix: str, body: str) -> tuple[list[int], list[int]]:
-        """(ids of the prefix, ids of the body). If white space separates the two, they concatenate to the whole's ids.
+    def split_parts(self, prefix: str, body: str) -> tuple[str, str]:
+        """Prefix and body as they are encoded: the white space between them belongs to the body.
 
-        The prefix is encoded without its trailing white space, which goes to the body. Byte-level BPE needs that: at
-        the end of a text "\\n\\n" is one token of GPT-2's vocabulary, before a word it is two. The ids of a prefix do
-        not depend on the body, so problems that share few-shot examples share the prefix's ids.
+        Their ids then concatenate to those of the whole text. Byte-level BPE needs that: at the end of a text
+        "\\n\\n" is one token of GPT-2's vocabulary, before a word it is two. The ids of a prefix do not depend on the
+        body, so problems that share few-shot examples share the prefix's ids.
         """
         shared = prefix.rstrip()
-        return self.encode(shared), self.encode(prefix[len(shared) :] + body)
+        return shared, prefix[len(shared) :] + body

@@ -1,4 +1,4 @@
-"""The weights of a run: on disk, in host memory, and on the training and sampling meshes. Each verb says what it costs."""
+"""The weights of a run: on disk, in host memory, on the training mesh and on the sampling mesh."""
 
 import contextlib
 import dataclasses

@@ -45,7 +45,9 @@ def test_every_real_prompt_fits_gpt_j_and_every_training_text_its_row(shared_dir
         record_property(f"{name} {split}", found)
         assert found["prompt_tokens_max"] + found["new_tokens_budget"] <= typed.model.max_positions
         assert found["references_over_budget"] <= 1
-        shared, own = zip(*(prompts.prompt(task, p).parts for p in task.problems(split)[:200]), strict=True)
+        shared, own = zip(
+            *(words.split_parts(prompts.plain, task.render(p)) for p in task.problems(split)[:200]), strict=True
+        )
         joined = [words.encode(a) + words.encode(b) for a, b in zip(shared, own, strict=True)]
         assert joined == [words.encode(a + b) for a, b in zip(shared, own, strict=True)] and len(set(shared)) == 1
         shots = found["shots_tokens"] if typed.star.few_shot_train else 0

@@ -95,9 +95,14 @@ def main() -> None:
 
 def requests_of(prompts: list[Prompt], tokenizer: Tokenizer) -> list[Request]:
     """One request for each prompt, with its index as the seed. The prompts' shared prefix is encoded once."""
-    prefix_ids = tuple(tokenizer.encode(prompts[0].parts[0]))
+    prefix_ids = tuple(tokenizer.encode(tokenizer.split_parts(prompts[0].prefix, "")[0]))
     return [
-        Request(EncodedPrompt(prompt, prefix_ids, tuple(tokenizer.encode(prompt.parts[1]))), str(i))
+        Request(
+            EncodedPrompt(
+                prompt, prefix_ids, tuple(tokenizer.encode(tokenizer.split_parts(prompt.prefix, prompt.body)[1]))
+            ),
+            str(i),
+        )
         for i, prompt in enumerate(prompts)
     ]
 

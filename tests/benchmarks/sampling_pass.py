@@ -79,8 +79,8 @@ class Work:
         shots = few_shot.load("commonsense_qa", 7, direct=False)
         self.dev = [shots.prompt(task, problem) for problem in task.problems("dev")[: args.problems]]
         self.train = [shots.prompt(task, problem) for problem in task.problems("train")[: args.stopping_problems]]
-        self.prefix = self.words.encode(self.dev[0].parts[0])
-        self.bodies = [self.words.encode(prompt.parts[1]) for prompt in self.dev]
+        self.prefix = self.words.encode(self.words.split_parts(self.dev[0].prefix, "")[0])
+        self.bodies = [self.words.encode(self.words.split_parts(p.prefix, p.body)[1]) for p in self.dev]
         self.params = random_params(self.config)
         self.mesh = sharding.sampling_mesh(sharding.make_mesh(config.MeshConfig(data=1)), 1)
         self.decode_params = placement.to_decode_params(decoder.GPT(self.config), self.params, self.mesh)

@@ -15,7 +15,7 @@ from star_jax.weights import placement
 
 def encoded(tokenizer: Tokenizer, prompt: Prompt) -> EncodedPrompt:
     """The prompt with its ids, as PromptEncoder makes it."""
-    prefix, body = prompt.parts
+    prefix, body = tokenizer.split_parts(prompt.prefix, prompt.body)
     return EncodedPrompt(prompt, tuple(tokenizer.encode(prefix)), tuple(tokenizer.encode(body)))
 
 
