@@ -89,7 +89,9 @@ class WeightStore:
         """
         with self._phases("save"):
             model = self.directory(n), self.spec.model, params, self.spec.tokenizer
-            if n and processes.host_memory_available(placement.host_bytes(params)):
+            if self.exists(n):  # saved by a run that was killed before it could write finetune.json
+                fingerprint = self.fingerprint(n)
+            elif n and processes.host_memory_available(placement.host_bytes(params)):
                 self._saving = checkpoint.AsyncModelSave(*model)
                 fingerprint = self._saving.fingerprint
             else:
