@@ -1,4 +1,4 @@
-"""star_jax.weights.sources.hf and the command line: what transformers wrote is read, and what is written it reads."""
+"""star_jax.weights.sources.hf and star_jax.convert: transformers' files are read, and transformers reads ours."""
 
 import dataclasses
 import functools
@@ -47,8 +47,8 @@ TEXTS = [
 forward = jax.jit(decoder.apply, static_argnums=0)
 
 
-def worst(found, expected) -> float:
-    return float(np.max(np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64))))
+def worst(values, expected) -> float:
+    return float(np.max(np.abs(np.asarray(values, np.float64) - np.asarray(expected, np.float64))))
 
 
 def load(directory):
@@ -58,21 +58,21 @@ def load(directory):
     return model.config, jax.tree.map(np.asarray, params)
 
 
-def assert_same_bits(found, expected) -> None:
+def assert_same_bits(params, expected) -> None:
     """Two trees with equal names, shapes, dtypes and bits."""
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
         assert (a.dtype, a.shape) == (b.dtype, b.shape)
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def assert_same_state(found, expected) -> None:
+def assert_same_state(state, expected) -> None:
     """Two torch state dicts with equal names and bits."""
     import torch
 
-    assert found.keys() == expected.keys()
+    assert state.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+        assert state[name].dtype == tensor.dtype and torch.equal(state[name], tensor), name
 
 
 def half(config: ModelConfig, dtype: str, seed: int = 1):
@@ -85,12 +85,13 @@ def half(config: ModelConfig, dtype: str, seed: int = 1):
 
 @pytest.fixture
 def written(tmp_path):
-    """Writes a small model by transformers: (config, dtype) -> (directory, model)."""
+    """Writes a small model with transformers, each time into a new directory: (config, dtype) -> (directory, model)."""
 
     def write(config=GPTJ, dtype="float32", **options):
         theirs = half(config, dtype)
-        theirs.save_pretrained(tmp_path / "theirs", **options)
-        return tmp_path / "theirs", theirs
+        directory = tmp_path / f"theirs{len(list(tmp_path.glob('theirs*'))) or ''}"
+        theirs.save_pretrained(directory, **options)
+        return directory, theirs
 
     return write
 
@@ -119,30 +120,32 @@ def save_bin(directory: Path, theirs, files: int, **options) -> None:
     (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
-@pytest.mark.parametrize("files", ["one file", "sharded"])
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_logits_of_a_loaded_directory_are_those_of_torch(shape, dtype, files, written, record_property):
-    directory, theirs = written(SHAPES[shape], dtype, max_shard_size="8KB" if files == "sharded" else "5GB")
-    assert (directory / "model.safetensors.index.json").exists() == (files == "sharded")
-    model, params = checkpoint.load_model(directory)
-    expected = torch_logits(theirs, TOKENS_BT)
-    found = forward(model, params, TOKENS_BT)
-    record_property("logits", worst(found, expected))
-    assert dataclasses.replace(model.config, architecture="") == dataclasses.replace(SHAPES[shape], architecture="")
-    assert hf.HfSource(directory).dtype == jnp.dtype(dtype)
-    assert 3 < np.max(np.abs(expected)) < 50
-    assert worst(found, expected) <= 1e-4
+def test_logits_of_a_loaded_directory_are_those_of_torch(shape, written, record_property):
+    """In every dtype; in one file or several, so that all pairs of shape, dtype and number of files occur."""
+    config = SHAPES[shape]
+    for number, dtype in enumerate(DTYPES, start=list(SHAPES).index(shape)):
+        sharded = number % 2 == 1
+        directory, theirs = written(config, dtype, max_shard_size="8KB" if sharded else "5GB")
+        assert (directory / "model.safetensors.index.json").exists() == sharded
+        model, params = checkpoint.load_model(directory)
+        expected = torch_logits(theirs, TOKENS_BT)
+        logits = forward(model, params, TOKENS_BT)
+        record_property(f"logits {dtype}", worst(logits, expected))
+        assert dataclasses.replace(model.config, architecture="") == dataclasses.replace(config, architecture="")
+        assert hf.HfSource(directory).dtype == jnp.dtype(dtype)
+        assert 3 < np.max(np.abs(expected)) < 50
+        assert worst(logits, expected) <= 1e-4, (dtype, sharded)
 
 
-@pytest.mark.parametrize("files", [1, 3])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("first_count", [1, 3])
 @BOTH
-def test_torch_files_hold_what_safetensors_hold(config, dtype, files, written):
-    directory, theirs = written(config, dtype)
-    expected = load(directory)
-    save_bin(directory, theirs, files)
-    assert_same_bits(load(directory)[1], expected[1])
+def test_torch_files_hold_what_safetensors_hold(config, first_count, written):
+    for number, dtype in enumerate(DTYPES):
+        directory, theirs = written(config, dtype)
+        expected = load(directory)
+        save_bin(directory, theirs, (first_count, 4 - first_count)[number % 2])
+        assert_same_bits(load(directory)[1], expected[1])
 
 
 def test_torch_files_from_before_torch_1_6_and_parameters_in_them(written):
@@ -154,20 +157,19 @@ def test_torch_files_from_before_torch_1_6_and_parameters_in_them(written):
     assert_same_bits(load(directory)[1], expected[1])
 
 
-@pytest.mark.parametrize("files", ["one file", "sharded"])
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", ["gptj, three heads of eight", "gpt2, three heads of eight"])
-def test_transformers_reads_back_the_bits_that_were_saved(shape, dtype, files, written, tmp_path):
-    directory, theirs = written(SHAPES[shape], dtype)
-    before = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
-    config, params = load(directory)
-    shard_bytes = 5000 if files == "sharded" else 2**31
-    hf.save(tmp_path / "ours", config, params, None, jnp.dtype(dtype), shard_bytes)
-    assert (tmp_path / "ours" / "model.safetensors.index.json").exists() == (files == "sharded")
-    back = type(theirs).from_pretrained(tmp_path / "ours", dtype=theirs.dtype, attn_implementation="eager")
-    assert_same_state(back.state_dict(), before)
-    assert_same_bits(load(tmp_path / "ours")[1], params)
-    np.testing.assert_array_equal(torch_logits(back.eval(), TOKENS_BT), torch_logits(theirs, TOKENS_BT))
+def test_transformers_reads_back_the_bits_that_were_saved(shape, written, tmp_path):
+    for dtype, sharded in [(d, s) for d in DTYPES for s in (False, True)]:
+        directory, theirs = written(SHAPES[shape], dtype)
+        before = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+        config, params = load(directory)
+        ours = tmp_path / f"ours {dtype} {sharded}"
+        hf.save(ours, config, params, None, jnp.dtype(dtype), shard_bytes=5000 if sharded else 2**31)
+        assert (ours / "model.safetensors.index.json").exists() == sharded
+        back = type(theirs).from_pretrained(ours, dtype=theirs.dtype, attn_implementation="eager")
+        assert_same_state(back.state_dict(), before)
+        assert_same_bits(load(ours)[1], params)
+        np.testing.assert_array_equal(torch_logits(back.eval(), TOKENS_BT), torch_logits(theirs, TOKENS_BT))
 
 
 def test_an_export_holds_hugging_face_s_files_only(trained, tmp_path):
@@ -184,24 +186,25 @@ def test_an_export_holds_hugging_face_s_files_only(trained, tmp_path):
     assert files["sharded"] == {"config.json", "model.safetensors.index.json", *shards}
 
 
-@pytest.mark.parametrize("masks", ["with masks", "without"])
 @BOTH
-def test_old_names_and_mask_buffers_are_read(config, masks, written):
-    """No "transformer." in front, and the causal mask of each layer as a buffer, as the first published files."""
-    directory, _ = written(config, "float16")
-    expected = load(directory)
-    import torch
+def test_old_names_and_mask_buffers_are_read(config, written):
+    """No prefix "transformer.", and the causal mask of each layer as a buffer, as in the first published files."""
+    torch, _ = libraries()
 
-    def age(tensors):
+    def age(tensors, n_masks):
         old = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
-        for n in range(config.n_layers if masks == "with masks" else 0):
-            old[f"h.{n}.attn.bias"] = torch.ones(1, 1, 32, 32, dtype=torch.uint8 if n else torch.float32)
+        for n in range(n_masks):
+            kind = torch.uint8 if n else torch.float32
+            old[f"h.{n}.attn.bias"] = torch.ones(1, 1, 32, 32, dtype=kind)
             old[f"h.{n}.attn.masked_bias"] = torch.tensor(-1e4)
         return old
 
-    rewrite(directory, age)
-    assert hf.HfSource(directory).dtype == np.float16
-    assert_same_bits(load(directory)[1], expected[1])
+    for n_masks in (0, config.n_layers):
+        directory, _ = written(config, "float16")
+        expected = load(directory)
+        rewrite(directory, functools.partial(age, n_masks=n_masks))
+        assert hf.HfSource(directory).dtype == np.float16
+        assert_same_bits(load(directory)[1], expected[1])
 
 
 def test_a_gpt2_with_its_head_written_out_is_read_if_it_is_the_embedding(written):
@@ -214,26 +217,22 @@ def test_a_gpt2_with_its_head_written_out_is_read_if_it_is_the_embedding(written
         load(directory)
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "expected"),
-    [("float16", "bfloat16", "float32"), ("bfloat16", "float32", "float32"), ("float64", "float64", "float32")],
-)
-def test_weights_of_several_dtypes_keep_every_bit(one, other, expected, written):
-    """The narrowest of our dtypes that holds both; float64, which JAX does not compute in, is narrowed."""
-    directory, _ = written(GPTJ)
-    import torch
+def test_weights_of_several_dtypes_keep_every_bit(written):
+    """The narrowest of our dtypes that holds all; float64, which JAX does not compute in, is narrowed."""
+    torch, _ = libraries()
 
-    def mix(tensors):
+    def mix(tensors, one, other):
         return {n: t.to(getattr(torch, one if "ln" in n else other)) for n, t in tensors.items()}
 
-    rewrite(directory, mix)
-    found = load(directory)[1]
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {expected}
-    wide = checkpoint.load_model(directory)[1]
-    assert_same_bits(found, jax.tree.map(np.asarray, wide))
+    for one, other in [("float16", "bfloat16"), ("bfloat16", "float32"), ("float64", "float64")]:
+        directory, _ = written(GPTJ)
+        rewrite(directory, functools.partial(mix, one=one, other=other))
+        params = load(directory)[1]
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}, (one, other)
+        assert_same_bits(params, jax.tree.map(np.asarray, checkpoint.load_model(directory)[1]))
 
 
-@BOTH
+@pytest.mark.parametrize("config", [GPTJ, pytest.param(GPT2, marks=pytest.mark.slow)], ids=["gptj", "gpt2"])
 def test_greedy_continuations_are_those_of_transformers(config, tmp_path, record_property):
     """generate() on the exported model against the sampler, up to a tie; some of them reach the end of the text."""
     torch, transformers = libraries()
@@ -250,10 +249,10 @@ def test_greedy_continuations_are_those_of_transformers(config, tmp_path, record
         decoder.GPT(config), jax.tree.map(jnp.asarray, params), IdsTokenizer(61, end), max_new_tokens=budget, slots=3,
         queue=8, prefill_tokens=32,
     )  # fmt: skip
-    drawn = sampler([" ".join(map(str, ids)) for ids in prompts])
+    samples = sampler([" ".join(map(str, ids)) for ids in prompts])
     settings = dict(max_new_tokens=budget, do_sample=False, eos_token_id=end, pad_token_id=end)
     compared = 0
-    for ids, draw in zip(prompts, drawn, strict=True):
+    for ids, sample in zip(prompts, samples, strict=True):
         out = theirs.generate(
             torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), **settings,
             output_logits=True, return_dict_in_generate=True,
@@ -261,29 +260,38 @@ def test_greedy_continuations_are_those_of_transformers(config, tmp_path, record
         top = torch.stack(out.logits)[:, 0].topk(2).values.numpy()
         sure = np.append(top[:, 0] - top[:, 1] > 1e-3, False).argmin()
         expected = tuple(out.sequences[0, len(ids) :].tolist())
-        assert draw.token_ids[:sure] == expected[:sure]
-        assert draw.token_ids == expected or sure < len(expected)
+        assert sample.token_ids[:sure] == expected[:sure]
+        assert sample.token_ids == expected or sure < len(expected)
         compared += int(sure)
     record_property("tokens", compared)
-    assert compared >= 40 and len({draw.token_ids for draw in drawn}) > 3
-    assert config.is_gpt2 or any(not draw.truncated for draw in drawn)
+    assert compared >= 40 and len({sample.token_ids for sample in samples}) > 3
+    assert config.is_gpt2 or any(not sample.truncated for sample in samples)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@BOTH
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [
+        (GPTJ, "float32"),
+        (GPT2, "bfloat16"),
+        *(
+            pytest.param(c, d, marks=pytest.mark.slow)
+            for c, d in ((GPTJ, "bfloat16"), (GPTJ, "float16"), (GPT2, "float32"), (GPT2, "float16"))
+        ),
+    ],
+)
 def test_there_and_back_by_the_command_line_keeps_every_bit(config, dtype, written, tmp_path):
     directory, theirs = written(config, dtype)
     before = theirs.state_dict()
     assert convert(directory, "hf", tmp_path / "ours", "orbax")[::2] == (0, "")
-    status, said, errors = convert(tmp_path / "ours", "orbax", tmp_path / "back", "hf")
+    status, output, errors = convert(tmp_path / "ours", "orbax", tmp_path / "back", "hf")
     assert (status, errors) == (0, "")
-    assert f"{config.architecture or 'gptj'}, {sum(p.numel() for p in theirs.parameters()):,} parameters" in said
-    assert "no tokenizer" in said
+    assert f"{config.architecture or 'gptj'}, {sum(p.numel() for p in theirs.parameters()):,} parameters" in output
+    assert "no tokenizer" in output
     back = type(theirs).from_pretrained(tmp_path / "back", dtype="auto")
     assert_same_state(back.state_dict(), before)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_the_target_has_the_dtype_that_was_asked_for(dtype, written, tmp_path):
     """Rounded once, to the nearest, on the way in or on the way out."""
     directory, _ = written(GPTJ)
@@ -315,17 +323,17 @@ def trained():
     return bpe([*TEXTS, "the quick brown fox jumps over the lazy dog. " * 20], extra=5)
 
 
-def test_the_tokenizer_beside_the_weights_survives(trained, written, tmp_path):
+def test_the_tokenizer_of_a_directory_survives(trained, written, tmp_path):
     """hf -> orbax -> hf: our ids, transformers' ids and the trained tokenizer's are the same, for every byte."""
     config = dataclasses.replace(GPTJ, vocab_size=trained.get_vocab_size() + 3)
     directory, _ = written(config)
     trained.save(str(directory / "tokenizer.json"))
     assert convert(directory, "hf", tmp_path / "ours", "orbax")[0] == 0
-    _, said, _ = convert(tmp_path / "ours", "orbax", tmp_path / "back", "hf")
+    _, output, _ = convert(tmp_path / "ours", "orbax", tmp_path / "back", "hf")
     used = trained.get_vocab_size() - 5  # GPT-J's file names its padding rows <|extratoken_1|> ...
-    assert f"a tokenizer of {used} ids" in said
-    for place in (directory, tmp_path / "ours", tmp_path / "back"):
-        ours = checkpoint.load_tokenizer(place)
+    assert f"a tokenizer of {used} ids" in output
+    for model_directory in (directory, tmp_path / "ours", tmp_path / "back"):
+        ours = checkpoint.load_tokenizer(model_directory)
         assert (ours.vocab_size, ours.end_of_text) == (used, trained.token_to_id("<|endoftext|>"))
         assert {piece for piece in ours.pieces if len(piece) == 1} == {bytes([i]) for i in range(256)}
         assert [ours.encode(text) for text in TEXTS] == [trained.encode(text).ids for text in TEXTS]
@@ -340,25 +348,26 @@ def test_the_tokenizer_beside_the_weights_survives(trained, written, tmp_path):
 
 def test_a_tokenizer_of_two_files_is_given_by_option(trained, written, tmp_path):
     directory, _ = written(dataclasses.replace(GPT2, vocab_size=400))
-    (tmp_path / "words").mkdir()
-    trained.save_model(str(tmp_path / "words"))
-    status, said, _ = convert(directory, "hf", tmp_path / "ours", "hf", f"--tokenizer={tmp_path / 'words'}")
-    assert status == 0 and "a tokenizer of" in said
-    found = Gpt2Tokenizer.load(tmp_path / "ours")
-    assert [found.encode(text) for text in TEXTS] == [trained.encode(text).ids for text in TEXTS]
+    (tmp_path / "tokenizer").mkdir()
+    trained.save_model(str(tmp_path / "tokenizer"))
+    status, output, _ = convert(directory, "hf", tmp_path / "ours", "hf", f"--tokenizer={tmp_path / 'tokenizer'}")
+    assert status == 0 and "a tokenizer of" in output
+    tokenizer = Gpt2Tokenizer.load(tmp_path / "ours")
+    assert [tokenizer.encode(text) for text in TEXTS] == [trained.encode(text).ids for text in TEXTS]
 
 
 def test_bytes_have_no_hugging_face_form(written, tmp_path):
     directory, _ = written(dataclasses.replace(GPT2, vocab_size=257))
     assert convert(directory, "hf", tmp_path / "ours", "orbax", "--tokenizer=bytes")[0] == 0
     assert checkpoint.load_tokenizer(tmp_path / "ours").encode("é") == list("é".encode())
-    _, said, _ = convert(tmp_path / "ours", "orbax", tmp_path / "back", "hf")
-    assert "no Hugging Face form" in said
+    _, output, _ = convert(tmp_path / "ours", "orbax", tmp_path / "back", "hf")
+    assert "no Hugging Face form" in output
     assert not list((tmp_path / "back").glob("tokenizer*"))
 
 
+@pytest.mark.slow
 def test_the_command_runs_as_a_process_of_its_own(tmp_path):
-    """Not a word but its own line."""
+    """And prints nothing but its line."""
     hf.save(tmp_path / "a", GPT2, numpy_params(GPT2), None, np.dtype("float32"))
     args = ["--source_format=hf", f"--source={tmp_path / 'a'}", f"--target={tmp_path / 'b'}", "--target_format=hf"]
     done = subprocess.run(
