@@ -1,4 +1,4 @@
-"""star_jax.weights.checkpoint: what was saved comes back bit for bit, on any mesh, or is refused in one line."""
+"""star_jax.weights: a saved model or train state is restored bit for bit, on any mesh, or refused in one line."""
 
 import gc
 import json
@@ -22,8 +22,8 @@ CONFIG = ModelConfig(n_layers=2, d_model=8, n_heads=2, d_mlp=16, rotary_dim=2, v
                      architecture="gptj", compute_dtype="bfloat16")  # fmt: skip
 MODEL = decoder.GPT(CONFIG)
 MESHES = [MeshConfig(data=1), MeshConfig(fsdp=4, tensor=2), MeshConfig(data=2, fsdp=2, tensor=2)]
-# Orbax leaves coroutines behind that complain when they are collected.
-OF_A_FAILED_READ = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# After a failed read Orbax's coroutines warn when they are collected.
+FAILED_READ = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 TOKENIZER = SymbolTokenizer(("a", "b", "\n"))
 
 
@@ -38,14 +38,14 @@ def same_bits(a, b) -> bool:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A model saved from one device; tests leave it as it is."""
+    """A model saved from one device. Read only."""
     directory = tmp_path_factory.mktemp("models") / "model"
     checkpoint.save_model(directory, MODEL, on_mesh(MESHES[0]), TOKENIZER)
     return directory
 
 
 def copy_of(saved, tmp_path):
-    """A copy whose files may be changed: as one who edits them does, without their checksums."""
+    """A copy without checksums, so that tests may change its files."""
     copy = shutil.copytree(saved, tmp_path / "copy")
     (copy / "checksums.json").unlink()
     return copy
@@ -57,8 +57,8 @@ def test_a_saved_model_loads_bit_for_bit_on_any_mesh(saved, config):
     model, params = checkpoint.load_model(saved, mesh)
     assert model == MODEL
     assert same_bits(params, numpy_params(CONFIG))
-    places = placement.param_shardings(MODEL, mesh)
-    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), params, places))
+    shardings = placement.param_shardings(MODEL, mesh)
+    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), params, shardings))
 
 
 def test_a_model_saved_from_a_mesh_loads_on_one_device(tmp_path):
@@ -96,47 +96,49 @@ def test_an_unfinished_save_is_refused_and_then_replaced(saved, tmp_path):
     assert not (directory / "weights.orbax-checkpoint-tmp").exists()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{ broken",
-        "[]",
-        "{}",
-        '{"format": "star_jax model 1"}',
-        '{"format": "other", "config": {}, "tokenizer": {}}',
-    ],
-)
-def test_a_broken_description_is_refused_by_name(saved, tmp_path, text):
+def test_a_broken_description_is_refused_by_name(saved, tmp_path):
     directory = copy_of(saved, tmp_path)
-    (directory / "model.json").write_text(text)
-    for load in (checkpoint.load_model, checkpoint.load_tokenizer):
-        with pytest.raises(InputError, match=r"model\.json(:1)?: (its format is|the key|invalid JSON|holds list)"):
-            load(directory)
+    rows = [
+        ("", "model.json:1: invalid JSON"),
+        ("{ broken", "model.json:1: invalid JSON"),
+        ("[]", "model.json: holds list, not a JSON object"),
+        ("{}", "model.json: its format is None; star_jax reads 'star_jax model 1'"),
+        ('{"format": "other", "config": {}, "tokenizer": {}}', "model.json: its format is 'other'"),
+        ('{"format": "star_jax model 1"}', "model.json: the key 'config' is missing"),
+        ('{"format": "star_jax model 1", "config": 1, "tokenizer": null, "fingerprint": ""}', "must be JSON objects"),
+    ]
+    wrong = []
+    for text, expected in rows:
+        (directory / "model.json").write_text(text)
+        for load in (checkpoint.load_model, checkpoint.load_tokenizer):
+            with pytest.raises(InputError) as caught:
+                load(directory)
+            wrong += [] if expected in str(caught.value) else [(text, str(caught.value))]
+    assert not wrong
 
 
-def described_as(directory, **changes):
+def edit_sizes(directory, **changes) -> None:
     path = directory / "model.json"
     described = json.loads(path.read_text())
     described["config"].update(changes)
     path.write_text(json.dumps(described))
 
 
-@OF_A_FAILED_READ
+@FAILED_READ
 def test_sizes_that_are_not_those_of_the_weights_are_refused(saved, tmp_path):
     """Neither cut nor padded to fit."""
     directory = copy_of(saved, tmp_path)
     for changes in ({"vocab_size": 16}, {"vocab_size": 12, "n_layers": 1}, {"n_layers": 2, "d_mlp": 8}):
-        described_as(directory, **changes)
+        edit_sizes(directory, **changes)
         with pytest.raises(InputError, match="weights: cannot be restored"):
             checkpoint.load_model(directory)
     gc.collect()
-    described_as(directory, d_mlp=16, n_heads=3)
+    edit_sizes(directory, d_mlp=16, n_heads=3)
     with pytest.raises(InputError, match="d_model must divide by n_heads"):
         checkpoint.load_model(directory)
 
 
-@OF_A_FAILED_READ
+@FAILED_READ
 def test_missing_weights_are_refused_in_one_line(saved, tmp_path):
     directory = copy_of(saved, tmp_path)
     shutil.rmtree(directory / "weights")
@@ -157,30 +159,43 @@ def test_a_fingerprint_changes_with_one_bit():
     """Any bit of a float32, the sign of a zero too; and the name and shape of a leaf count."""
     values = np.arange(6, dtype=np.float32)
 
-    def flip(place, bit):
+    def flip(index, bit):
         bits = values.view(np.uint32).copy()
-        bits[place] ^= np.uint32(1 << bit)
+        bits[index] ^= np.uint32(1 << bit)
         return fingerprint.fingerprint({"w": jnp.asarray(bits.view(np.float32))})
 
-    prints = [flip(place, bit) for place in (0, 5) for bit in range(32)]
+    prints = [flip(index, bit) for index in (0, 5) for bit in range(32)]
     prints += [fingerprint.fingerprint({name: jnp.asarray(values)}) for name in ("w", "v")]
     prints += [fingerprint.fingerprint({"w": jnp.asarray(values.reshape(2, 3))})]
     assert len(set(prints)) == len(prints)
 
 
-@pytest.mark.parametrize("distance", [1, 3, 65536, 2**17])
-def test_a_fingerprint_changes_when_two_values_swap_places(distance):
-    """Weights that come from bfloat16 have sixteen zero bits: a product with the place would miss some far swaps."""
+def test_a_fingerprint_changes_when_two_values_swap_places():
+    """Weights that come from bfloat16 have sixteen zero bits: a product with the index would miss some far swaps."""
     two_sums, rng = jax.jit(fingerprint._two_sums), np.random.default_rng(0)
     values = rng.standard_normal(2**18).astype(jnp.bfloat16).astype(np.float32)
-    sums = [tuple(np.asarray(two_sums(values)).tolist())]
-    for place in rng.choice(2**18 - distance, 16, replace=False).tolist() + [759]:
-        swapped = values.copy()
-        swapped[[place, place + distance]] = values[[place + distance, place]]
-        if swapped[place] != values[place]:
-            sums.append(tuple(np.asarray(two_sums(swapped)).tolist()))
-    assert len(sums) > 10
-    assert len(set(sums)) == len(sums)
+    for distance in (1, 3, 65536, 2**17):
+        sums = [tuple(np.asarray(two_sums(values)).tolist())]
+        for index in rng.choice(2**18 - distance, 16, replace=False).tolist() + [759]:
+            swapped = values.copy()
+            swapped[[index, index + distance]] = values[[index + distance, index]]
+            if swapped[index] != values[index]:
+                sums.append(tuple(np.asarray(two_sums(swapped)).tolist()))
+        assert len(sums) > 10, distance
+        assert len(set(sums)) == len(sums), distance
+
+
+def test_fingerprints_of_earlier_versions_have_not_changed():
+    """Stored provenance holds them: a model saved today must have the name it had then."""
+    values = np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 7
+    trees = {
+        "9ceea404283c": {"w": values},
+        "2e2f8be6c0e1": {"blocks": {"k": values.astype(jnp.bfloat16)}, "bias": values[0, 0].astype(np.float16)},
+        "f66e1065c4c3": numpy_params(CONFIG),
+    }
+    assert {
+        fingerprint.fingerprint(jax.tree.map(jnp.asarray, tree)): None for tree in trees.values()
+    }.keys() == trees.keys()
 
 
 @pytest.fixture
@@ -191,40 +206,40 @@ def state():
     return train_step.initial_state(OptimizerConfig(), on_mesh(MESHES[2]))
 
 
-def keep(directory, state, *steps) -> None:
-    keeper = train_state.TrainStateCheckpointer(directory)
+def save_steps(directory, state, *steps) -> None:
+    checkpointer = train_state.TrainStateCheckpointer(directory)
     for step in steps:
-        keeper.save(at(state, step), {"tokens": 10 * step})
-    keeper.close()
+        checkpointer.save(at_step(state, step), {"tokens": 10 * step})
+    checkpointer.close()
 
 
-def at(state, step):
+def at_step(state, step):
     return state._replace(step=jax.device_put(np.int32(step), state.step.sharding))
 
 
-def test_a_train_state_comes_back_where_it_lay(state, tmp_path):
+def test_a_train_state_is_restored_onto_its_shardings(state, tmp_path):
     """TrainStateCheckpointer keeps the latest two steps, and their totals."""
     assert train_state.TrainStateCheckpointer(tmp_path / "state").restore(state) is None and not list(
         tmp_path.iterdir()
     )
-    keep(tmp_path / "state", state, 2, 4, 6)
-    keeper = train_state.TrainStateCheckpointer(tmp_path / "state")
-    with pytest.raises(RuntimeError, match="did not save step 6"):  # Orbax itself says nothing
-        keeper.save(at(state, 6), {})
-    found, totals = keeper.restore(state)
-    assert (int(found.step), totals) == (6, {"tokens": 60})
-    assert same_bits(found._replace(step=0), state._replace(step=0))
-    assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, found.params, state.params))
+    save_steps(tmp_path / "state", state, 2, 4, 6)
+    checkpointer = train_state.TrainStateCheckpointer(tmp_path / "state")
+    with pytest.raises(RuntimeError, match="did not save step 6"):  # Orbax itself only returns False
+        checkpointer.save(at_step(state, 6), {})
+    restored, totals = checkpointer.restore(state)
+    assert (int(restored.step), totals) == (6, {"tokens": 60})
+    assert same_bits(restored._replace(step=0), state._replace(step=0))
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, restored.params, state.params))
     assert {path.name for path in (tmp_path / "state").iterdir()} == {"4", "6"}
-    keeper.close()
+    checkpointer.close()
 
 
-@OF_A_FAILED_READ
-def test_a_damaged_train_state_is_passed_over(state, tmp_path, caplog):
-    """A bit in any file of it: the state that is restored is one that was saved, whole, or there is none."""
-    directory = tmp_path / "whole"
-    keep(directory, state, 2, 4)
-    passed = 0
+@FAILED_READ
+def test_a_damaged_train_state_is_skipped(state, tmp_path, caplog):
+    """One bit flipped in each of its files in turn: what is restored is a state that was saved."""
+    directory = tmp_path / "undamaged"
+    save_steps(directory, state, 2, 4)
+    skipped = 0
     for file in sorted(p for p in (directory / "4").rglob("*") if p.is_file()):
         copy = tmp_path / "copy"
         shutil.rmtree(copy, ignore_errors=True)
@@ -234,29 +249,29 @@ def test_a_damaged_train_state_is_passed_over(state, tmp_path, caplog):
         content[len(content) // 2] ^= 8
         damaged.write_bytes(content)
         caplog.clear()
-        keeper = train_state.TrainStateCheckpointer(copy)
-        found, totals = keeper.restore(state)
-        keeper.close()
-        assert totals == {"tokens": 10 * int(found.step)} and int(found.step) in (2, 4)
-        assert same_bits(found._replace(step=0), state._replace(step=0))
-        if int(found.step) == 2:
-            passed += 1
+        checkpointer = train_state.TrainStateCheckpointer(copy)
+        restored, totals = checkpointer.restore(state)
+        checkpointer.close()
+        assert totals == {"tokens": 10 * int(restored.step)} and int(restored.step) in (2, 4)
+        assert same_bits(restored._replace(step=0), state._replace(step=0))
+        if int(restored.step) == 2:
+            skipped += 1
             assert f"{copy}/4: damaged" in caplog.text and not (copy / "4").exists()
-    assert passed >= 3
+    assert skipped >= 3
 
 
-@OF_A_FAILED_READ
-def test_where_all_train_states_are_damaged_there_is_none(state, tmp_path):
-    keep(tmp_path / "state", state, 2, 4)
+@FAILED_READ
+def test_if_all_train_states_are_damaged_none_is_restored(state, tmp_path):
+    save_steps(tmp_path / "state", state, 2, 4)
     for step in "24":
         shutil.rmtree(tmp_path / "state" / step / "state" / "d")
-    keeper = train_state.TrainStateCheckpointer(tmp_path / "state")
-    assert keeper.restore(state) is None and not list((tmp_path / "state").iterdir())
-    keeper.close()
+    checkpointer = train_state.TrainStateCheckpointer(tmp_path / "state")
+    assert checkpointer.restore(state) is None and not list((tmp_path / "state").iterdir())
+    checkpointer.close()
 
 
-def test_a_save_in_the_background_is_a_model_when_it_is_finished(tmp_path):
-    """Until then nothing calls it a model. The devices' copy is free at once: Orbax used to hold on to it."""
+def test_a_save_in_the_background_is_a_model_after_finish(tmp_path):
+    """And not before. The devices' memory is free at once: Orbax used to keep the arrays alive."""
 
     def on_devices() -> int:
         gc.collect()

@@ -1,4 +1,4 @@
-"""Checkpoints of the original implementation give the original's logits, losses and gradients."""
+"""star_jax.weights.sources.mesh_transformer: the original's checkpoints give its logits, losses and texts."""
 
 import functools
 import json
@@ -64,14 +64,14 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: file[name] for name in file.files}
 
 
-def worst(found, expected) -> float:
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+def worst(values, expected) -> float:
+    pairs = zip(jax.tree.leaves(values), jax.tree.leaves(expected), strict=True)
     return max(float(np.max(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)))) for a, b in pairs)
 
 
-def assert_same(found, expected) -> None:
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+def assert_same(params, expected) -> None:
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
 def rounded(source: Path, target: Path) -> Path:
@@ -95,15 +95,15 @@ def test_logits_are_those_of_the_original(name, logits, folder, config_file, tmp
     if directory != folder / name:
         directory = rounded(directory, tmp_path / "step_0")
     expected = arrays(folder / "logits.npz")
-    found = forward(*load(directory, config_file), expected["tokens"].astype(np.int32))
-    record_property("logits", worst(found, expected[logits]))
-    assert worst(found, expected[logits]) <= 2e-5
+    computed = forward(*load(directory, config_file), expected["tokens"].astype(np.int32))
+    record_property("logits", worst(computed, expected[logits]))
+    assert worst(computed, expected[logits]) <= 2e-5
 
 
-@pytest.mark.parametrize("name", ["ckpt_init_f32/step_0", "ckpt_full/step_3", "ckpt_slim_bf16/step_3"])
-def test_two_readers_agree_on_every_bit(name, folder, config_file):
-    expected = mesh_transformer.read_params(folder / name, N_LAYERS, N_HEADS)
-    assert_same(jax.tree.map(np.asarray, load(folder / name, config_file)[1]), expected)
+def test_two_readers_agree_on_every_bit(folder, config_file):
+    for name in ("ckpt_init_f32/step_0", "ckpt_full/step_3", "ckpt_slim_bf16/step_3"):
+        expected = mesh_transformer.read_params(folder / name, N_LAYERS, N_HEADS)
+        assert_same(jax.tree.map(np.asarray, load(folder / name, config_file)[1]), expected)
 
 
 def test_a_full_checkpoint_rounds_to_its_slim_one(folder, config_file):
@@ -118,20 +118,20 @@ def test_a_full_checkpoint_rounds_to_its_slim_one(folder, config_file):
 
 
 def test_losses_of_every_token_are_those_of_the_original(original, folder, record_property):
-    """Its "short" evaluations hide the keys behind `ctx_length_short`: up to there they are the same figures."""
+    """Its "short" evaluations hide the keys after `ctx_length_short`: up to there they are the same figures."""
     losses = arrays(folder / "losses.npz")
     tokens_BT = losses["eval_tokens"].astype(np.int32)
     logits_BTV = forward(*original, tokens_BT[:, :-1])
-    found = np.asarray(optax.softmax_cross_entropy_with_integer_labels(logits_BTV, tokens_BT[:, 1:]))
-    record_property("losses", worst(found, losses["eval_f32_full_all_loss"]))
-    assert worst(found, losses["eval_f32_full_all_loss"]) <= 2e-5
-    assert worst(found.mean(1), losses["eval_f32_full_loss"]) <= 2e-5
-    assert worst(found[:, -1], losses["eval_f32_full_last_loss"]) <= 2e-5
+    computed = np.asarray(optax.softmax_cross_entropy_with_integer_labels(logits_BTV, tokens_BT[:, 1:]))
+    record_property("losses", worst(computed, losses["eval_f32_full_all_loss"]))
+    assert worst(computed, losses["eval_f32_full_all_loss"]) <= 2e-5
+    assert worst(computed.mean(1), losses["eval_f32_full_loss"]) <= 2e-5
+    assert worst(computed[:, -1], losses["eval_f32_full_last_loss"]) <= 2e-5
     for row, length in enumerate(losses["ctx_length_short"]):
         seen = slice(0, length + 1)
-        assert worst(found[row, seen], losses["eval_f32_short_all_loss"][row, seen]) <= 2e-5
-    likeliest = np.asarray(logits_BTV).argmax(-1) == tokens_BT[:, 1:]
-    np.testing.assert_array_equal(likeliest, losses["eval_f32_full_correct"])
+        assert worst(computed[row, seen], losses["eval_f32_short_all_loss"][row, seen]) <= 2e-5
+    correct = np.asarray(logits_BTV).argmax(-1) == tokens_BT[:, 1:]
+    np.testing.assert_array_equal(correct, losses["eval_f32_full_correct"])
 
 
 def as_row(tokens_BT) -> dict[str, np.ndarray]:
@@ -147,7 +147,7 @@ def as_row(tokens_BT) -> dict[str, np.ndarray]:
     }
 
 
-def apart(directory: Path):
+def per_shard(directory: Path):
     """What the original trains: our tree, but with a copy of its replicated biases for each shard.
 
     Each copy has the whole gradient, is counted in the norm, and has its own Adam moments.
@@ -162,7 +162,7 @@ def apart(directory: Path):
     return params
 
 
-def joined(params):
+def summed(params):
     """Our tree of such parameters."""
     out = params["blocks"]["mlp"]["out"]
     mlp = {**params["blocks"]["mlp"], "out": {**out, "bias": out["bias"].sum(1)}}
@@ -173,18 +173,19 @@ def joined(params):
 @functools.partial(jax.jit, static_argnums=0)
 def loss_and_gradients(model, params, batch):
     def mean_loss(params):
-        total, weight = step.loss_sums(model, joined(params), batch, 1e-4)
+        total, weight = step.loss_sums(model, summed(params), batch, 1e-4)
         return total / weight
 
     return jax.value_and_grad(mean_loss)(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [0, 1])
 def test_training_loss_and_gradient_norm_are_those_of_the_original(row, original, folder, record_property):
     model, params = original
     losses = arrays(folder / "losses.npz")
     batch = as_row(losses["eval_tokens"][row : row + 1])
-    loss, gradients = loss_and_gradients(model, apart(folder / "ckpt_init_f32/step_0"), batch)
+    loss, gradients = loss_and_gradients(model, per_shard(folder / "ckpt_init_f32/step_0"), batch)
     total, weight = step.loss_sums(model, params, batch, 1e-4)
     norm = float(losses[f"train_f32_gradnorm_{row}"])
     record_property("loss", worst(total / weight, losses[f"train_f32_loss_{row}"]))
@@ -195,10 +196,10 @@ def test_training_loss_and_gradient_norm_are_those_of_the_original(row, original
 
 
 def test_the_schedule_is_that_of_the_original(meta):
-    """Ours ends with the run; the original's goes on at the last value."""
+    """Ours ends with the run; the original's stays at the last value."""
     listed = meta["lr_schedule_w2_a10_1e-3_1e-4_steps0..15"]
-    found = [optimizer.learning_rate(SCHEDULE, min(step, 12), 12) for step in range(16)]
-    np.testing.assert_allclose(found, listed, rtol=2e-6, atol=1e-12)
+    rates = [optimizer.learning_rate(SCHEDULE, min(step, 12), 12) for step in range(16)]
+    np.testing.assert_allclose(rates, listed, rtol=2e-6, atol=1e-12)
 
 
 def after_three_steps(model, params, meta, folder):
@@ -216,18 +217,19 @@ def after_three_steps(model, params, meta, folder):
     return params, history
 
 
+@pytest.mark.slow
 def test_three_optimizer_steps_end_where_the_original_ends(original, meta, folder, record_property):
     """Its steps 5, 6 and 7 by the schedule; weight decay on matrices alone."""
-    params, history = after_three_steps(original[0], apart(folder / "ckpt_init_f32/step_0"), meta, folder)
+    params, history = after_three_steps(original[0], per_shard(folder / "ckpt_init_f32/step_0"), meta, folder)
     expected = [(row[0], row[2]) for row in meta["run2_hist_loss_lastloss_gradnorm_gradnormmicro"]]
     np.testing.assert_allclose(history, expected, rtol=1e-5)
     stored = arrays(folder / "run2_f32_params_after_3.npz")
     order = mesh_transformer.names(N_LAYERS)
     shards = [dict(zip(order, (leaf[k] for leaf in stored.values()), strict=True)) for k in (0, 1)]
     assert [name.split("/~/")[1].replace("_shard", "") for name in stored] == [name.split("/")[0] for name in order]
-    wanted = mesh_transformer.tree(mesh_transformer.join(shards), N_LAYERS, N_HEADS)
+    expected_params = mesh_transformer.tree(mesh_transformer.join(shards), N_LAYERS, N_HEADS)
     figures = {
-        "params": worst(joined(params), wanted),
+        "params": worst(summed(params), expected_params),
         "table": worst(params["embedding"]["table"], np.concatenate([shard["embedding/w"] for shard in shards])),
         "copies": worst(params["embedding"]["bias"], np.stack([shard["embedding/b"] for shard in shards])),
     }
@@ -246,28 +248,29 @@ def test_greedy_texts_are_those_of_the_original(original, folder, record_propert
         *original, IdsTokenizer(256, unused), max_new_tokens=24, slots=4, queue=8, prefill_tokens=104
     )  # fmt: skip
     bodies = [expected["padded"][i, 128 - expected["lengths"][i] :] for i in rows]
-    drawn = sampler([" ".join(map(str, body)) for body in bodies])
+    samples = sampler([" ".join(map(str, body)) for body in bodies])
     compared = 0
-    for i, draw in zip(rows, drawn, strict=True):
+    for i, sample in zip(rows, samples, strict=True):
         sure = int(np.append(expected["greedy_f32_gap"][i] > 1e-3, False).argmin())
-        assert list(draw.token_ids[:sure]) == expected["greedy_f32_tokens"][i, :sure].tolist()
+        assert list(sample.token_ids[:sure]) == expected["greedy_f32_tokens"][i, :sure].tolist()
         compared += sure
     record_property("tokens", compared)
     assert compared == 6 * 24
 
 
+@pytest.mark.slow
 def test_transformers_computes_the_original_after_two_conversions(folder, config_file, tmp_path, record_property):
     """mesh_transformer -> orbax -> hf -> torch."""
     transformers = pytest.importorskip("transformers", reason="the parity oracle needs transformers (test-only)")
     step = folder / "ckpt_init_f32/step_0"
-    status, said, _ = convert(step, "mesh_transformer", tmp_path / "a", "orbax", f"--source_config={config_file}")
-    assert status == 0 and "gptj" in said
+    status, output, _ = convert(step, "mesh_transformer", tmp_path / "a", "orbax", f"--source_config={config_file}")
+    assert status == 0 and "gptj" in output
     assert convert(tmp_path / "a", "orbax", tmp_path / "b", "hf")[0] == 0
     theirs = transformers.GPTJForCausalLM.from_pretrained(tmp_path / "b").eval()
     expected = arrays(folder / "logits.npz")
-    found = torch_logits(theirs, expected["tokens"].astype(np.int32))
-    record_property("logits", worst(found, expected["init_f32"]))
-    assert worst(found, expected["init_f32"]) <= 2e-5
+    logits = torch_logits(theirs, expected["tokens"].astype(np.int32))
+    record_property("logits", worst(logits, expected["init_f32"]))
+    assert worst(logits, expected["init_f32"]) <= 2e-5
 
 
 @pytest.fixture(scope="module")
@@ -281,12 +284,12 @@ def whole() -> mesh_transformer.Named:
     shapes |= {"projection/b": (WIDE.vocab_size,), "linear_4/b": (wide,), "linear_4/w": (size, wide)}
     shapes |= {f"linear{n}/w": (size, size) for n in ("", "_1", "_2", "_3")} | {"linear_5/w": (wide, size)}
 
-    def draw(name):
+    def random_leaf(name):
         shape = shapes.get(name, shapes.get(name.partition("/")[2], (size,)))
         leaf = (0.2 * rng.standard_normal(shape)).astype(np.float32)
         return leaf.astype(ml_dtypes.bfloat16).astype(np.float32) if len(shape) == 1 else leaf
 
-    return {name: draw(name) for name in mesh_transformer.names(WIDE.n_layers)}
+    return {name: random_leaf(name) for name in mesh_transformer.names(WIDE.n_layers)}
 
 
 @pytest.fixture
@@ -297,23 +300,24 @@ def wide_file(tmp_path) -> Path:
     return tmp_path / "wide.json"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("form", ["slim", "full"])
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
-def test_any_number_of_shards_holds_the_same_model(count, form, dtype, whole, wide_file, tmp_path):
-    stored = {name: leaf.astype(getattr(ml_dtypes, dtype, dtype)) for name, leaf in whole.items()}
-    mesh_transformer.write(tmp_path / "step_3", mesh_transformer.cut(stored, count), full=form == "full")
-    if dtype == "bfloat16":
-        last = arrays(tmp_path / "step_3" / "shard_0" / "15.npz")
-        assert {a.dtype.str for a in last.values() if a.ndim} == {"|V2"}
-    model, params = load(tmp_path / "step_3", wide_file)
-    assert model.config == WIDE
-    wide = {name: leaf.astype(np.float32) for name, leaf in stored.items()}
-    assert_same(jax.tree.map(np.asarray, params), mesh_transformer.tree(wide, WIDE.n_layers, WIDE.n_heads))
+def test_any_number_of_shards_holds_the_same_model(count, whole, wide_file, tmp_path):
+    """In both dtypes; full or slim, so that all pairs of count, dtype and form occur."""
+    for dtype, full in (("float32", count in (1, 4)), ("bfloat16", count in (2, 8))):
+        stored = {name: leaf.astype(getattr(ml_dtypes, dtype, dtype)) for name, leaf in whole.items()}
+        directory = tmp_path / dtype / "step_3"
+        mesh_transformer.write(directory, mesh_transformer.cut(stored, count), full=full)
+        if dtype == "bfloat16":
+            last = arrays(directory / "shard_0" / "15.npz")
+            assert {a.dtype.str for a in last.values() if a.ndim} == {"|V2"}
+        model, params = load(directory, wide_file)
+        assert model.config == WIDE
+        wide = {name: leaf.astype(np.float32) for name, leaf in stored.items()}
+        assert_same(jax.tree.map(np.asarray, params), mesh_transformer.tree(wide, WIDE.n_layers, WIDE.n_heads))
 
 
 def test_shards_count_as_numbers(whole, tmp_path):
-    """shard_10 stands behind shard_9."""
+    """shard_10 comes after shard_9."""
     config = {"layers": 1, "d_model": 48, "n_heads": 12, "n_vocab": 24, "seq": 8, "pe_rotary_dims": 2}
     (tmp_path / "c.json").write_text(json.dumps(config))
     rng = np.random.default_rng(0)
@@ -343,13 +347,13 @@ def test_moments_have_the_layout_of_the_parameters(which, folder, config_file):
     assert which == "first" or all(np.all(leaf >= 0) for leaf in jax.tree.leaves(expected))
 
 
-def test_the_command_stores_moments_beside_the_model(folder, config_file, tmp_path):
+def test_the_command_stores_moments_with_the_model(folder, config_file, tmp_path):
     step, more = folder / "ckpt_full/step_3", (f"--source_config={config_file}", "--moments")
     assert convert(step, "mesh_transformer", tmp_path / "ours", "orbax", *more)[0] == 0
-    found = checkpoint.load_moments(tmp_path / "ours", sharding.make_mesh(MeshConfig(data=1)))
-    assert_same(found.first, load(step, config_file, "first_moments")[1])
-    assert_same(found.second, load(step, config_file, "second_moments")[1])
-    assert found.steps == 3
+    moments = checkpoint.load_moments(tmp_path / "ours", sharding.make_mesh(MeshConfig(data=1)))
+    assert_same(moments.first, load(step, config_file, "first_moments")[1])
+    assert_same(moments.second, load(step, config_file, "second_moments")[1])
+    assert moments.steps == 3
 
 
 def test_a_slim_checkpoint_has_no_moments(folder, config_file):
