@@ -97,7 +97,7 @@ def in_chromium(path: Path, iterations: int, repeats: int) -> None:
 
 def actions(collection: str, iterations: int) -> dict[str, tuple[str, str]]:
     """Action -> what does it, and what takes it back; both are timed."""
-    filters = [("class", "1", ""), ("verdict", "wrong", ""), ("verdict", "steps", ""), ("solved", "never", "")]
+    filters = [("category", "1", ""), ("verdict", "wrong", ""), ("verdict", "steps", ""), ("solved", "never", "")]
     filters += [("search", "Reason", ""), ("search", "no such words", ""), ("iteration", "1", str(iterations))]
     if collection == "evaluation":
         filters += [("verdict", "gained", ""), ("verdict", "lost", "")]

@@ -32,18 +32,18 @@ def health_panels(series: Sequence[Health]) -> list[Panel]:
     wrong_steps = [(n, stats.wrong_steps / stats.verdicts[Verdict.RIGHT]) for n, stats in with_right]
     panels = [
         Panel(
-            "Samples without a right answer",
+            "Samples not right",
             {LABELS[v]: [(h.iteration, h.sampled.share(v)) for h in series] for v in failures},
         ),
         Panel("Right answer, wrong steps", {sampled: wrong_steps if any(share for _, share in wrong_steps) else []}),
         Panel(
-            "Distinct texts among the samples",
+            "Distinct texts",
             {sampled: [(h.iteration, h.sampled.distinct / h.sampled.samples) for h in series]},
         ),
         Panel("Tokens per sample", _by_source(series, _tokens_per_sample), share=False),
         Panel("NLL per token, nats", _by_source(series, lambda stats: stats.nll_per_token), share=False),
         Panel(
-            "Kept examples that mention a hint",
+            "Kept that mention a hint",
             {LABELS[s]: _finite((h.iteration, h.leaking(s)) for h in series) for s in SOURCES},
         ),
         Panel(

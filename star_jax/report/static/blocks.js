@@ -74,9 +74,9 @@ class Collection {
         unpackBlock(this.blocks.get(iteration), this.folder),
       ]);
       const byProblem = new Map();
-      for (const [indexOrKey, index, hinted, kept, verdict, answer, consistent, nats, tokens, text] of rows) {
+      for (const [indexOrKey, index, hinted, kept, verdict, answer, consistent, meanLogP, tokens, text] of rows) {
         const problem = typeof indexOrKey === "number" ? all[indexOrKey] : byKey.get(indexOrKey);
-        const sample = { index, hinted, kept, verdict, answer, consistent, nats, tokens, text };
+        const sample = { index, hinted, kept, verdict, answer, consistent, meanLogP, tokens, text };
         if (byProblem.has(problem)) byProblem.get(problem).push(sample);
         else byProblem.set(problem, [sample]);
       }

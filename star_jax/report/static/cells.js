@@ -30,10 +30,10 @@ function verdictLine({ verdict, consistent }) {
   return line;
 }
 
-// "mean log p −0.412 nats per token, 37 tokens"
-function tokenLine({ nats, tokens }) {
+// "NLL 0.412 nats per token, 37 tokens"
+function tokenLine({ meanLogP, tokens }) {
   const parts = [];
-  if (nats !== null) parts.push(`mean log p ${nats.toFixed(3).replace("-", "−")} nats per token`);
+  if (meanLogP !== null) parts.push(`NLL ${(-meanLogP).toFixed(3)} nats per token`);
   if (tokens !== null) parts.push(counted(tokens, "token"));
   return parts.join(", ");
 }

@@ -168,7 +168,7 @@ def test_the_filters_of_the_training_samples_give_what_the_files_say(open_page, 
     both = [c["text"] for c in samples if c["hinted"] and was_kept[c["text"]]]
     assert both and sorted(listed(page)) == sorted(both)
     words = page.locator(".list tbody tr").first.inner_text()
-    assert "mean log p −0.333 nats per token, 3 tokens" in words and "rationalized, kept, sample 0" in words
+    assert "NLL 0.333 nats per token, 3 tokens" in words and "rationalized, kept, sample 0" in words
 
 
 @pytest.mark.slow
@@ -274,6 +274,7 @@ def test_a_page_turned_past_its_first_row_ends_on_the_page_before(open_page, run
     assert page.evaluate("document.activeElement.sectionRowIndex") == 19
 
 
+@pytest.mark.slow
 def test_a_link_shows_in_a_fresh_page_what_it_was_taken_from(open_page, run):
     """Filters, search and page; a problem; and the state follows in the address from disk."""
     path = run / "report.html"
