@@ -46,7 +46,7 @@ STATES = {
     "one iteration": (lambda folder: make_run(folder, iterations=1), "done: 1 of 1 iterations"),
     "base only": (lambda folder: make_run(folder, iterations=0), "done: the base model is evaluated"),
     "just started": (only_config, "no evaluation yet"),
-    "whole": (make_big_run, "done: 3 of 3 iterations"),
+    "finished": (make_big_run, "done: 3 of 3 iterations"),
 }
 
 

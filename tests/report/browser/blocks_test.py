@@ -70,17 +70,17 @@ def test_an_evaluation_is_its_sample_0(tmp_path):
     path = make_run(tmp_path) / "iter_001/eval_dev.jsonl"
     first = [completion(index, 1, "wrong") for index in range(4)]
     put(path, [*first, *(dataclasses.replace(c, sample_index=1, verdict="right") for c in first)])
-    found = collections_of(page_of(tmp_path))["evaluation"]
-    assert [row[4] for row in found["samples"][1]] == ["wrong"] * 4 and len(found["samples"][0]) == 4
+    evaluation = collections_of(page_of(tmp_path))["evaluation"]
+    assert [row[4] for row in evaluation["samples"][1]] == ["wrong"] * 4 and len(evaluation["samples"][0]) == 4
 
 
 def test_samples_not_filtered_yet_and_of_problems_not_on_record(tmp_path):
     remove(make_run(tmp_path), "iter_002/[!sr]*", "problems_*.jsonl")
-    found = collections_of(page_of(tmp_path))
-    assert {row[3] for row in found["training"]["samples"][2]} == {None}
-    assert {row[3] for row in found["training"]["samples"][1]} == {0, 1}
-    assert {row[0] for row in found["training"]["samples"][1]} == {f"train-{index}" for index in range(8)}
-    keys = [row[0] for row in found["evaluation"]["problems"]["problems"]]
+    collections = collections_of(page_of(tmp_path))
+    assert {row[3] for row in collections["training"]["samples"][2]} == {None}
+    assert {row[3] for row in collections["training"]["samples"][1]} == {0, 1}
+    assert {row[0] for row in collections["training"]["samples"][1]} == {f"train-{index}" for index in range(8)}
+    keys = [row[0] for row in collections["evaluation"]["problems"]["problems"]]
     assert keys == [f"dev-{index}" for index in range(4)]
 
 
@@ -220,6 +220,6 @@ def test_the_same_run_gives_the_same_bytes_and_is_packed_once(tmp_path, monkeypa
 def test_problems_alternate_between_categories(tmp_path):
     problems = [Problem(f"dev-{i}", f"q {i}", "a", "rare" if i == 3 else "common") for i in range(4)]
     put(make_run(tmp_path) / "problems_dev.jsonl", problems)
-    found = collections_of(page_of(tmp_path))["evaluation"]
-    assert [row[0] for row in found["problems"]["problems"]] == ["dev-0", "dev-3", "dev-1", "dev-2"]
-    assert [row[-1] for row in found["samples"][1]] == [f"steps of {index} in 1" for index in (0, 3, 1, 2)]
+    evaluation = collections_of(page_of(tmp_path))["evaluation"]
+    assert [row[0] for row in evaluation["problems"]["problems"]] == ["dev-0", "dev-3", "dev-1", "dev-2"]
+    assert [row[-1] for row in evaluation["samples"][1]] == [f"steps of {index} in 1" for index in (0, 3, 1, 2)]

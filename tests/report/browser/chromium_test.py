@@ -95,13 +95,13 @@ def choose(page, **values) -> None:
 
 def listed(page) -> list[str]:
     """The selected iteration's texts in all rows on all pages."""
-    found = []
+    texts = []
     for number in itertools.count(1):
-        found += page.locator(".list tbody tr td:last-child").all_inner_texts()
+        texts += page.locator(".list tbody tr td:last-child").all_inner_texts()
         output = page.locator(".list output").first.inner_text()
-        assert output.startswith(f"{len(found)} of ") or f"page {number} of" in output
+        assert output.startswith(f"{len(texts)} of ") or f"page {number} of" in output
         if page.locator(".list [name=next]").first.is_disabled():
-            return [text.split("\n")[0] for text in found]
+            return [text.split("\n")[0] for text in texts]
         page.locator(".list [name=next]").first.click()
 
 
@@ -117,7 +117,7 @@ def test_the_filters_of_the_evaluation_give_what_the_files_say(open_page, run):
     assert "(best)" in page.locator("[name=iteration] option", has_text="Iteration 2").inner_text()
     choose(page, iteration="2")
     assert sorted(listed(page)) == sorted(line["text"] for line in now.values())
-    wanted = {
+    expected = {
         ("verdict", "steps"): {k for k in right[2] if now[k]["consistent"] is False},
         ("verdict", "gained"): right[2] - right[0],
         ("verdict", "lost"): right[0] - right[2],
@@ -127,7 +127,7 @@ def test_the_filters_of_the_evaluation_give_what_the_files_say(open_page, run):
         ("category", "2"): {k for k in now if category_of[k] == ""},
         **{("verdict", verdict): {k for k in now if now[k]["verdict"] == verdict} for verdict in Verdict},
     }
-    for (name, value), keys in wanted.items():
+    for (name, value), keys in expected.items():
         assert keys
         choose(page, **{name: value})
         assert sorted(listed(page)) == sorted(now[key]["text"] for key in keys), (name, value)
@@ -150,7 +150,7 @@ def test_the_filters_of_the_training_samples_give_what_the_files_say(open_page, 
     }
     source = {False: "sampled", True: "rationalized"}
     was_kept = {c["text"]: (c["problem_id"], source[c["hinted"]], c["sample_index"]) in kept for c in samples}
-    wanted = {
+    expected = {
         ("kept", "kept"): [c for c in samples if was_kept[c["text"]]],
         ("kept", "not"): [c for c in samples if not was_kept[c["text"]]],
         ("source", "sampled"): [c for c in samples if not c["hinted"]],
@@ -159,7 +159,7 @@ def test_the_filters_of_the_training_samples_give_what_the_files_say(open_page, 
         ("verdict", "right"): [c for c in samples if c["verdict"] == "right"],
         ("verdict", ""): samples,
     }
-    for (name, value), rows in wanted.items():
+    for (name, value), rows in expected.items():
         assert rows
         choose(page, **{name: value})
         assert sorted(listed(page)) == sorted(c["text"] for c in rows), (name, value)
@@ -198,7 +198,7 @@ def check_history(page, run: Path, collection: str) -> None:
     row = page.locator(".list tbody tr").nth(2)
     key = row.get_attribute("data-key")
     names = ["eval_dev"] if collection == "evaluation" else ["samples", "rationalizations"]
-    wanted = [
+    expected = [
         (f"Iteration {n}" if n else "Base model", c["text"], c["verdict"])
         for n in range(3)
         for name in names
@@ -212,8 +212,8 @@ def check_history(page, run: Path, collection: str) -> None:
     shown = [
         (one.locator("th").inner_text().removesuffix(" (best)"), one.locator("pre").inner_text()) for one in lines_shown
     ]
-    assert shown == [line[:2] for line in wanted] and len(wanted) >= 3
-    for one, (_, _, verdict) in zip(lines_shown, wanted, strict=True):
+    assert shown == [line[:2] for line in expected] and len(expected) >= 3
+    for one, (_, _, verdict) in zip(lines_shown, expected, strict=True):
         assert one.locator(".verdict").inner_text() in (verdict, "right answer, wrong steps")
     assert not page.locator(".list").is_visible() and f"problem={key}" in page.url
     page.go_back()
@@ -227,11 +227,11 @@ def test_the_keys(open_page, run):
     page = open_page(run / "report.html")
     focused = "[...document.querySelectorAll('.list tbody tr')].indexOf(document.activeElement)"
     page.evaluate("document.querySelector('.browser').scrollIntoView()")
-    places = []
+    focused_rows = []
     for key in ("j", "j", "ArrowDown", "k", "ArrowUp", "k", "n", "j", "p"):
         page.keyboard.press(key)
-        places.append(page.evaluate(focused))
-    assert places == [0, 1, 2, 1, 0, 0, 0, 1, 0]
+        focused_rows.append(page.evaluate(focused))
+    assert focused_rows == [0, 1, 2, 1, 0, 0, 0, 1, 0]
     page.keyboard.press("n")
     page.keyboard.press("n")
     for _ in range(5):
@@ -304,7 +304,7 @@ def test_links_of_two_runs_and_ordinary_anchors(open_page, tmp_path):
     path = report.write([first, second])
     page = open_page(path, fragment="#r1-rationales&in=training&iteration=1&problem=train-2")
     histories = page.locator(".history")
-    assert [histories.nth(place).is_visible() for place in (0, 1)] == [False, True]
+    assert [histories.nth(index).is_visible() for index in (0, 1)] == [False, True]
     top = "Math.abs(document.getElementById('r0-figures').getBoundingClientRect().top) < 5"
     page.goto(path.as_uri() + "#r0-figures")
     assert page.evaluate(top) and not histories.nth(1).is_visible()
@@ -318,13 +318,15 @@ def test_hostile_ids_and_categories_make_links_that_work(open_page, tmp_path):
     problems = [dataclasses.replace(problem(i), id=name, category=f"{EVIL[:-1]}{i % 2}") for i, name in enumerate(ids)]
     put(tmp_path / "problems_dev.jsonl", problems)
     for number in range(3):
-        drawn = [dataclasses.replace(completion(i, number, "right"), problem_id=name) for i, name in enumerate(ids)]
-        put(tmp_path / f"iter_{number:03d}/eval_dev.jsonl", drawn)
+        completions = [
+            dataclasses.replace(completion(i, number, "right"), problem_id=name) for i, name in enumerate(ids)
+        ]
+        put(tmp_path / f"iter_{number:03d}/eval_dev.jsonl", completions)
     path = report.write(tmp_path)
     page = open_page(path)
-    for place in range(4):
-        choose(page, category=str(place % 2))
-        row = page.locator(".list tbody tr").nth(place // 2)
+    for index in range(4):
+        choose(page, category=str(index % 2))
+        row = page.locator(".list tbody tr").nth(index // 2)
         address, text = row.locator("a").get_attribute("href"), row.locator("pre").last.inner_text()
         fresh = open_page(path, fragment=address)
         assert fresh.locator(".history pre").last.inner_text() == text

@@ -43,7 +43,7 @@ def test_kept_series(tmp_path):
 
 
 def test_losses_of_a_resumed_run_count_once_and_a_torn_line_is_left_out(tmp_path):
-    """A kill tears a line; the resumed run logs step 20 again on a line of its own, and is killed too."""
+    """A kill tears a line; the resumed run logs step 20 again on a separate line, and is killed too."""
     with open(make_run(tmp_path) / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"iteration": 2, "stage": "fine_tune", "st\n')
         file.write('{"iteration": 2, "stage": "fine_tune", "step": 20, "loss": 0.25}\n')

@@ -68,7 +68,7 @@ BROKEN = {
     "source": (replaced("source: ", "source: not "), r":\d+: 'source' of the item that begins here is none of"),
     "wrapped": (replaced("| steps", "steps"), r":\d+: \"steps of .* is not a line of this file"),
     "stray text": (replaced("\nmachine", "\nmachine: x\n| stray\nmachine"), r":\d+: a line that begins with \|"),
-    "text beside": (replaced("\nanswer:", "\nanswer: 5"), r":\d+: the text of 'answer:' belongs below it"),
+    "text on the field's line": (replaced("\nanswer:", "\nanswer: 5"), r":\d+: the text of 'answer:' belongs below it"),
 }  # fmt: skip
 
 
