@@ -1,32 +1,60 @@
 """star_jax.records: what is written is what is read, and a broken line is named."""
 
+import dataclasses
 import json
 import re
 
+import numpy as np
 import pytest
 
 from star_jax.errors import InputError
-from star_jax.records import Completion, Example, Problem, Prompt, from_json, read_jsonl, to_json, write_lines
+from star_jax.records import (
+    Completion,
+    Example,
+    Problem,
+    Prompt,
+    from_json,
+    read_jsonl,
+    side_fields,
+    to_json,
+    write_lines,
+)  # fmt: skip
 from star_jax.tokenizers.simple import ByteTokenizer
 
 PROBLEM = Problem("t-1", "How many?", "72", "word problem", choices=("a bed", "a Ä"), rationale="x\ny")
 COMPLETION = Completion("t-1", 2, 0, True, "so\n#### 72", "72", "right", None, -1.25, 9, "0/sample/2/t-1/0/1")
 EXAMPLE = Example("t-1", "Q: ?\nA:", " 72", 1, "sampled", unweighted=((0, 1), (2, 3)), log_probability=-0.5)
+SIDE = dict(token_ids=(0, 50399, 2**31 - 1), token_log_probs=(-0.0, float(np.float32(-0.1)), float("-inf")))
 AWKWARD = ["", "\n\n", '"\\', "!!!", "\x00\x1b\x7f", "\u2028\u2029\x85", "é字𝔸\ufffd", "<|endoftext|>", "\r\n"]
 
 
-@pytest.mark.parametrize("record", [PROBLEM, COMPLETION, EXAMPLE, Problem("i", "q", "a")])
-def test_a_record_survives_json(record):
-    assert from_json(type(record), to_json(record)) == record
+def test_a_record_survives_json():
+    for record in (PROBLEM, COMPLETION, EXAMPLE, Problem("i", "q", "a"), dataclasses.replace(EXAMPLE, loss_weight=0.1)):
+        assert from_json(type(record), to_json(record)) == record
+        assert from_json(type(record), to_json(record, with_side=True)) == record
 
 
-@pytest.mark.parametrize("text", AWKWARD)
-def test_any_text_takes_one_line(text, tmp_path):
-    records = [Problem(text, text, text, rationale=text), PROBLEM]
+def test_ids_and_log_probabilities_are_left_out_of_a_line_unless_asked_for():
+    """They are in the side file (runs/run_directory_test.py); in a part file they are base64, bit for bit."""
+    sampled = dataclasses.replace(COMPLETION, **SIDE)
+    kept = dataclasses.replace(EXAMPLE, token_ids=SIDE["token_ids"])
+    assert side_fields(Completion) == {"token_ids": "i4", "token_log_probs": "f4"} and not side_fields(Problem)
+    for record, plain in ((sampled, COMPLETION), (kept, EXAMPLE)):
+        assert to_json(record) == to_json(plain) and "token_ids" not in to_json(record)
+        assert from_json(type(record), to_json(record, with_side=True)) == record
+    back = from_json(Completion, to_json(sampled, with_side=True))
+    assert np.float32(back.token_log_probs).tobytes() == np.float32(SIDE["token_log_probs"]).tobytes()
+    with pytest.raises(ValueError, match="'token_ids' must be base64 text"):
+        from_json(Example, to_json(EXAMPLE)[:-1] + ', "token_ids": [1]}')
+
+
+def test_any_text_takes_one_line(tmp_path):
     path = tmp_path / "problems.jsonl"
-    path.write_text(write_lines(records), encoding="utf-8")
-    assert to_json(records[0]).count("\n") == 0
-    assert list(read_jsonl(Problem, path)) == records
+    for text in AWKWARD:
+        records = [Problem(text, text, text, rationale=text), PROBLEM]
+        path.write_text(write_lines(records), encoding="utf-8")
+        assert to_json(records[0]).count("\n") == 0, text
+        assert list(read_jsonl(Problem, path)) == records, text
 
 
 def test_lists_come_back_as_tuples_so_that_records_hash():
@@ -42,27 +70,27 @@ def test_defaults_may_be_absent_from_a_line():
     assert from_json(Problem, '{"id": "i", "question": "q", "answer": "a"}') == Problem("i", "q", "a")
 
 
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        ("", "Expecting value"),
-        ("\n", "Expecting value"),
-        ('{"id": "i", "question"', "Expecting"),
-        ("[1, 2]", "it is not a JSON object"),
-        ("3", "it is not a JSON object"),
-        ('{"id": "i", "question": "q"}', "key 'answer' is missing"),
-        ('{"id": "i", "question": "q", "answer": "a", "anwser": "b"}', "unknown key 'anwser'"),
-    ],
-)
-def test_a_broken_line_is_named_with_its_reason(line, reason, tmp_path):
-    with pytest.raises(ValueError, match=re.escape(reason)):
-        from_json(Problem, line)
+BROKEN = [
+    ("", "Expecting value"),
+    ("\n", "Expecting value"),
+    ('{"id": "i", "question"', "Expecting"),
+    ("[1, 2]", "it is not a JSON object"),
+    ("3", "it is not a JSON object"),
+    ('{"id": "i", "question": "q"}', "key 'answer' is missing"),
+    ('{"id": "i", "question": "q", "answer": "a", "anwser": "b"}', "unknown key 'anwser'"),
+]
+
+
+def test_a_broken_line_is_named_with_its_reason(tmp_path):
     path = tmp_path / "p.jsonl"
-    path.write_text(to_json(PROBLEM) + "\n" + line.rstrip("\n") + "\n" + to_json(PROBLEM) + "\n", encoding="utf-8")
-    records = read_jsonl(Problem, path)
-    assert next(records) == PROBLEM
-    with pytest.raises(InputError, match=re.escape(f"{path}:2: not a Problem record ({reason}")):
-        next(records)
+    for line, reason in BROKEN:
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            from_json(Problem, line)
+        path.write_text(f"{to_json(PROBLEM)}\n{line.rstrip()}\n{to_json(PROBLEM)}\n", encoding="utf-8")
+        records = read_jsonl(Problem, path)
+        assert next(records) == PROBLEM
+        with pytest.raises(InputError, match=re.escape(f"{path}:2: not a Problem record ({reason}")):
+            next(records)
 
 
 def test_a_line_that_is_not_utf_8_is_named(tmp_path):
@@ -90,15 +118,11 @@ def test_records_cannot_be_changed():
         PROBLEM.answer = "73"
 
 
-@pytest.mark.parametrize(
-    ("prefix", "body", "parts"),
-    [
+def test_white_space_between_shots_and_problem_belongs_to_the_problem():
+    for prefix, body, parts in (
         ("Q: a\nA: b\n\n", "Q: c", ("Q: a\nA: b", "\n\nQ: c")),
         ("", "Q: c", ("", "Q: c")),
         ("x", " y", ("x", " y")),
         ("\n\n", "y", ("", "\n\ny")),
-    ],
-)
-def test_white_space_between_shots_and_problem_goes_with_the_problem(prefix, body, parts):
-    tokenizer = ByteTokenizer()
-    assert tokenizer.split_parts(prefix, body) == parts and "".join(parts) == Prompt(prefix, body).text
+    ):
+        assert ByteTokenizer().split_parts(prefix, body) == parts and "".join(parts) == Prompt(prefix, body).text

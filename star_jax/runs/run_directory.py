@@ -17,6 +17,7 @@ from star_jax.distributed import preemption
 from star_jax.errors import InputError, disk_errors_as_input_errors
 from star_jax.records import Completion, Record, from_json, read_jsonl, side_fields, to_json, write_lines
 from star_jax.runs import atomic_files, checksums, side_files
+from star_jax.runs.json_files import parse_json_object
 from star_jax.runs.lock import Lock
 
 _T = TypeVar("_T")
@@ -310,17 +311,7 @@ def _json(value: Mapping[str, Any]) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = path.read_bytes()
-        checksums.check(path, content)
-        value = json.loads(content)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{path}: invalid JSON ({error}). Delete it to regenerate it") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object. Delete it to regenerate it")
-    return value
+    return parse_json_object(checksums.read_verified(path), path)
 
 
 def _differences(stored: Any, given: Any, name: str = "") -> dict[str, str]:

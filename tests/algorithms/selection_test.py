@@ -1,23 +1,32 @@
 """star_jax.algorithms.selection: verdicts, what is kept, what is rationalized, and the counts."""
 
 import collections
+import itertools
 import random
 
-import pytest
+import numpy as np
 
 from star_jax import tasks
 from star_jax.algorithms import selection
 from star_jax.evaluation import judging
+from star_jax.evaluation.prompts import PromptEncoder
 from star_jax.records import Completion, Problem
-from star_jax.tasks.arithmetic import make_problem
+from star_jax.sampling.sampler import Sample
+from star_jax.tasks.arithmetic import Arithmetic, make_problem
 from star_jax.tasks.few_shot import PromptSet
+from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
+from star_jax.tokenizers.simple import ByteTokenizer, SymbolTokenizer
+from star_jax.training import packing
 
 TASK = tasks.make("arithmetic")
 PROMPTS = PromptSet("plain\n\n", "hinted\n\n")
+BYTES = ByteTokenizer()
 PROBLEMS = [make_problem(f"t-{i}", 10 + i, 20, digits=2) for i in range(40)]
 
 
-def completion(problem, verdict="right", *, text="steps", hinted=False, sample_index=0, iteration=1, consistent=None):
+def completion(
+    problem, verdict="right", *, text="steps", hinted=False, sample_index=0, iteration=1, consistent=None, token_ids=()
+):
     return Completion(
         problem_id=problem.id,
         iteration=iteration,
@@ -30,44 +39,50 @@ def completion(problem, verdict="right", *, text="steps", hinted=False, sample_i
         log_probability=-1.5,
         tokens=3,
         seed=f"seed of {problem.id}",
+        token_ids=token_ids,
     )
 
 
-def keep(completions, problems=PROBLEMS, **options):
-    defaults = {"per_problem": 1, "few_shot_train": False, "hint_keep_probability": 0.0, "seed": 0, "weights": "w0"}
-    return selection.keep(TASK, problems, completions, PROMPTS, **(defaults | options))
+def keep(completions, problems=PROBLEMS, tokenizer=BYTES, **options):
+    spec = selection.SelectionSpec(**{"seed": 0, "weights": "w0", **options})
+    return selection.keep(PromptEncoder(TASK, tokenizer, PROMPTS), problems, completions, spec)
 
 
 RIGHT = TASK.reference(PROBLEMS[3])  # 13 + 20 = 33
 
 
-@pytest.mark.parametrize(
-    ("text", "truncated", "verdict", "answer", "consistent"),
-    [
-        (RIGHT, False, "right", "3 3", True),
-        (RIGHT + "\n", False, "right", "3 3", True),
-        (RIGHT.replace("C: 0", "C: 1"), False, "right", "3 3", False),  # a right answer behind wrong steps
-        (RIGHT[:-3] + "3 4", False, "wrong", "3 4", False),
-        (RIGHT + " 0", False, "wrong", "3 3 0", False),
-        ("3 3", False, "unparsable", None, None),
-        ("", False, "unparsable", None, None),
-        (RIGHT, True, "truncated", "3 3", True),  # half of an answer may look like the answer
-        (RIGHT[:-3] + "3 4", True, "truncated", "3 4", False),
-        ("<scratch>\n", True, "truncated", None, None),
-    ],
-)
-def test_verdicts(text, truncated, verdict, answer, consistent):
-    about = {"iteration": 2, "sample_index": 1, "hinted": True, "tokens": 9, "seed": "s"}
-    judged = judging.judge(TASK, PROBLEMS[3], text=text, truncated=truncated, log_probability=-1.23456789, **about)
-    assert (judged.verdict, judged.answer, judged.consistent) == (verdict, answer, consistent)
-    assert (judged.problem_id, judged.text, judged.log_probability) == ("t-3", text, -1.2346)
-    assert {key: getattr(judged, key) for key in about} == about
+VERDICTS = [
+    (RIGHT, False, "right", "3 3", True),
+    (RIGHT + "\n", False, "right", "3 3", True),
+    (RIGHT.replace("C: 0", "C: 1"), False, "right", "3 3", False),  # a right answer after wrong steps
+    (RIGHT[:-3] + "3 4", False, "wrong", "3 4", False),
+    (RIGHT + " 0", False, "wrong", "3 3 0", False),
+    ("3 3", False, "unparsable", None, None),
+    ("", False, "unparsable", None, None),
+    (RIGHT, True, "truncated", "3 3", True),  # half of an answer may look like the answer
+    (RIGHT[:-3] + "3 4", True, "truncated", "3 4", False),
+    ("<scratch>\n", True, "truncated", None, None),
+]
 
 
-@pytest.mark.parametrize("verdict", ["wrong", "unparsable", "truncated"])
-@pytest.mark.parametrize("hinted", [False, True])
-def test_only_what_is_right_is_kept(verdict, hinted):
-    assert keep([completion(p, verdict, hinted=hinted) for p in PROBLEMS]) == []
+def test_verdicts():
+    sampling_pass = judging.SamplingPass("rationalization", seed=5, iteration=2, hinted=True)
+    about = {"iteration": 2, "sample_index": 1, "hinted": True, "tokens": 3, "seed": "5/rationalization/2/t-3/1/1"}
+    about |= {"token_ids": (4, 0, 256), "token_log_probs": (-1.0, -0.2, -0.03456)}
+    wrong = []
+    for text, truncated, *expected in VERDICTS:
+        sample = Sample(text, about["token_ids"], about["token_log_probs"], truncated)
+        judged = judging.judge(TASK, PROBLEMS[3], sample, sampling_pass, 1)
+        if [judged.verdict, judged.answer, judged.consistent] != expected:
+            wrong.append((text, truncated, judged))
+        assert (judged.problem_id, judged.text, judged.log_probability) == ("t-3", text, -1.2346)
+        assert {key: getattr(judged, key) for key in about} == about
+    assert not wrong
+
+
+def test_only_what_is_right_is_kept():
+    for verdict, hinted in itertools.product(["wrong", "unparsable", "truncated"], [False, True]):
+        assert keep([completion(p, verdict, hinted=hinted) for p in PROBLEMS]) == [], (verdict, hinted)
 
 
 def test_kept_examples_are_in_the_order_of_the_problems():
@@ -91,21 +106,21 @@ def test_a_kept_example_says_where_it_came_from():
     assert keep([completion(PROBLEMS[5])])[0].source == "sampled"
 
 
-@pytest.mark.parametrize(("few_shot_train", "prefix"), [(False, ""), (True, "plain\n\n")])
-def test_the_hint_is_not_stored(few_shot_train, prefix):
-    drawn = [completion(p, hinted=True) for p in PROBLEMS]
-    examples = keep(drawn, few_shot_train=few_shot_train)
-    assert [e.prompt for e in examples] == [prefix + TASK.render(p) for p in PROBLEMS]
-    assert not any(e.hint_kept for e in examples)
+def test_the_hint_is_not_stored():
+    completions = [completion(p, hinted=True) for p in PROBLEMS]
+    for few_shot_train, prefix in [(False, ""), (True, "plain\n\n")]:
+        examples = keep(completions, few_shot_train=few_shot_train)
+        assert [e.prompt for e in examples] == [prefix + TASK.render(p) for p in PROBLEMS]
+        assert not any(e.hint_kept for e in examples)
 
 
-@pytest.mark.parametrize(("few_shot_train", "prefix"), [(False, ""), (True, "hinted\n\n")])
-def test_at_probability_one_every_rationalization_keeps_its_hint(few_shot_train, prefix):
-    drawn = [completion(p, hinted=i % 2 == 1) for i, p in enumerate(PROBLEMS)]
-    examples = keep(drawn, few_shot_train=few_shot_train, hint_keep_probability=1.0)
-    assert [e.hint_kept for e in examples] == [i % 2 == 1 for i in range(40)]
-    assert [e.prompt for e in examples[1::2]] == [prefix + TASK.render(p, hint=True) for p in PROBLEMS[1::2]]
-    assert examples[0].prompt.endswith(TASK.render(PROBLEMS[0]))
+def test_at_probability_one_every_rationalization_keeps_its_hint():
+    completions = [completion(p, hinted=i % 2 == 1) for i, p in enumerate(PROBLEMS)]
+    for few_shot_train, prefix in [(False, ""), (True, "hinted\n\n")]:
+        examples = keep(completions, few_shot_train=few_shot_train, hint_keep_probability=1.0)
+        assert [e.hint_kept for e in examples] == [i % 2 == 1 for i in range(40)]
+        assert [e.prompt for e in examples[1::2]] == [prefix + TASK.render(p, hint=True) for p in PROBLEMS[1::2]]
+        assert examples[0].prompt.endswith(TASK.render(PROBLEMS[0]))
 
 
 def test_hints_are_kept_in_about_the_given_share_and_always_the_same_ones():
@@ -117,11 +132,7 @@ def test_hints_are_kept_in_about_the_given_share_and_always_the_same_ones():
     assert kept != [e.hint_kept for e in keep(drawn, problems, hint_keep_probability=0.3, seed=1)]
 
 
-@pytest.mark.parametrize(
-    ("per_problem", "texts"),
-    [(1, ["a"]), (2, ["a", "b"]), (3, ["a", "b", "c"]), (0, ["a", "b", "c"]), (9, ["a", "b", "c"])],
-)
-def test_distinct_texts_lowest_draw_first_and_rationalizations_last(per_problem, texts):
+def test_distinct_texts_lowest_sample_index_first_and_rationalizations_last():
     p = PROBLEMS[0]
     drawn = [
         completion(p, text="c", hinted=True),
@@ -131,15 +142,16 @@ def test_distinct_texts_lowest_draw_first_and_rationalizations_last(per_problem,
         completion(p, "wrong", text="d", sample_index=0),
         completion(p, text="b", hinted=True, sample_index=1),
     ]
-    kept = keep(drawn, per_problem=per_problem)
-    assert [e.completion for e in kept] == texts
-    assert kept[0].sample_index == 1  # of equal texts the earliest draw
+    for per_problem, texts in [(1, "a"), (2, "ab"), (3, "abc"), (0, "abc"), (9, "abc")]:
+        examples = keep(drawn, per_problem=per_problem)
+        assert [e.completion for e in examples] == [*texts], per_problem
+        assert examples[0].sample_index == 1  # the lowest index of equal texts
 
 
-def test_what_a_draw_solved_is_not_rationalized():
+def test_what_a_sample_solved_is_not_rationalized():
     verdicts = ["right", "wrong", "unparsable", "truncated"]
     samples = [completion(p, verdicts[i % 4]) for i, p in enumerate(PROBLEMS)]
-    samples.append(completion(PROBLEMS[1], sample_index=1))  # a second draw got it right
+    samples.append(completion(PROBLEMS[1], sample_index=1))  # a second sample got it right
     chosen = selection.to_rationalize(PROBLEMS, samples, 1.0, seed=0, iteration=1)
     assert chosen == [p for i, p in enumerate(PROBLEMS) if i % 4 and i != 1]
     assert selection.to_rationalize(PROBLEMS, samples, 0.0, seed=0, iteration=1) == []
@@ -155,13 +167,13 @@ def test_a_share_of_the_failed_is_rationalized_another_one_each_iteration():
     assert set(chosen[0]) < set(more)
 
 
-@pytest.mark.parametrize("few_shot_train", [False, True])
-def test_references_are_every_problem_with_its_answer(few_shot_train):
+def test_references_are_every_problem_with_its_answer():
     direct = tasks.make("arithmetic", direct=True)
-    examples = selection.references(direct, PROBLEMS, PROMPTS, few_shot_train=few_shot_train, iteration=2)
-    prefix = "plain\n\n" if few_shot_train else ""
-    assert [(e.prompt, e.completion) for e in examples] == [(prefix + direct.render(p), p.answer) for p in PROBLEMS]
-    assert {(e.source, e.iteration, e.hint_kept) for e in examples} == {("reference", 2, False)}
+    prompts = PromptEncoder(direct, BYTES, PROMPTS)
+    for few_shot_train, prefix in [(False, ""), (True, "plain\n\n")]:
+        examples = selection.references(prompts, PROBLEMS, few_shot_train=few_shot_train, iteration=2)
+        assert [(e.prompt, e.completion) for e in examples] == [(prefix + direct.render(p), p.answer) for p in PROBLEMS]
+        assert {(e.source, e.iteration, e.hint_kept, e.token_ids) for e in examples} == {("reference", 2, False, ())}
 
 
 def test_chance_is_uniform_and_depends_on_each_argument():
@@ -172,7 +184,7 @@ def test_chance_is_uniform_and_depends_on_each_argument():
 
 
 def random_stage(seed):
-    """(problems, samples, rationalizations) with draws of every verdict."""
+    """(problems, samples, rationalizations) with every verdict; the ids of some texts are known."""
     rng = random.Random(seed)
     problems = [make_problem(f"t-{i}", 10 ** (d - 1), 10 ** (d - 1), d) for i in range(60) for d in [rng.randint(1, 3)]]
     verdicts = ["right", "wrong", "unparsable", "truncated"]
@@ -180,15 +192,20 @@ def random_stage(seed):
     def drawn(p, hinted, sample_index):
         texts = rng.choice(["a", "b"])
         return completion(p, rng.choice(verdicts), text=texts, hinted=hinted, sample_index=sample_index, iteration=2,
-                          consistent=rng.choice([True, False]))  # fmt: skip
+                          consistent=rng.choice([True, False]),
+                          token_ids=(*texts.encode(), 256) * (texts == "a"))  # fmt: skip
 
     samples = [drawn(p, False, draw) for p in problems for draw in range(2)]
     failed = selection.to_rationalize(problems, samples, 1.0, 0, 2)
     return problems, samples, [drawn(p, True, 0) for p in failed]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_summary_counts_what_is_there(seed):
+def test_the_summary_counts_what_is_there():
+    for seed in range(5):
+        check_summary(seed)
+
+
+def check_summary(seed):
     problems, samples, rationalizations = random_stage(seed)
     own = keep([*samples, *rationalizations], problems, per_problem=0, hint_keep_probability=0.5)
     earlier = keep([completion(p, iteration=1) for p in problems[:7]], problems)
@@ -205,8 +222,83 @@ def test_the_summary_counts_what_is_there(seed):
     assert summary["kept_rationalized"] == len([1 for _, _, hinted in right if hinted])
     assert summary["kept"] == len(right) + 7 and summary["kept_from_earlier"] == 7
     assert summary["hints_kept"] == sum(e.hint_kept for e in own)
+    assert summary["kept_retokenized"] == len([1 for _, text, _ in right if text == "b"])
     classes = {p.id: p.category for p in problems}
     for name, kept in summary["kept_by_category"].items():
         assert kept["sampled"] == len([1 for i, _, hinted in right if not hinted and classes[i] == name])
         assert kept["rationalized"] == len([1 for i, _, hinted in right if hinted and classes[i] == name])
     assert summary["problems_by_category"] == collections.Counter(classes.values())
+
+
+def sampled_text(tokenizer, token_ids, stops) -> str:
+    """The text that the sampler reports for these ids: cut before the first stop."""
+    text = tokenizer.decode(token_ids)
+    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
+
+
+def check_completion_ids(tokenizer, texts, stops, pick) -> collections.Counter:
+    """Against all prefixes of the sampled ids, by brute force; returns how often the text was cut inside a token."""
+    counts = collections.Counter()
+    for text in texts:
+        token_ids = tuple(pick(text))
+        one = completion(PROBLEMS[0], text=sampled_text(tokenizer, token_ids, stops), token_ids=token_ids)
+        prefixes = [token_ids[:n] for n in range(len(token_ids) + 1)]
+        fitting = [ids for ids in prefixes if tokenizer.decode(ids) == one.text]
+        ids = selection.completion_ids(tokenizer, one)
+        assert ids == (fitting[0] if fitting else ()), (text, token_ids)
+        counts["cut" if not fitting else "whole"] += 1
+    return counts
+
+
+def test_completion_ids_are_the_sampled_ids_of_the_text(shared_dir):
+    rng = np.random.default_rng(0)
+    stops = ("\n\n", "Q:", "é")
+    texts = ["".join(rng.choice(["a", "é", "\n", "Q:", " b", "字"], 8)) for _ in range(200)]
+    cut = check_completion_ids(BYTES, [*texts, ""], stops, lambda text: [*BYTES.encode(text), BYTES.end_of_text])
+    assert cut["cut"] == 0
+    # A budget may end inside a letter: the text ends with U+FFFD and the ids are all that was sampled.
+    assert check_completion_ids(BYTES, texts, stops, lambda text: BYTES.encode(text)[:7])["cut"] == 0
+    symbols = SymbolTokenizer(Arithmetic.symbols)
+    words = [" ".join(rng.choice(Arithmetic.symbols, 12)) for _ in range(100)]
+    assert check_completion_ids(symbols, words, ("\n", "3 ,"), symbols.encode)["whole"] > 90
+
+    gpt2 = Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
+    id_of = {piece: i for i, piece in enumerate(gpt2.pieces)}
+
+    def any_tokens(text):
+        """Tokens of random length that exist: rarely those of `encode`."""
+        content, ids = text.encode(), []
+        while content:
+            ids.append(id_of[content[: rng.choice([n for n in range(1, 8) if content[:n] in id_of])]])
+            content = content[len(gpt2.pieces[ids[-1]]) :]
+        return ids
+
+    texts = ["A hen lives here.\nQ: and", "the answer is 7.\n\n\nQ:", "é字 so 10 Q: é"] * 60
+    counts = check_completion_ids(gpt2, texts, ("e.\nQ", "\n\n", "er i"), any_tokens)
+    assert counts["cut"] > 20 and counts["whole"] > 20
+    truncated = check_completion_ids(gpt2, texts, (), lambda text: any_tokens(text)[: rng.integers(1, 9)])
+    assert truncated["cut"] == 0
+
+
+def test_training_uses_the_tokens_that_were_sampled(shared_dir):
+    """A text in non-canonical tokens is trained on as sampled; one that a stop cut inside a token is encoded again."""
+    gpt2 = Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
+    id_of = {piece: i for i, piece in enumerate(gpt2.pieces)}
+    as_sampled = [id_of[piece] for piece in (b" th", b"ere", b"fore", b" 3", b"3")]
+    text = " therefore 33"
+    assert gpt2.decode(as_sampled) == text and gpt2.encode(text) != as_sampled
+    stopped = (*gpt2.encode(" so it is"), id_of[b" nine"])
+    completions = [
+        completion(PROBLEMS[0], text=text, token_ids=(*as_sampled, gpt2.end_of_text)),
+        completion(PROBLEMS[1], text=" so it is ni", token_ids=stopped),
+    ]
+    examples = keep(completions, PROBLEMS[:2], gpt2)
+    assert [e.token_ids for e in examples] == [tuple(as_sampled), ()]
+    assert selection.summary(1, PROBLEMS[:2], completions, [], examples)["kept_retokenized"] == 1
+    rows = packing.pack(examples, gpt2, 256, seed=0)
+    for example, ids in zip(examples, (as_sampled, gpt2.encode(" so it is ni")), strict=True):
+        tokens, weights = packing.tokenize(example, gpt2)
+        expected = [*gpt2.encode(example.prompt), *ids, gpt2.end_of_text]
+        assert tokens.tolist() == expected and weights.sum() == len(ids) + 1
+        packed = rows.tokens_RT[0].tobytes()
+        assert np.array(expected, np.int32).tobytes() in packed

@@ -11,11 +11,14 @@ from star_jax import tasks
 from star_jax.config import Config, default, from_dict
 from star_jax.errors import InputError
 from star_jax.evaluation import accuracy, generate, statistics, stored_run
-from star_jax.records import Completion, Problem, from_json, natural_order, read_jsonl, to_json
+from star_jax.evaluation.judging import SamplingPass
+from star_jax.evaluation.prompts import PromptEncoder
+from star_jax.records import Completion, Problem, from_json, natural_order, to_json
 from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling.sampler import Sample
 from star_jax.tasks.arithmetic import Arithmetic
 from star_jax.tasks.few_shot import PromptSet
+from star_jax.tokenizers.simple import SymbolTokenizer
 
 TASK = Arithmetic(train_per_length=2, max_digits=2)
 
@@ -28,7 +31,7 @@ def completion(problem: Problem, draw: int, answer: str | None, verdict: str) ->
 
 
 def random_completions(rng: np.random.Generator, draws: int) -> tuple[list[Problem], list[Completion]]:
-    """Seventeen sums of two classes, the right answers among four that are drawn, some cut off or without one."""
+    """Seventeen sums of three categories; answers are sampled from four, some truncated or without one."""
     problems = [Problem(f"p{i}", "", "1 0", category=str(rng.integers(3))) for i in range(17)]
     completions = []
     for problem in problems:
@@ -42,7 +45,7 @@ def random_completions(rng: np.random.Generator, draws: int) -> tuple[list[Probl
     return problems, completions
 
 
-def test_score_counts_by_class():
+def test_score_counts_by_category():
     for seed in range(20):
         problems, completions = random_completions(np.random.default_rng(seed), draws=1)
         result = accuracy.score(problems, completions)
@@ -78,64 +81,69 @@ def test_majority_takes_the_earliest_of_the_commonest():
         assert sum(line["n"] for line in result["majority_by_category"].values()) == 17
 
 
-@pytest.mark.parametrize(("draws", "right"), [(1, 0), (1, 1), (4, 1), (6, 2), (7, 7), (8, 0)])
-def test_pass_at_k_is_the_share_of_the_subsets_that_hold_a_right_draw(draws, right):
-    for k in range(1, draws + 1):
-        subsets = list(itertools.combinations([i < right for i in range(draws)], k))
-        assert accuracy.pass_at(k, draws, right) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+def test_pass_at_k_is_the_share_of_the_subsets_that_hold_a_right_sample():
+    for samples, right in [(1, 0), (1, 1), (4, 1), (6, 2), (7, 7), (8, 0)]:
+        for k in range(1, samples + 1):
+            subsets = list(itertools.combinations([i < right for i in range(samples)], k))
+            share = sum(map(any, subsets)) / len(subsets)
+            assert accuracy.pass_at(k, samples, right) == pytest.approx(share), (samples, right, k)
 
 
 class StubSampler:
-    """Draws the reference for every second seed, in chunks of three; after `chunks` of them it is killed."""
+    """Samples the last digit of the request's index, in chunks of three; after `chunks` of them it is killed."""
 
     def __init__(self, chunks: int = 1000) -> None:
         self.chunks, self.seeds, self.texts = chunks, [], []
 
-    def __call__(self, prompts, seeds, progress, meanwhile=None) -> None:
-        self.seeds += seeds
-        self.texts += [p.text for p in prompts]
-        for start in range(0, len(seeds), 3):
+    def stream(self, requests):
+        self.seeds += [request.seed for request in requests]
+        self.texts += [request.prompt.prompt.text for request in requests]
+        for start in range(0, len(requests), 3):
             if not self.chunks:
                 raise KeyboardInterrupt
             self.chunks -= 1
-            places = list(range(start, min(start + 3, len(seeds))))
-            progress(
-                places, [Sample(f"<scratch>\n</scratch>\n{len(seeds[i]) % 10}", (1, 2), -0.5, i == 1) for i in places]
-            )
+            indices = range(start, min(start + 3, len(requests)))
+            yield [
+                (i, Sample(f"<scratch>\n</scratch>\n{len(requests[i].seed) % 10}", (1, 2), (-0.25, -0.25), i == 1))
+                for i in indices
+            ]
 
 
-def complete(workdir, sampler, log=None):
+PROMPTS = PromptEncoder(TASK, SymbolTokenizer((*Arithmetic.symbols, "shots")), PromptSet("shots\n\n"))
+SAMPLING_PASS = SamplingPass("sample", seed=7, iteration=2, samples_per_problem=2)
+
+
+def complete(workdir, sampler) -> tuple[list[Completion], generate.Throughput | None]:
     run_dir = RunDirectory(workdir)
-    return generate.complete(
-        run_dir, run_dir.path(2, "samples.jsonl"), sampler, TASK, TASK.problems("train"), PromptSet("shots\n\n"),
-        what="sample", seed=7, iteration=2, draws=2, log=log,
-    )  # fmt: skip
+    path = run_dir.path(2, "samples.jsonl")
+    return generate.generate(run_dir, path, sampler.stream, PROMPTS, TASK.problems("train"), SAMPLING_PASS)
 
 
-def test_complete_draws_only_what_is_missing(tmp_path):
-    """Killed after two chunks, with half a line behind them: the second call draws the other two, a third none."""
-    whole = complete(tmp_path / "whole", StubSampler())
+def test_only_missing_completions_are_sampled(tmp_path):
+    """Killed after two chunks, with half a line after them: the second call samples the other two, a third none."""
+    uninterrupted, _ = complete(tmp_path / "uninterrupted", StubSampler())
     killed, workdir = StubSampler(chunks=2), tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
         complete(workdir, killed)
     part = workdir / "iter_002" / "samples.jsonl.part"
     with open(part, "a") as file:
         file.write('{"problem_id": "train-2-0')
-    second, logged = StubSampler(), []
-    resumed = complete(workdir, second, logged.append)
+    second = StubSampler()
+    resumed, throughput = complete(workdir, second)
     assert len(killed.seeds) == 8 and second.seeds == killed.seeds[6:]
     assert [c.seed for c in resumed] == killed.seeds and len(set(killed.seeds)) == 8
-    assert {c.seed for c in whole} == set(killed.seeds)
-    assert logged[0]["problems"] == 2 and logged[0]["tokens"] == 4
+    assert {c.seed for c in uninterrupted} == set(killed.seeds)
+    figures = throughput.figures()
+    assert (figures["problems"], figures["tokens"]) == (2, 4) and figures["right"] == throughput.right
     assert not part.exists()
     third = StubSampler()
-    assert complete(workdir, third) == resumed == list(read_jsonl(Completion, part.with_suffix("")))
-    assert third.seeds == []
+    assert complete(workdir, third) == (resumed, None)
+    assert third.seeds == [] and RunDirectory(workdir).read_records(Completion, part.with_suffix("")) == resumed
 
 
-def test_complete_makes_prompts_seeds_and_verdicts(tmp_path):
+def test_a_completion_has_its_prompt_its_seed_and_its_verdict(tmp_path):
     sampler = StubSampler()
-    completions = complete(tmp_path, sampler)
+    completions, _ = complete(tmp_path, sampler)
     problems = [p for p in TASK.problems("train") for _ in range(2)]
     assert sampler.texts == ["shots\n\n" + TASK.render(p) for p in problems]
     assert sampler.seeds == [f"7/sample/2/{p.id}/{i % 2}/0" for i, p in enumerate(problems)]
@@ -146,6 +154,25 @@ def test_complete_makes_prompts_seeds_and_verdicts(tmp_path):
     for c, p in zip(completions, problems, strict=True):
         assert c.verdict in ("truncated", "right" if c.answer == p.answer else "wrong")
         assert (c.tokens, c.log_probability, c.hinted) == (2, -0.5, False)
+        assert (c.token_ids, c.token_log_probs) == ((1, 2), (-0.25, -0.25))
+
+
+def test_a_prompt_is_rendered_and_encoded_once(monkeypatch):
+    """Twice the same problem, with and without hint: two bodies and one prefix for each prompt text."""
+    texts, encode = [], SymbolTokenizer.encode
+    monkeypatch.setattr(SymbolTokenizer, "encode", lambda self, text: texts.append(text) or encode(self, text))
+    task = Arithmetic(train_per_length=2, max_digits=2)
+    prompts = PromptEncoder(task, PROMPTS.tokenizer, PromptSet("shots\n\n", "shots shots\n\n"))
+    problems = task.problems("train")
+    for _ in range(3):
+        for problem in problems:
+            for hinted in (False, True):
+                encoded = prompts(problem, hinted)
+                prefix, body = encoded.prompt.parts
+                assert encoded.prompt == prompts.prompt_set.prompt(task, problem, hinted)
+                assert encoded.prefix_ids == tuple(encode(PROMPTS.tokenizer, prefix))
+                assert encoded.body_ids == tuple(encode(PROMPTS.tokenizer, body))
+    assert len(texts) == len(set(texts)) == 2 + 2 * len(problems)
 
 
 def a_run(workdir, accuracies) -> RunDirectory:
@@ -166,18 +193,19 @@ def _config():
     return config
 
 
-@pytest.mark.parametrize("accuracies, best", [([0.1, 0.5, 0.5, 0.2], 1), ([0.9, 0.1], 0), ([0.0, 0.1, 0.11], 2)])
-def test_best_iteration_is_the_earliest_of_equals(tmp_path, accuracies, best):
-    run_dir = a_run(tmp_path, accuracies)
-    assert stored_run.best_iteration(run_dir, "dev") == best
-    opened = stored_run.open_iteration(str(tmp_path), "best")
-    assert opened.number == best and isinstance(opened.config, Config)
-    assert opened.directory == (run_dir.path(best, "params") if best else tmp_path / "base")
-    assert stored_run.open_iteration(str(tmp_path), "base").directory == tmp_path / "base"
-    assert stored_run.open_iteration(str(tmp_path), "1").directory == run_dir.path(1, "params")
+def test_best_iteration_is_the_earliest_of_equals(tmp_path):
+    for accuracies, best in [([0.1, 0.5, 0.5, 0.2], 1), ([0.9, 0.1], 0), ([0.0, 0.1, 0.11], 2)]:
+        workdir = tmp_path / str(best)
+        run_dir = a_run(workdir, accuracies)
+        assert stored_run.best_iteration(run_dir, "dev") == best
+        opened = stored_run.open_iteration(str(workdir), "best")
+        assert opened.number == best and isinstance(opened.config, Config)
+        assert opened.directory == (run_dir.path(best, "params") if best else workdir / "base")
+        assert stored_run.open_iteration(str(workdir), "base").directory == workdir / "base"
+        assert stored_run.open_iteration(str(workdir), "1").directory == run_dir.path(1, "params")
 
 
-def test_open_run_says_what_is_wrong(tmp_path):
+def test_opening_an_iteration_reports_what_is_wrong(tmp_path):
     with pytest.raises(InputError, match=r"config\.json"):
         stored_run.open_iteration(str(tmp_path / "nowhere"), "best")
     a_run(tmp_path / "new", [])
@@ -212,7 +240,7 @@ def drawn(answer, right: bool, problem_id: str = "p") -> Completion:
 
 
 def test_a_vote_is_the_same_from_memory_and_from_disk():
-    """A letter beside another choice's name is wrong; read back, the letter alone is left."""
+    """A letter next to another choice's name is wrong; read back, the letter alone is left."""
     problem = Problem("p", "?", "b", choices=("inkwell", "blotter"))
     task = tasks.make("commonsense_qa")
     for texts, expected in (
@@ -234,6 +262,6 @@ def test_a_vote_counts_answers_and_not_their_spellings():
     assert accuracy.vote(task, [problem], completions)["majority"]["accuracy"] == 1.0
 
 
-def test_classes_are_in_the_order_of_their_numbers():
+def test_categories_are_in_the_order_of_their_numbers():
     names = ["10 digits", "2 digits", "1 digit", "8+ steps", "new", ""]
     assert sorted(names, key=natural_order) == ["", "new", "1 digit", "2 digits", "8+ steps", "10 digits"]

@@ -66,13 +66,10 @@ def base(mesh):
     return jax.device_put(numpy_params(CONFIG), placement.param_shardings(MODEL, mesh))
 
 
-def tune(base, mesh, steps=7, rows=PACKED, **options):
-    return fine_tune.fine_tune(
-        MODEL,
-        jax.tree.map(jnp.copy, base),  # it gives the buffers up that it is handed
-        rows,
-        **{"steps": steps, "seed": 5, "train": TRAIN, "optimizer_config": OPTIMIZER, "mesh": mesh, **options},
-    )
+def tune(base, mesh, steps=7, rows=PACKED, train=TRAIN, peak_learning_rate=None, **options):
+    spec = fine_tune.FineTuneSpec(steps, 5, train, OPTIMIZER, peak_learning_rate=peak_learning_rate)
+    # fine_tune donates the buffers of its parameters.
+    return fine_tune.fine_tune(MODEL, jax.tree.map(jnp.copy, base), rows, spec, mesh, **options)
 
 
 def equal(a, b) -> bool:
@@ -199,7 +196,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step_named(base, mesh):
         tune(broken, mesh)
     assert str(e.value).endswith("; lower optimizer.learning_rate or look at these examples")
     with pytest.raises(InputError, match=r"the loss of step 2 is (nan|inf)"):  # step 0 has rate 0, step 1 does it
-        tune(base, mesh, peak=1e30)
+        tune(base, mesh, peak_learning_rate=1e30)
 
 
 def test_numbers_are_fetched_once_in_log_every_steps(base, mesh, monkeypatch):
@@ -238,7 +235,7 @@ def test_other_step_counts_rates_and_a_resume_compile_nothing_anew(base, mesh, t
     tune(base, mesh, steps=1)
     with jax.log_compiles(), caplog.at_level(logging.DEBUG, logger="jax"):
         for steps, peak in ((2, None), (5, 0.5), (3, 1e-7)):
-            tune(base, mesh, steps=steps, peak=peak)
+            tune(base, mesh, steps=steps, peak_learning_rate=peak)
         with pytest.raises(RuntimeError):
             tune(base, mesh, steps=9, state_dir=tmp_path / "state", on_step=fail_at_four)
         tune(base, mesh, steps=9, state_dir=tmp_path / "state")

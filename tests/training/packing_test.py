@@ -1,33 +1,42 @@
 """star_jax.training.packing: no token is lost, moved or mixed on the way through seqio's packer, whatever its id."""
 
 import collections
+import dataclasses
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from star_jax.errors import InputError
+from star_jax.models import decoder
 from star_jax.records import Example
 from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
 from star_jax.tokenizers.simple import ByteTokenizer
-from star_jax.training import packing
+from star_jax.training import packing, step
+from tests.support.models import TINY, numpy_params
 
 BYTES = ByteTokenizer()
 SEPARATOR = BYTES.end_of_text
 
 
-def example(prompt="", completion="", unweighted=()) -> Example:
-    return Example("t-0", prompt, completion, 1, "sampled", unweighted=tuple(unweighted))
+def example(prompt="", completion="", unweighted=(), **fields) -> Example:
+    return Example("t-0", prompt, completion, 1, "sampled", unweighted=tuple(unweighted), **fields)
 
 
 def some_examples(count: int, seed: int = 0, longest: int = 40) -> list[Example]:
     """Texts of random lengths; every third one is full of NUL bytes, token 0 of the byte tokenizer."""
     rng = np.random.default_rng(seed)
-    letters = [list("\0"), list("\0!a"), list("ab !\n")]
-    draw = [lambda n, i=i: "".join(rng.choice(letters[i % 3], n)) for i in range(count)]
-    return [example(d(int(rng.integers(1, longest // 2))), d(int(rng.integers(0, longest // 2)))) for d in draw]
+    alphabets = ("\0", "\0!a", "ab !\n")
+
+    def text(number: int, size: int) -> str:
+        alphabet = alphabets[number % 3]
+        return "".join(alphabet[k] for k in rng.integers(len(alphabet), size=size))
+
+    lengths = [(int(rng.integers(1, longest // 2)), int(rng.integers(0, longest // 2))) for _ in range(count)]
+    return [example(text(i, prompt), text(i, completion)) for i, (prompt, completion) in enumerate(lengths)]
 
 
 def segments(rows: packing.PackedRows) -> list[tuple[bytes, bytes]]:
@@ -51,29 +60,58 @@ def expected(examples, tokenizer) -> collections.Counter:
     return collections.Counter((ids.tobytes(), weights.astype(np.float32).tobytes()) for ids, weights in pairs)
 
 
-@pytest.mark.parametrize(
-    ("one", "tokens", "weights"),
-    [
-        (example("ab", "cd"), [97, 98, 99, 100, SEPARATOR], [0, 0, 1, 1, 1]),
-        (example("a", ""), [97, SEPARATOR], [0, 1]),
-        (example("", "cd"), [99, 100, SEPARATOR], [0, 1, 1]),  # nothing precedes the first token
-        (example("", ""), [SEPARATOR], [0]),
-        (example("\0", "\0\0"), [0, 0, 0, SEPARATOR], [0, 1, 1, 1]),
-        (example("a:", "b:c"), [97, 58, 98, 58, 99, SEPARATOR], [0, 0, 1, 1, 1, 1]),  # a colon is no border
-        (example("é", "è"), [195, 169, 195, 168, SEPARATOR], [0, 0, 1, 1, 1]),
-        (example("a", "bcde", [(1, 3)]), [97, 98, 99, 100, 101, SEPARATOR], [0, 1, 0, 0, 1, 1]),
-        (example("a", "bcde", [(0, 1), (3, 4)]), [97, 98, 99, 100, 101, SEPARATOR], [0, 0, 1, 1, 0, 1]),
-        (example("a", "bc", [(0, 2)]), [97, 98, 99, SEPARATOR], [0, 0, 0, 1]),
-    ],
-)
-def test_loss_is_on_the_completion_and_the_end_of_text(one, tokens, weights):
-    ids, found = packing.tokenize(one, BYTES)
-    assert (ids.tolist(), found.tolist()) == (tokens, weights)
+TOKENIZED = [
+    (example("ab", "cd"), [97, 98, 99, 100, SEPARATOR], [0, 0, 1, 1, 1]),
+    (example("a", ""), [97, SEPARATOR], [0, 1]),
+    (example("", "cd"), [99, 100, SEPARATOR], [0, 1, 1]),  # nothing precedes the first token
+    (example("", ""), [SEPARATOR], [0]),
+    (example("\0", "\0\0"), [0, 0, 0, SEPARATOR], [0, 1, 1, 1]),
+    (example("a:", "b:c"), [97, 58, 98, 58, 99, SEPARATOR], [0, 0, 1, 1, 1, 1]),  # a colon is no border
+    (example("é", "è"), [195, 169, 195, 168, SEPARATOR], [0, 0, 1, 1, 1]),
+    (example("a", "bcde", [(1, 3)]), [97, 98, 99, 100, 101, SEPARATOR], [0, 1, 0, 0, 1, 1]),
+    (example("a", "bcde", [(0, 1), (3, 4)]), [97, 98, 99, 100, 101, SEPARATOR], [0, 0, 1, 1, 0, 1]),
+    (example("a", "bc", [(0, 2)]), [97, 98, 99, SEPARATOR], [0, 0, 0, 1]),
+    (example("a", "bc", token_ids=(99, 98)), [97, 99, 98, SEPARATOR], [0, 1, 1, 1]),  # as sampled
+    (example("a", "b", loss_weight=0.3), [97, 98, SEPARATOR], [0, np.float32(0.3), np.float32(0.3)]),
+    (example("", "bc", [(0, 1)], loss_weight=2.5), [98, 99, SEPARATOR], [0, 2.5, 2.5]),
+]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_every_example_is_in_one_row_bit_for_bit(seed):
-    examples = some_examples(60, seed)
+def test_loss_is_on_the_completion_and_the_end_of_text():
+    wrong = []
+    for one, tokens, weights in TOKENIZED:
+        ids, found = packing.tokenize(one, BYTES)
+        if (ids.tolist(), found.tolist(), ids.dtype, found.dtype) != (tokens, weights, np.int32, np.float32):
+            wrong.append((one, ids, found))
+    assert not wrong
+
+
+def test_loss_weights_survive_packing_bit_for_bit():
+    """Float32 numbers that no shorter type holds, one for each example, through seqio."""
+    rng = np.random.default_rng(0)
+    examples = [
+        dataclasses.replace(e, loss_weight=float(np.float32(rng.uniform(0, 3)))) for e in some_examples(40, seed=3)
+    ]
+    rows = packing.pack(examples, BYTES, 64, seed=0)
+    assert collections.Counter(segments(rows)) == expected(examples, BYTES)
+    weights = {float(w) for w in np.unique(rows.weights_RT)}
+    assert weights == {0.0, *(e.loss_weight for e in examples)} and len(weights) == 41
+
+
+def test_half_the_weight_is_half_the_summed_loss():
+    model = decoder.GPT(dataclasses.replace(TINY, vocab_size=257))
+    params = jax.tree.map(jax.numpy.asarray, numpy_params(model.config))
+    sums = {}
+    for weight in (1.0, 0.5):
+        examples = [dataclasses.replace(e, loss_weight=weight) for e in some_examples(6, seed=1)]
+        rows = packing.pack(examples, BYTES, 64, seed=0)
+        batch = {name: jax.numpy.asarray(array) for name, array in rows.take(np.arange(rows.rows)).items()}
+        sums[weight] = jax.jit(step.loss_sums, static_argnums=0)(model, params, batch)
+    np.testing.assert_allclose(sums[0.5], 0.5 * np.array(sums[1.0]), rtol=1e-6)
+
+
+def test_every_example_is_in_one_row_bit_for_bit():
+    examples, seed = some_examples(60, 0), 0
     rows = packing.pack(examples, BYTES, 64, seed)
     assert collections.Counter(segments(rows)) == expected(examples, BYTES)
     assert rows.too_long == 0 and rows.tokens_RT.shape[1] == 64
@@ -154,25 +192,27 @@ def test_what_exceeds_a_row_is_left_out_and_counted():
     assert collections.Counter(segments(rows)) == expected(fitting, BYTES)
 
 
-@pytest.mark.parametrize("examples", [[], [example("a" * 20, "b")]])
-def test_no_example_that_fits_is_bad_input(examples):
-    with pytest.raises(InputError, match=rf"none of {len(examples)} training examples fits a row of 12 tokens"):
-        packing.pack(examples, BYTES, 12, seed=0)
+def test_no_example_that_fits_is_bad_input():
+    for examples in ([], [example("a" * 20, "b")]):
+        with pytest.raises(InputError, match=rf"none of {len(examples)} training examples fits a row of 12 tokens"):
+            packing.pack(examples, BYTES, 12, seed=0)
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("count", "longest"), [(64, 16), (64, 60), (150, 16)])
-def test_rows_are_at_most_those_of_next_fit(count, longest, seed):
-    """seqio closes the open row after every `row_tokens` examples: one row more for each such batch but the last."""
-    examples = some_examples(count, seed, longest)
-    lengths = [len(packing.tokenize(e, BYTES)[0]) for e in examples]
-    next_fit, room = 0, 0
-    for length in lengths:
-        if length > room:
-            next_fit, room = next_fit + 1, 64
-        room -= length
-    rows = packing.pack(examples, BYTES, 64, seed).rows
-    assert -(-sum(lengths) // 64) <= rows <= next_fit + (count - 1) // 64
+def test_rows_are_at_most_those_of_next_fit():
+    """The open row is closed after every `row_tokens` examples: one row more for each such batch but the last."""
+    wrong = []
+    for count, longest, seed in [(64, 16, 0), (64, 60, 1), (150, 16, 2)]:
+        examples = some_examples(count, seed, longest)
+        lengths = [len(packing.tokenize(e, BYTES)[0]) for e in examples]
+        next_fit, room = 0, 0
+        for length in lengths:
+            if length > room:
+                next_fit, room = next_fit + 1, 64
+            room -= length
+        rows = packing.pack(examples, BYTES, 64, seed).rows
+        if not -(-sum(lengths) // 64) <= rows <= next_fit + (count - 1) // 64:
+            wrong.append((count, longest, seed, rows, next_fit))
+    assert not wrong
 
 
 def test_packing_is_fixed_by_its_seed():
@@ -194,21 +234,22 @@ def numbers(rows, batch_rows, seed, start, steps) -> list[list[int]]:
     return [batch["tokens_RT"][:, 0].tolist() for batch in stream]
 
 
-@pytest.mark.parametrize(("rows", "batch_rows"), [(12, 4), (10, 4), (7, 7), (3, 8), (1, 4)])
-def test_every_row_comes_once_an_epoch_and_no_batch_is_short(rows, batch_rows):
-    batches = numbers(numbered_rows(rows), batch_rows, seed=0, start=0, steps=6 * rows)
-    assert {len(batch) for batch in batches} == {batch_rows}
-    stream = [n for batch in batches for n in batch]
-    epochs = [stream[i : i + rows] for i in range(0, len(stream) - rows + 1, rows)]
-    assert all(sorted(epoch) == list(range(rows)) for epoch in epochs)
-    assert rows < 5 or len({tuple(epoch) for epoch in epochs}) > 1  # and not always in one order
+def test_every_row_comes_once_an_epoch_and_no_batch_is_short():
+    for rows, batch_rows in [(12, 4), (10, 4), (7, 7), (3, 8), (1, 4)]:
+        batches = numbers(numbered_rows(rows), batch_rows, seed=0, start=0, steps=6 * rows)
+        assert {len(batch) for batch in batches} == {batch_rows}, (rows, batch_rows)
+        stream = [n for batch in batches for n in batch]
+        epochs = [stream[i : i + rows] for i in range(0, len(stream) - rows + 1, rows)]
+        assert all(sorted(epoch) == list(range(rows)) for epoch in epochs), (rows, batch_rows)
+        assert rows < 5 or len({tuple(epoch) for epoch in epochs}) > 1, (rows, batch_rows)  # not always in one order
 
 
-@pytest.mark.parametrize(("rows", "batch_rows"), [(10, 4), (3, 8), (1, 1)])
-def test_a_resumed_stream_is_the_same_stream(rows, batch_rows):
-    whole = numbers(numbered_rows(rows), batch_rows, seed=5, start=0, steps=20)
-    for start in range(20):
-        assert numbers(numbered_rows(rows), batch_rows, seed=5, start=start, steps=20 - start) == whole[start:]
+def test_a_resumed_stream_is_the_same_stream():
+    for rows, batch_rows in [(10, 4), (3, 8), (1, 1)]:
+        whole = numbers(numbered_rows(rows), batch_rows, seed=5, start=0, steps=20)
+        for start in range(20):
+            resumed = numbers(numbered_rows(rows), batch_rows, seed=5, start=start, steps=20 - start)
+            assert resumed == whole[start:], (rows, batch_rows, start)
 
 
 def test_the_order_of_batches_is_fixed_by_the_seed():
@@ -224,19 +265,18 @@ def test_a_batch_holds_every_array_of_its_rows():
         assert np.array_equal(values, getattr(rows, name)[[2, 0]])
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_rows_are_those_of_seqio_s_own_packer(seed):
+def test_rows_are_those_of_seqio_s_own_packer():
     """Ids from 1 on, which it does not drop."""
-    import seqio
+    seqio = packing.import_seqio()
     import tensorflow as tf
 
-    rng, size = np.random.default_rng(seed), 16
+    rng, size = np.random.default_rng(0), 16
     arrays = [np.arange(1, n + 1, dtype=np.int32) + 100 * i for i, n in enumerate(rng.integers(1, size + 1, 50))]
     source = tf.data.Dataset.from_generator(
         lambda: ({"ids": a} for a in arrays), output_signature={"ids": tf.TensorSpec((None,), tf.int32)}
     )
     theirs = list(seqio.utils.trim_and_pack_dataset(source, {"ids": size}).as_numpy_iterator())
-    ours = packing._fill_rows({"ids": np.concatenate(arrays)}, np.array([len(a) for a in arrays]), size)
+    ours = packing.fill_rows({"ids": np.concatenate(arrays)}, np.array([len(a) for a in arrays]), size)
     assert set(ours) == set(theirs[0]) == {"ids", "ids_segment_ids", "ids_positions"}
     for name, values in ours.items():
         assert values.dtype == np.int32
