@@ -1,7 +1,7 @@
-"""A tiny model that can learn, on a user's own file: multiple choice with shuffled choices, as the loop is meant to go.
+"""The loop teaches a tiny model something new, on a user's own file: multiple choice with shuffled choices.
 
-Where 24 animals live is to be learnt. The base, pretrained here, can justify any choice it is told is right, and
-was shown the homes of the first 12 animals only.
+The task is to learn where 24 animals live. The base, pretrained here, can justify any choice it gets as a hint, and
+its pretraining contains the homes of the first 12 animals only.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from star_jax.tokenizers import byte_level_bpe
 from star_jax.training import fine_tune, packing
 from star_jax.weights import checkpoint, placement
 
-pytestmark = pytest.mark.usefixtures("optimized")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized")]
 
 ANIMALS = (
     *("dog", "cat", "cow", "horse", "goat", "hen", "duck", "fox", "wolf", "bear", "deer", "mole"),
@@ -53,7 +53,7 @@ def rationale(problem: Problem, home: str) -> str:
 
 
 def transcript(task: tasks.Task, rng: random.Random, name: str) -> Example:
-    """Half with a hint, of any animal and with whatever home; the other half from memory, of those that are shown."""
+    """Half with a hint, any animal and any of the homes; the other half without, of SHOWN animals and their homes."""
     hint = rng.random() < 0.5
     problem = task.make_problem(row(rng, name, ANIMALS if hint else SHOWN), name)
     home = rng.choice(problem.choices) if hint else HOME[animal_of(problem)]
@@ -63,7 +63,7 @@ def transcript(task: tasks.Task, rng: random.Random, name: str) -> Example:
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory) -> config.Config:
-    """The run's config, its files and its base made."""
+    """The run's config; its files and its base exist."""
     folder = tmp_path_factory.mktemp("animals")
     rng = random.Random(0)
     for split, size in (("train", 600), ("dev", 200)):
@@ -98,21 +98,23 @@ def save_base(typed: config.Config, folder: Path) -> None:
             model,
             placement.init_params(model, mesh, seed=0),
             packing.pack(examples, words, typed.train.row_tokens, seed=0, name="base"),
-            steps=500,
-            seed=0,
-            train=typed.train,
-            optimizer_config=dataclasses.replace(typed.optimizer, warmup_steps=40),
-            mesh=mesh,
-            peak=4e-3,
+            fine_tune.FineTuneSpec(
+                steps=500,
+                seed=0,
+                train=typed.train,
+                optimizer=dataclasses.replace(typed.optimizer, warmup_steps=40),
+                peak_learning_rate=4e-3,
+            ),
+            mesh,
         )
     checkpoint.save_model(folder / "base", model, params, words)
 
 
-def test_the_loop_teaches_what_the_base_was_never_shown(settings, tmp_path):
+def test_the_loop_teaches_what_pretraining_left_out(settings, tmp_path):
     star.run(settings, tmp_path)
     results = [json.loads((tmp_path / f"iter_{n:03d}" / "eval_dev.json").read_text()) for n in range(3)]
     new = [result["by_category"]["new"]["accuracy"] for result in results]
-    assert new[0] < 0.4, "the base knows what it was not shown: the test shows nothing"
+    assert new[0] < 0.4, "the base already knows what its pretraining left out"
     assert new[2] > new[0] + 0.3 and results[2]["accuracy"] > results[0]["accuracy"] + 0.2
     for n in (1, 2):
         kept = list(read_jsonl(Example, tmp_path / f"iter_{n:03d}" / "kept.jsonl"))

@@ -9,8 +9,10 @@ import pytest
 
 from star_jax import config, tokenizers
 from star_jax.algorithms import setup
+from star_jax.algorithms.run import Run
 from star_jax.errors import InputError
 from star_jax.evaluation import generate
+from star_jax.evaluation.prompts import PromptEncoder
 from star_jax.models import decoder
 from star_jax.records import write_lines
 from star_jax.tokenizers import byte_level_bpe
@@ -32,6 +34,7 @@ def settings(name: str, **changes) -> config.Config:
     return config.from_dict(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "data"), [("commonsense_qa_gptj", "commonsense_qa"), ("gsm8k_gptj", "gsm8k"),
                                             ("arithmetic_gptj", "")])  # fmt: skip
 def test_every_real_prompt_fits_gpt_j_and_every_training_text_its_row(shared_dir, record_property, name, data):
@@ -39,27 +42,27 @@ def test_every_real_prompt_fits_gpt_j_and_every_training_text_its_row(shared_dir
     words = byte_level_bpe.Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
     changes = {"task__data_dir": str(shared_dir / "data" / data)} if data else {"task__train_per_length": 200}
     typed = settings(name, **changes)
-    task, prompts = typed.make_task(), generate.prompts_of(typed, 1)
+    task = typed.make_task()
+    prompts = PromptEncoder(task, words, generate.prompts_of(typed, 1))
     for split in ("train", "dev", "test"):
-        found = setup._lengths(typed, task, words, typed.model, split, task.problems(split))
+        found = setup._prompt_lengths(typed, prompts, split, task.problems(split))
         record_property(f"{name} {split}", found)
         assert found["prompt_tokens_max"] + found["new_tokens_budget"] <= typed.model.max_positions
         assert found["references_over_budget"] <= 1
-        shared, own = zip(
-            *(words.split_parts(prompts.plain, task.render(p)) for p in task.problems(split)[:200]), strict=True
-        )
-        joined = [words.encode(a) + words.encode(b) for a, b in zip(shared, own, strict=True)]
-        assert joined == [words.encode(a + b) for a, b in zip(shared, own, strict=True)] and len(set(shared)) == 1
+        encoded = [prompts(p) for p in task.problems(split)[:200]]
+        joined = [[*e.prefix_ids, *e.body_ids] for e in encoded]
+        assert joined == [words.encode(e.prompt.text) for e in encoded] and len({e.prefix_ids for e in encoded}) == 1
         shots = found["shots_tokens"] if typed.star.few_shot_train else 0
         assert shots + found["body_tokens_max"] + found["new_tokens_budget"] + 1 <= typed.train.row_tokens
 
 
 def test_a_prompt_that_leaves_no_room_is_named_before_anything_is_done():
     typed = settings("arithmetic", task__train_per_length=3)
-    task, small = typed.make_task(), dataclasses.replace(TINY, max_positions=100)
-    words = tokenizers.make("symbols", task.symbols)
+    typed = dataclasses.replace(typed, model=dataclasses.replace(TINY, max_positions=100))
+    task = typed.make_task()
+    prompts = PromptEncoder(task, tokenizers.make("symbols", task.symbols), generate.prompts_of(typed, 1))
     with pytest.raises(InputError, match=r"train problem 'train-\d-\d+': 0 tokens of shots.*exceed the model's 100"):
-        setup._lengths(typed, task, words, small, "train", task.problems("train"))
+        setup._prompt_lengths(typed, prompts, "train", task.problems("train"))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +73,7 @@ def base(tmp_path_factory) -> Path:
     return directory
 
 
-def opened(base: Path, workdir: Path, words: str = "symbols", **changes) -> setup.Run:
+def opened(base: Path, workdir: Path, words: str = "symbols", **changes) -> Run:
     task = dict(task__train_per_length=5, task__held_out_per_length=5, evaluation__report_split="")
     sizes = dict.fromkeys(
         (f"model__{n}" for n in ("n_layers", "d_model", "n_heads", "d_mlp", "rotary_dim", "vocab_size")), 0
@@ -86,22 +89,25 @@ def test_a_base_without_a_tokenizer_asks_for_one(base, tmp_path):
     assert opened(base, tmp_path / "run").tokenizer.vocab_size == 19
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"model__d_model": 64}, "model.d_model 64 (the base has 32)"),
-        ({"model__architecture": "gpt2"}, "model.architecture gpt2 (the base has gptj)"),
-        ({"train__row_tokens": 4096}, "train.row_tokens 4096 exceeds the model's"),
-        ({"evaluation__report_split": "moon"}, "unknown split 'moon'"),
-        ({"evaluation__report_split": "dev"}, "evaluation.report_split must differ"),
-        ({"words": "bytes"}, "model.vocab_size must be at least 257"),
-        ({"base__path": "no/such/model"}, "no/such/model"),
-    ],
-)
-def test_what_does_not_fit_is_refused_before_the_directory_is_made(base, tmp_path, changes, reason):
-    with pytest.raises(InputError, match=re.escape(reason)):
-        opened(base, tmp_path / "run", **changes)
-    assert not (tmp_path / "run").exists()
+MISFITS = [
+    ({"model__d_model": 64}, "model.d_model 64 (the base has 32)"),
+    ({"model__architecture": "gpt2"}, "model.architecture gpt2 (the base has gptj)"),
+    ({"train__row_tokens": 4096}, "train.row_tokens 4096 exceeds the model's"),
+    ({"evaluation__report_split": "moon"}, "unknown split 'moon'"),
+    ({"evaluation__report_split": "dev"}, "evaluation.report_split must differ"),
+    ({"words": "bytes"}, "model.vocab_size must be at least 257"),
+    ({"base__path": "no/such/model"}, "no/such/model"),
+    ({"mesh__data": 8, "train__batch_rows": 12}, "12 rows do not divide over 8 devices"),
+    ({"mesh__data": 1, "mesh__fsdp": 3, "train__batch_rows": 12}, "mesh.fsdp: 3 does not divide the 32 of"),
+    ({"mesh__data": 1, "mesh__tensor": 8}, "mesh.tensor: 8 does not divide the"),
+]
+
+
+def test_what_does_not_fit_is_refused_before_the_directory_is_made(base, tmp_path):
+    for changes, reason in MISFITS:
+        with pytest.raises(InputError, match=re.escape(reason)):
+            opened(base, tmp_path / "run", **changes)
+        assert not (tmp_path / "run").exists(), changes
 
 
 def test_rotary_positions_may_be_more_or_fewer_than_the_base_had(base, tmp_path):
@@ -109,7 +115,7 @@ def test_rotary_positions_may_be_more_or_fewer_than_the_base_had(base, tmp_path)
     assert run.model.config.max_positions == 300 and run.config.model == run.model.config
 
 
-def test_a_second_opening_says_the_same_and_writes_nothing_anew(base, tmp_path):
+def test_a_second_opening_has_the_same_config_and_writes_nothing(base, tmp_path):
     first = opened(base, tmp_path / "run")
     first.close()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("problems_*")}
@@ -117,35 +123,21 @@ def test_a_second_opening_says_the_same_and_writes_nothing_anew(base, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("problems_*")} == before != {}
 
 
-def test_other_problems_than_the_run_began_with_are_refused(base, tmp_path, monkeypatch):
+def test_problems_that_differ_from_the_run_s_are_refused(base, tmp_path, monkeypatch):
     opened(base, tmp_path / "run").close()
     before = (tmp_path / "run" / "problems_train.jsonl").read_bytes()
     monkeypatch.setattr(setup, "write_lines", lambda records: write_lines(records[1:]))
     with pytest.raises(
-        InputError, match=r"under other conditions: dev problems was .*; train problems was .*allow_changes"
+        InputError, match=r"different settings: dev problems was .*; train problems was .*allow_changes"
     ):
         opened(base, tmp_path / "run")
     assert (tmp_path / "run" / "problems_train.jsonl").read_bytes() == before
 
 
-def test_damaged_problems_are_written_anew(base, tmp_path):
+def test_damaged_problems_are_written_again(base, tmp_path):
     opened(base, tmp_path / "run").close()
     path = tmp_path / "run" / "problems_train.jsonl"
     before = path.read_bytes()
     path.write_bytes(before[:-5])
     opened(base, tmp_path / "run").close()
     assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"mesh__data": 8, "train__batch_rows": 12}, "12 rows do not divide over 8 devices"),
-        ({"mesh__data": 1, "mesh__fsdp": 3, "train__batch_rows": 12}, "mesh.fsdp: 3 does not divide the 32 of"),
-        ({"mesh__data": 1, "mesh__tensor": 8}, "mesh.tensor: 8 does not divide the"),
-    ],
-)
-def test_devices_that_do_not_divide_the_work_are_named_at_once(base, tmp_path, changes, reason):
-    with pytest.raises(InputError, match=re.escape(reason)):
-        opened(base, tmp_path / "run", **changes)
-    assert not (tmp_path / "run").exists()

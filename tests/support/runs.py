@@ -7,7 +7,7 @@ import numpy as np
 
 from star_jax import config
 from star_jax.algorithms import star
-from star_jax.records import Example, read_jsonl
+from star_jax.records import Completion, Example
 from star_jax.runs.run_directory import RunDirectory
 from star_jax.weights import checkpoint
 
@@ -40,12 +40,21 @@ def run_with(base: Path, workdir: Path, **changes) -> RunDirectory:
 
 
 def kept(run_dir: RunDirectory, n: int) -> list[Example]:
-    return list(read_jsonl(Example, run_dir.path(n, "kept.jsonl")))
+    return run_dir.read_records(Example, run_dir.path(n, "kept.jsonl"))
+
+
+def completions(run_dir: RunDirectory, n: int, name: str = "samples") -> list[Completion]:
+    return run_dir.read_records(Completion, run_dir.path(n, f"{name}.jsonl"))
+
+
+RECORDS = ("samples", "rationalizations", "kept", "eval_dev")
 
 
 def assert_same_result(a: Path, b: Path) -> None:
+    """Both runs have two iterations with the same records, token ids and log-probabilities, counts and weights."""
+    names = [f"{name}.{suffix}" for name in RECORDS for suffix in ("jsonl", "safetensors")]
     for n in (1, 2):
-        for name in ("samples.jsonl", "rationalizations.jsonl", "kept.jsonl", "filter.json", "eval_dev.json"):
+        for name in (*names, "filter.json", "eval_dev.json"):
             left, right = (p / f"iter_{n:03d}" / name for p in (a, b))
             assert left.read_bytes() == right.read_bytes(), (n, name)
         leaves = [jax.tree.leaves(checkpoint.load_model(p / f"iter_{n:03d}" / "params")[1]) for p in (a, b)]
