@@ -229,7 +229,8 @@ def _prompt_lengths(config: Config, prompts: PromptEncoder, split: str, problems
         if shots + bodies[problem_id] + budget > positions:
             raise InputError(
                 f"{split} problem {problem_id!r}: {shots} tokens of shots, {bodies[problem_id]} of its own and "
-                f"{budget} new ones exceed the model's {positions} positions; lower prompt.shots or sampling.max_new_tokens"
+                f"{budget} new ones exceed the model's {positions} positions; "
+                "lower prompt.shots or sampling.max_new_tokens"
             )
         longest, longest_body = max(longest, shots + bodies[problem_id]), max(longest_body, bodies[problem_id])
         plain_bodies = plain_bodies or bodies

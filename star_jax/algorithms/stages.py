@@ -183,8 +183,12 @@ def evaluate(iteration: Iteration) -> None:
 
 SAMPLE = Stage("sample", (), ("samples.jsonl",), sample)
 RATIONALIZE = Stage("rationalize", ("samples.jsonl",), ("rationalizations.jsonl",), rationalize)
-SELECT = Stage("filter", ("samples.jsonl", "rationalizations.jsonl"), ("kept.jsonl", "filter.json"), select)
 FINE_TUNE = Stage("fine_tune", ("kept.jsonl",), ("finetune.json", "params/model.json"), fine_tune)
+
+
+def select_stage(*inputs: str) -> Stage:
+    """The selection from these files; from none of them it takes the data set's answers."""
+    return Stage("filter", inputs, ("kept.jsonl", "filter.json"), select)
 
 
 def evaluate_stage(splits: tuple[str, ...]) -> Stage:

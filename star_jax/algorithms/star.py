@@ -12,10 +12,10 @@ from star_jax.algorithms.stages import (
     FINE_TUNE,
     RATIONALIZE,
     SAMPLE,
-    SELECT,
     Iteration,
     Stage,
     evaluate_stage,
+    select_stage,
 )
 from star_jax.config import Config
 from star_jax.errors import Stopped
@@ -29,10 +29,11 @@ def iteration_stages(config: Config, n: int) -> tuple[Stage, ...]:
     if n == 0:
         return (evaluate,)
     if config.star.direct:
-        return SELECT, FINE_TUNE, evaluate
+        return select_stage(), FINE_TUNE, evaluate
     if config.star.rationalize and n >= config.star.rationalize_from:
-        return SAMPLE, RATIONALIZE, SELECT, FINE_TUNE, evaluate
-    return SAMPLE, SELECT, FINE_TUNE, evaluate
+        select = select_stage("samples.jsonl", "rationalizations.jsonl")
+        return SAMPLE, RATIONALIZE, select, FINE_TUNE, evaluate
+    return SAMPLE, select_stage("samples.jsonl"), FINE_TUNE, evaluate
 
 
 def run(config: Config, workdir: Path | str, allow_changes: bool = False) -> Path:

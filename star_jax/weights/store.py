@@ -76,6 +76,7 @@ class WeightStore:
     def for_sampling(self, n: int) -> DecodeParams:
         """Iteration n's weights on the sampling mesh. Costs a load and a reshard unless they are there already."""
         if self._sampling is None or self._sampling[0] != n:
+            self.free()
             with self._phases("load"):
                 params = self._load(n)
             self._to_sampling_mesh(n, params)
@@ -132,4 +133,5 @@ class WeightStore:
 
     def _to_sampling_mesh(self, n: int, params: decoder.Params) -> None:
         spec = self.spec
+        self.free()
         self._sampling = n, placement.to_decode_params(spec.model, params, spec.sampling_mesh, spec.sampling_dtype)

@@ -1,7 +1,7 @@
 """The command line on the real files: a small GPT-J with random weights goes through two iterations of each task.
 
-Such a model never reasons. Its head's bias makes it draw among a few tokens, so that at a temperature of 1 some
-completions reach the right answer by chance, and all that follows can be checked against the raw files.
+Such a model never reasons. Its head's bias leaves a few tokens, so that at a temperature of 1 some completions reach
+the right answer by chance, and everything after that can be checked against the raw files.
 """
 
 import collections
@@ -25,15 +25,16 @@ from star_jax.weights.sources import hf
 from tests.support.models import numpy_params
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
 SIZES = config.ModelConfig(
     n_layers=2, d_model=16, n_heads=2, d_mlp=32, rotary_dim=4, vocab_size=50400, max_positions=2048, architecture="gptj"
 )
-# task -> {token: how often it is drawn}; the first is what a right completion of the task needs
+# task -> {token: how often it is sampled}; a right completion of the task needs the first
 TOKENS = {
     "commonsense_qa": {" A": 2, " B": 2, " C": 2, " D": 2, " E": 2, "\n": 10},
     "gsm8k": {"####": 16, "\n\n": 2, **{f" {n}": 1 for n in (4, 5, 6, 10)}},
 }
-DRAWS = {"commonsense_qa": 4, "gsm8k": 6}
+SAMPLES_PER_PROBLEM = {"commonsense_qa": 4, "gsm8k": 6}
 PROBLEMS = 50
 
 
@@ -46,9 +47,9 @@ def call(module: str, *args: str) -> str:
 
 
 def lead_on(params, words: base.Tokenizer, before: Iterable[str], after: Iterable[str], bit: int) -> None:
-    """Makes one of `after` likely behind each of `before`: their own direction in the embedding, read by the head.
+    """Makes one of `after` likely after each of `before`: their direction in the embedding, which the head reads.
 
-    Without it a right answer, one of a few numbers behind "####", would take thousands of draws.
+    Without it a right answer, one of a few numbers after "####", would take thousands of samples.
     """
     direction_D = np.where((np.arange(SIZES.d_model) >> bit) & 1, 1.0, -1.0).astype(np.float32)
     params["final_norm"] = {"scale": np.ones(SIZES.d_model, np.float32), "bias": np.zeros(SIZES.d_model, np.float32)}
@@ -65,7 +66,7 @@ def run(request, shared_dir, tmp_path_factory) -> tuple[str, Path, Path]:
     words = byte_level_bpe.Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
     params = numpy_params(SIZES, scale=0.05)
     bias_V = np.full(SIZES.vocab_size, -8.0, np.float32)
-    bias_V[50257:] = 50.0  # padding of the vocabulary, which must never be drawn
+    bias_V[50257:] = 50.0  # padding of the vocabulary, which must never be sampled
     for text, share in TOKENS[task].items():
         (token,) = words.encode(text)
         bias_V[token] = 6.0 + np.log(share)
@@ -79,8 +80,8 @@ def run(request, shared_dir, tmp_path_factory) -> tuple[str, Path, Path]:
         "main", f"--config=configs/{task}.py", f"--workdir={folder / 'run'}", f"--config.base.path={folder / 'base'}",
         f"--config.task.data_dir={data}", "--config.star.iterations=2", "--config.star.rationalize_from=1",
         f"--config.star.problems_per_iteration={PROBLEMS}", f"--config.evaluation.problems={PROBLEMS}",
-        f"--config.star.samples_per_problem={DRAWS[task]}", "--config.sampling.temperature=1.0", "--config.sampling.slots=56",
-        "--config.sampling.queue=128", "--config.sampling.max_new_tokens=12",
+        f"--config.star.samples_per_problem={SAMPLES_PER_PROBLEM[task]}", "--config.sampling.temperature=1.0",
+        "--config.sampling.slots=56", "--config.sampling.queue=128", "--config.sampling.max_new_tokens=12",
         "--config.star.steps=3", "--config.train.batch_rows=1", "--config.prompt.shots=2", "--config.mesh.data=1",
         "--config.evaluation.report_split=",
     )  # fmt: skip
@@ -104,7 +105,7 @@ def official(task: str, data: Path) -> dict[str, tuple[str, str]]:
 
 
 def is_right(task: str, text: str, answer: str) -> bool | None:
-    """What these few tokens can say, read in the plainest way; None for what takes more than that."""
+    """Whether a completion of these few tokens is right; None where that takes a real answer reader."""
     if task == "commonsense_qa":
         return text.split() == [answer.upper()]
     if not re.fullmatch(r"( \d+)*(#### \d+)?", text):
@@ -116,7 +117,7 @@ def files(run: Path, n: int, name: str, kind: type) -> list:
     return list(read_jsonl(kind, run / f"iter_{n:03d}" / name))
 
 
-def test_every_problem_is_drawn_and_judged_the_tail_included(run):
+def test_every_problem_is_sampled_and_judged(run):
     task, data, directory = run
     problems = official(task, data)
     for n in (1, 2):
@@ -124,7 +125,7 @@ def test_every_problem_is_drawn_and_judged_the_tail_included(run):
         hinted = files(directory, n, "rationalizations.jsonl", Completion)
         ids = {s.problem_id for s in samples}
         assert len(ids) == PROBLEMS and ids <= problems.keys()
-        assert collections.Counter(s.problem_id for s in samples) == dict.fromkeys(ids, DRAWS[task])
+        assert collections.Counter(s.problem_id for s in samples) == dict.fromkeys(ids, SAMPLES_PER_PROBLEM[task])
         solved = {s.problem_id for s in samples if s.verdict == "right"}
         assert {h.problem_id for h in hinted} == ids - solved
         for drawn in [*samples, *hinted]:

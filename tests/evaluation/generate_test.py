@@ -168,7 +168,7 @@ def test_a_prompt_is_rendered_and_encoded_once(monkeypatch):
         for problem in problems:
             for hinted in (False, True):
                 encoded = prompts(problem, hinted)
-                prefix, body = encoded.prompt.parts
+                prefix, body = prompts.tokenizer.split_parts(encoded.prompt.prefix, encoded.prompt.body)
                 assert encoded.prompt == prompts.prompt_set.prompt(task, problem, hinted)
                 assert encoded.prefix_ids == tuple(encode(PROMPTS.tokenizer, prefix))
                 assert encoded.body_ids == tuple(encode(PROMPTS.tokenizer, body))
