@@ -20,6 +20,7 @@ EXTRAS = {
         "import-linter",
         "mypy",
         "ruff",
+        "tensorboard",  # reads events back
         "nbclient",
         "nbformat",
         "ipykernel",
@@ -55,7 +56,7 @@ setup(
         "safetensors>=0.6",
         "scipy",
         "seqio",
-        "tensorboard",
+        "tensorboardX",
         "tokenizers",
         "tqdm",
     ],

@@ -186,9 +186,9 @@ def _weight_store(
     return WeightStore(spec, phases)
 
 
-def _trackers(config: Config, workdir: Path) -> list[trackers.Sink]:
+def _trackers(config: Config, workdir: Path) -> list[trackers.Tracker]:
     """Where the leader's metrics go besides metrics.jsonl."""
-    sinks: list[trackers.Sink] = []
+    sinks: list[trackers.Tracker] = []
     if processes.is_leader():
         sinks += [trackers.TensorBoard(workdir)] if config.tensorboard else []
         sinks += [trackers.WeightsAndBiases(workdir, config.wandb, config.to_dict())] if config.wandb else []

@@ -1,12 +1,12 @@
-"""One run at a time in a directory: a lock that a dead process does not hold for ever.
+"""Lock of a run directory: one run at a time, and a dead process holds nothing.
 
-On one machine the kernel keeps it (flock): it ends with its process, however that ended. A file system that machines
-share need not pass such locks on, so the holder also counts on in the lock's file, every few seconds. Who finds another
-machine's name there watches for a while whether that one still counts. No clocks are compared.
+On one machine the kernel's lock (flock) ends with its process. A network file system need not pass such locks on, so
+the holder also writes a heartbeat into the lock's file: a process that finds another machine's lock waits to see
+whether it advances. No clocks are compared. The library flufl.lock needs hard links, which mounted buckets lack, and
+holds a dead process's lock for its lifetime.
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -19,56 +19,52 @@ from typing import Any
 
 from star_jax.errors import InputError, disk_errors_as_input_errors
 
-BEAT = 5.0  # seconds from one count to the next
-WATCH = 30.0  # seconds without a count after which another machine's process is taken to be dead
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-_SIZE = 512  # bytes of the file, padded, so that counting never changes its length
+BEAT = 5.0  # seconds between heartbeats
+WATCH = 30.0  # seconds without a heartbeat after which another machine's process counts as dead
+_SIZE = 512  # bytes of the file, padded: a heartbeat never changes its length
 
 
 class Lock:
     """The lock of a directory, held from construction to `release`.
 
-    Raises InputError, naming the holder, while another process holds it, and where the directory cannot be written.
+    Raises InputError, naming the holder, if another process holds it, and if the directory cannot be written.
     """
 
     def __init__(self, directory: Path, beat: float = BEAT, watch: float = WATCH) -> None:
         self._path, self._beat = directory / "LOCK", beat
-        self._mine = {
-            "host": socket.gethostname(),
-            "machine": _machine(),
-            "pid": os.getpid(),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._entry = {
             "token": uuid.uuid4().hex,
+            "machine": _machine(),
+            "holder": f"process {os.getpid()} on {socket.gethostname()}, since {since}",
         }
         self._lost = False
+        self._stop = threading.Event()
         with disk_errors_as_input_errors(self._path):
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            self._take(watch)
+            self._acquire(watch)
         except BaseException:
             os.close(self._file)
             raise
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._count, daemon=True)
+        self._thread = threading.Thread(target=self._send_heartbeats, daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raises InputError if another machine's process took the lock: it did not see this one count.
+        """Raises InputError if another machine's process took the lock, as it saw no heartbeat for too long.
 
-        Also if the directory is not there any more: a run must not go on in an empty one of the same name.
+        Also if the directory has disappeared: a run must not continue in an empty one of the same name.
         """
         if not self._path.exists():
-            raise InputError(
-                f"{self._path.parent}: has gone while a run was at work in it; bring it back and run again"
-            )
+            raise InputError(f"{self._path.parent}: disappeared while a run used it; bring it back and rerun")
         if self._lost:
             raise InputError(
-                f"{self._path}: {_named(self._read())} took over this run, as this process gave no sign for too long; "
-                "only one of them may go on"
+                f"{self._path}: {self._read().get('holder')} took over this run, as it saw no heartbeat of this "
+                "process for too long; only one of them may continue"
             )
 
     def release(self) -> None:
-        """Lets it go. The file stays, empty: deleting it could take it from one who has just opened it."""
+        """Releases the lock. The file stays, empty: another process may just have opened it."""
         self._stop.set()
         self._thread.join()
         if not self._lost:
@@ -76,79 +72,63 @@ class Lock:
                 os.ftruncate(self._file, 0)
         os.close(self._file)
 
-    def _take(self, watch: float) -> None:
-        kept_by_kernel = True
+    def _acquire(self, watch: float) -> None:
+        kernel_lock = True
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise self._refusal(self._read()) from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise InputError(f"{self._path}: cannot be locked ({error.strerror}); mend that") from error
-            kept_by_kernel = False
-        text, holder = self._text(), self._read()
-        elsewhere = holder is not None and not (kept_by_kernel and holder.get("machine") == self._mine["machine"])
-        if elsewhere:
-            self._watch(text, watch)
+            raise self._refusal() from error
+        except OSError:  # a file system without such locks
+            kernel_lock = False
+        entry = self._read()
+        if entry and not (kernel_lock and entry.get("machine") == self._entry["machine"]):
+            self._wait_for_heartbeat(entry, watch)
         with disk_errors_as_input_errors(self._path):
             self._write(0)
 
-    def _watch(self, before: str, seconds: float) -> None:
-        """Raises InputError if the holder counts on: if the file's text changes, and is not emptied."""
+    def _wait_for_heartbeat(self, entry: dict[str, Any], seconds: float) -> None:
+        """Returns if the holder releases the lock or is silent for so long; raises InputError at its heartbeat."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self._beat))
-            now = self._text()
+            now = self._read()
             if not now:
-                return  # released meanwhile
-            if now != before:
-                raise self._refusal(self._read())
+                return
+            if now != entry:
+                raise self._refusal()
 
-    def _refusal(self, holder: dict[str, Any] | None) -> InputError:
+    def _refusal(self) -> InputError:
+        holder = self._read().get("holder", "an unknown process")
         return InputError(
-            f"{self._path.parent}: another run is at work there ({_named(holder)}); wait for it, stop it, or give "
-            "another --workdir"
+            f"{self._path.parent}: another run is at work there ({holder}); wait for it, stop it, or give another "
+            "--workdir"
         )
 
-    def _count(self) -> None:
+    def _send_heartbeats(self) -> None:
         count = 0
         while not self._stop.wait(self._beat):
-            holder = self._read()
-            if holder is not None and holder.get("token") != self._mine["token"]:
+            if self._read().get("token", self._entry["token"]) != self._entry["token"]:
                 self._lost = True
                 return
             count += 1
-            with contextlib.suppress(OSError):  # a full disk does not change who holds it
+            with contextlib.suppress(OSError):  # a full disk does not change who holds the lock
                 self._write(count)
 
     def _write(self, count: int) -> None:
-        text = json.dumps({**self._mine, "count": count}).encode()
+        text = json.dumps({**self._entry, "count": count}).encode()
         os.pwrite(self._file, text.ljust(_SIZE - 1) + b"\n", 0)
 
-    def _read(self) -> dict[str, Any] | None:
-        """The holder; None where there is none."""
+    def _read(self) -> dict[str, Any]:
+        """The holder's entry; empty if there is none. Opens the file: network file systems ask the server only then."""
         try:
-            found: dict[str, Any] = json.loads(self._text())
-            return found
-        except ValueError:
-            return None
-
-    def _text(self) -> str:
-        """The file's; opened anew, as only then network file systems ask the server."""
-        try:
-            return self._path.read_text(encoding="utf-8", errors="replace").strip()
-        except OSError:
-            return ""
-
-
-def _named(holder: dict[str, Any] | None) -> str:
-    if holder is None:
-        return "a process unknown"
-    return f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
+            entry = json.loads(self._path.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return entry if isinstance(entry, dict) else {}
 
 
 def _machine() -> str:
-    """What tells machines apart: the kernel's own id, which containers share, or the name where there is none."""
+    """A machine's identity: the kernel's boot id, which its containers share, or the host's name without one."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

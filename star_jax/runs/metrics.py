@@ -1,4 +1,4 @@
-"""What a run says while it works: metrics.jsonl and its sinks, seconds by phase, progress bars."""
+"""Metrics of a run: metrics.jsonl and the trackers, wall time by phase, progress bars."""
 
 import contextlib
 import json
@@ -12,72 +12,68 @@ from tqdm.auto import tqdm
 
 from star_jax.distributed import processes
 from star_jax.runs.atomic_files import append_line
-from star_jax.runs.trackers import Sink
+from star_jax.runs.trackers import Tracker
 
 LOG = logging.getLogger("star_jax")
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl, and hands the numbers on to the sinks.
+    """Appends to metrics.jsonl and passes the numbers on to the trackers. Only the leader process writes.
 
-    A line is {"time" (unix seconds), "stage", "iteration", "step", and the values}. A stage that is repeated
-    after a crash writes its lines again: of equal (stage, iteration, step) the last counts. Of several processes
-    the first writes.
+    A line is a JSON object: "time" (Unix seconds), "stage", "iteration", "step" and the values. A stage that is
+    repeated after a crash writes its lines again: of equal (stage, iteration, step) the last one counts.
     """
 
-    def __init__(self, workdir: Path, sinks: Sequence[Sink] = ()) -> None:
-        self._path, self._sinks = workdir / "metrics.jsonl", sinks
+    def __init__(self, workdir: Path, trackers: Sequence[Tracker] = ()) -> None:
+        self._path, self._trackers = workdir / "metrics.jsonl", trackers
 
     def log(self, stage: str, iteration: int, step: int, values: dict[str, Any]) -> None:
-        """Writes one line of numbers. Raises InputError when the file cannot be written."""
+        """Writes one line. Raises InputError if the file cannot be written."""
         if not processes.is_leader():
             return
         line = {"time": round(time.time(), 3), "stage": stage, "iteration": iteration, "step": step, **values}
         append_line(self._path, json.dumps(line))
         tag = f"{stage}/iteration_{iteration:03d}" if step else stage
         numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
-        for sink in self._sinks:
-            sink.write(tag, step or iteration, numbers)
+        for tracker in self._trackers:
+            tracker.write(tag, step or iteration, numbers)
 
     def close(self) -> None:
-        """Closes the sinks; a later value opens them again."""
-        for sink in self._sinks:
-            sink.close()
+        """Closes the trackers; a later value opens them again."""
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class Phases:
-    """Where the wall time goes. All of it is some phase's: the innermost open one's, or "other" outside of any."""
+    """Wall-clock profiler. Time is charged to the innermost active phase, or to "other" without one."""
 
     def __init__(self) -> None:
-        self._open, self._seconds, self._since = ["other"], {"other": 0.0}, time.monotonic()
+        self._active, self._seconds, self._since = ["other"], {"other": 0.0}, time.monotonic()
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """The block belongs to the phase `name`; the phase around it goes on behind it."""
+        """Charges the block to the phase `name`, except for phases inside it."""
         self._charge()
-        self._open.append(name)
+        self._active.append(name)
         try:
             yield
         finally:
             self._charge()
-            self._open.pop()
+            self._active.pop()
 
     def take(self) -> dict[str, float]:
-        """Phase -> seconds since the last call (or the beginning), in the order of their first appearance."""
+        """Phase -> seconds since the last call (or the start), in the order of first appearance."""
         self._charge()
-        taken, self._seconds = self._seconds, {}
-        return taken
+        seconds, self._seconds = self._seconds, {}
+        return seconds
 
     def _charge(self) -> None:
-        now, name = time.monotonic(), self._open[-1]
+        now, name = time.monotonic(), self._active[-1]
         self._seconds[name] = self._seconds.get(name, 0.0) + now - self._since
         self._since = now
 
 
 def progress(total: int, what: str, unit: str) -> tqdm:
-    """A progress bar on standard error, in a notebook a widget.
-
-    It is silent where that is not a terminal, and in all processes but the first.
-    """
-    silent = None if processes.is_leader() else True
-    return tqdm(total=total, desc=what, unit=unit, disable=silent, leave=False, dynamic_ncols=True, smoothing=0.1)
+    """A progress bar on standard error, or a widget in a notebook; none without a terminal, and in the leader only."""
+    disable = None if processes.is_leader() else True  # None: tqdm looks for a terminal
+    return tqdm(total=total, desc=what, unit=unit, disable=disable, leave=False, dynamic_ncols=True, smoothing=0.1)

@@ -1,11 +1,10 @@
-"""Where metrics.jsonl's numbers go besides: TensorBoard events and Weights & Biases, under the same names."""
+"""Trackers: TensorBoard and Weights & Biases get the numbers of metrics.jsonl under the same names."""
 
 import contextlib
 import logging
 import os
 import re
 import secrets
-import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,56 +16,52 @@ from star_jax.runs.atomic_files import atomic_write
 LOG = logging.getLogger("star_jax")
 
 
-class Sink(Protocol):
-    """Takes scalars; a value that comes after `close` opens it again."""
+class Tracker(Protocol):
+    """Takes scalars. A value after `close` opens it again."""
 
     def write(self, tag: str, step: int, values: Mapping[str, float]) -> None:
-        """Takes `values` of one step (or iteration) under the names tag/<key>."""
+        """Writes the values of one step (or iteration) under the names tag/<key>."""
 
     def close(self) -> None:
-        """Hands over what is buffered."""
+        """Writes what is buffered."""
 
 
 class TensorBoard:
-    """An events file in the run's directory; every process that goes on with the run begins another."""
+    """Events files in the run directory, one for each process that continues the run."""
 
     def __init__(self, workdir: Path) -> None:
         self._workdir = workdir
         self._writer: Any = None
 
     def write(self, tag: str, step: int, values: Mapping[str, float]) -> None:
-        # Not tensorboard's EventFileWriter: that one imports TensorFlow where it is installed, for ten seconds.
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
 
         scalars = [Summary.Value(tag=f"{tag}/{name}", simple_value=value) for name, value in values.items()]
-        event = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
         with disk_errors_as_input_errors(self._workdir):
             writer = self._open()
-            writer.write(event.SerializeToString())
+            writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
             writer.flush()
 
     def close(self) -> None:
         if self._writer is not None:
-            with contextlib.suppress(OSError):  # every value was flushed; the disk that is full now was not then
+            with contextlib.suppress(OSError):  # all values were flushed before the disk became full
                 self._writer.close()
             self._writer = None
 
     def _open(self) -> Any:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
+        # Not SummaryWriter: its thread writes later, loses values at a kill, and hides errors of the disk.
+        from tensorboardX.event_file_writer import EventsWriter
 
-        if self._writer is None:
-            name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-            self._writer = RecordWriter(open(self._workdir / name, "wb"))  # noqa: SIM115
-            self._writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        if self._writer is None:  # the suffix: otherwise two files of one second have one name
+            self._writer = EventsWriter(str(self._workdir / "events"), f".{os.getpid()}.{time.time_ns()}")
         return self._writer
 
 
 class WeightsAndBiases:
-    """A run of a Weights & Biases project, the same one for every process that goes on with this directory.
+    """A run of a Weights & Biases project, the same one for all processes that continue this run directory.
 
-    Its id is kept in the file wandb_id; WANDB_MODE=offline writes below the run's directory, for `wandb sync` later.
+    Its id is stored in the file wandb_id. WANDB_MODE=offline writes into the run directory, for `wandb sync` later.
     """
 
     def __init__(self, workdir: Path, project: str, config: Mapping[str, Any]) -> None:
@@ -85,7 +80,7 @@ class WeightsAndBiases:
     def write(self, tag: str, step: int, values: Mapping[str, float]) -> None:
         run = self._open()
         if tag not in self._tags:
-            # Steps of its own for every curve: W&B's one counter never goes back, as a resumed stage does.
+            # A separate step metric for each tag: W&B's global step never decreases, and a resumed stage's does.
             run.define_metric(f"{tag}/step", hidden=True)
             run.define_metric(f"{tag}/*", step_metric=f"{tag}/step")
             self._tags.add(tag)
@@ -98,14 +93,14 @@ class WeightsAndBiases:
 
     def _open(self) -> Any:
         if self._run is None:
-            name = self._id()
-            # W&B names a run's files by the second, and begins them anew where they are there.
-            while any(self._workdir.glob(f"wandb/*-{time.strftime('%Y%m%d_%H%M%S')}-{name}")):
+            run_id = self._id()
+            # W&B names a run's files by the second and overwrites existing ones.
+            while any(self._workdir.glob(f"wandb/*-{time.strftime('%Y%m%d_%H%M%S')}-{run_id}")):
                 time.sleep(0.1)
             try:
                 self._run = self._wandb.init(
                     project=self._project,
-                    id=name,
+                    id=run_id,
                     name=self._workdir.resolve().name,
                     config=dict(self._config),
                     dir=str(self._workdir),
@@ -123,11 +118,11 @@ class WeightsAndBiases:
         return self._run
 
     def _id(self) -> str:
-        """The id this directory's run has had from the first; made where there is none."""
+        """The W&B id of this run directory, created by the first process."""
         path = self._workdir / "wandb_id"
         with disk_errors_as_input_errors(path):
-            known = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-        if not re.fullmatch(r"[0-9a-z]{8,32}", known):
-            known = secrets.token_hex(6)
-            atomic_write(path, known + "\n")
-        return known
+            run_id = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        if not re.fullmatch(r"[0-9a-z]{8,32}", run_id):
+            run_id = secrets.token_hex(6)
+            atomic_write(path, run_id + "\n")
+        return run_id

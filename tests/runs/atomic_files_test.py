@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 WRITER = """
 import sys
 from pathlib import Path
-from star_jax.storage import atomic_write
+from star_jax.runs.atomic_files import atomic_write
 for _ in range(60):
     atomic_write(Path(sys.argv[1]), sys.argv[2] * int(sys.argv[3]), shared=True)
 """
@@ -22,9 +22,9 @@ def test_what_a_killed_writer_left_aside_is_gone_after_the_next(tmp_path):
     code = f"""
 import os, signal, sys
 from pathlib import Path
-from star_jax import storage
+from star_jax.runs import atomic_files
 os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
-storage.atomic_write(Path({str(path)!r}), "half", shared=True)
+atomic_files.atomic_write(Path({str(path)!r}), "half", shared=True)
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -9
     assert [left.name for left in tmp_path.iterdir()] == ["report.html.tmp"]

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from star_jax.lock import Lock
+from star_jax.runs.lock import Lock
 held = Lock(Path(sys.argv[1]), beat=0.05)
 print("held", flush=True)
 time.sleep(600)
@@ -58,7 +58,7 @@ def test_it_is_released(tmp_path):
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """The directory as another machine left it that died; no lock of the kernel's tells of it."""
+    """The directory of a lock that another machine holds, on a file system that does not pass flock on."""
     monkeypatch.setattr(lock, "_machine", lambda: "another machine")
     monkeypatch.setattr(lock.fcntl, "flock", lambda *_: None)
     Lock(tmp_path, beat=0.05).release()
@@ -81,7 +81,7 @@ def test_another_machine_that_counts_no_more_is_dead_and_learns_it_if_it_is_not(
     taken = Lock(directory, beat=0.05, watch=0.3)
     held.check()
     held._stop.clear()
-    held._count()  # it wakes up, and finds another's name
+    held._send_heartbeats()  # it wakes up and reads another token
     with pytest.raises(InputError, match="took over this run"):
         held.check()
     taken.check()
