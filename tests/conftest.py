@@ -1,30 +1,30 @@
-"""Set before JAX is imported: eight virtual CPU devices, a compile cache for this run, no rank promotion.
+"""Set before JAX is imported: eight virtual CPU devices, a compile cache for all test runs, no rank promotion.
 
 Programs are compiled without most optimizations, those of processes that tests start, too: they are tiny, run for less
 time than they take to compile, and must give the same results either way. `optimized` is for tests that compute longer.
 """
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from tests.support import compile_cache
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-_CACHE = os.environ.setdefault("STAR_TEST_CACHE", tempfile.mkdtemp(prefix="star_jax_cache_"))
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ.get("STAR_TEST_CACHE") or compile_cache.directory())
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
-from filelock import FileLock  # noqa: E402
+import jax
+import pytest
+from filelock import FileLock
 
-from star_jax.algorithms import star  # noqa: E402
-from star_jax.models import decoder  # noqa: E402
-from tests.support.models import TINY, numpy_params  # noqa: E402
-from tests.support.runs import small_config  # noqa: E402
+from star_jax.algorithms import star
+from star_jax.models import decoder
+from tests.support.models import TINY, numpy_params
+from tests.support.runs import small_config
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

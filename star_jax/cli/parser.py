@@ -53,8 +53,8 @@ def _silence_orbax() -> None:
     thread_hook, unraisable_hook = threading.excepthook, sys.unraisablehook
 
     def on_thread_error(args: Any) -> None:
-        frames = traceback.walk_tb(args.exc_traceback)
-        if not any("orbax" in frame.f_code.co_filename for frame, _ in frames):
+        modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(args.exc_traceback)]
+        if not any(module.startswith("orbax.") for module in modules):
             thread_hook(args)
 
     def on_unraisable(args: Any) -> None:

@@ -6,8 +6,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import jax
-
 LOG = logging.getLogger("star_jax")
 _MIN_COMPILE_SECONDS = 0.5  # programs that compile faster are not stored
 
@@ -25,7 +23,7 @@ def enable(directory: str) -> None:
     """
     if not directory or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    path = Path(directory).expanduser() / _processor()
+    path = Path(directory).expanduser() / processor()
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -33,12 +31,14 @@ def enable(directory: str) -> None:
     except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
         LOG.warning("compile_cache %s: cannot be written (%s); programs are compiled at each start", directory, error)
         return
+    import jax
+
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
 
 
-def _processor() -> str:
-    """A name for the host processor's instruction set."""
+def processor() -> str:
+    """A name for the host processor's instruction set. Does not import JAX."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         features = next(line for line in lines if line.startswith(("flags", "Features")))

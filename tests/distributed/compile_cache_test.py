@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support import compile_cache as cache_for_tests
+from tests.support.commands import ROOT
+
 PROGRAM = """
 import sys, logging
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -48,3 +50,13 @@ def test_the_cache_can_be_off_or_elsewhere_and_a_directory_that_cannot_be_writte
     (tmp_path / "file").touch()
     warning = start(str(tmp_path / "file" / "programs"), tmp_path)
     assert len(warning.splitlines()) == 1 and "file/programs: cannot be written" in warning
+
+
+def test_the_tests_cache_is_trimmed_from_its_oldest_file(tmp_path):
+    for age, name in enumerate(("new", "middle", "old")):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    cache_for_tests._trim(tmp_path, 250)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["middle", "new"]
+    cache_for_tests._trim(tmp_path, 200)
+    assert len(list(tmp_path.iterdir())) == 2

@@ -1,4 +1,4 @@
-"""The table on the terminal says what the files say."""
+"""star_jax.runs.console: the table shows the figures of the run's files."""
 
 import json
 import re
@@ -11,12 +11,12 @@ def test_the_table_has_the_files_figures(finished, capsys):
     counts = [None] + [json.loads((finished / f"iter_{n:03d}/filter.json").read_text()) for n in (1, 2)]
     accuracies = [result["accuracy"] for result in results]
     console.show(results, counts, accuracies.index(max(accuracies)), "here/report.html")
-    out, said = capsys.readouterr()
-    rows = [line for line in said.splitlines() if re.match(r"\s*(base|\d)", line)]
-    assert out == "" and len(rows) == 3 and said.splitlines()[-1].endswith("the report: here/report.html")
-    for n, (row, result, kept) in enumerate(zip(rows, results, counts, strict=True)):
+    out, text = capsys.readouterr()
+    rows = [line for line in text.splitlines() if re.match(r"\s*(base|\d)", line)]
+    assert out == "" and len(rows) == 3 and text.splitlines()[-1].endswith("report: here/report.html")
+    for n, (row, result, count) in enumerate(zip(rows, results, counts, strict=True)):
         low, high = result["ci95"]
         words = f"{result['accuracy']:.1%} {100 * low:.1f} – {high:.1%} {result['mean_of_categories']:.1%}"
-        words += f" {kept['kept']} {kept['kept_rationalized']} {kept['problems']}" if kept else " – – –"
+        words += f" {count['kept']} {count['kept_rationalized']} {count['problems']}" if count else " – – –"
         assert words in " ".join(row.split())
         assert ("*" in row) == (n == accuracies.index(max(accuracies)))
