@@ -1,4 +1,4 @@
-"""Signs that the loop is collapsing, from the numbers of two iterations that follow each other: a look is due."""
+"""Signs that the loop is collapsing, from the figures of two successive iterations."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,22 +6,22 @@ HALF = 0.5
 
 
 def of_samples(before: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
-    """Between two filter.json: rationales that grow alike, or short. Numbers that are missing raise no alarm.
+    """Signs between two filter.json: samples that become alike, or short. Missing figures are no sign.
 
-    Counted are the first tries, not the rationalizations: those are drawn for other problems each time.
+    Rationalizations do not count: they are sampled for other problems in each iteration.
     """
-    found = []
+    signs = []
     distinct = [_share(counts, "distinct", "samples") for counts in (before, now)]
     if _halved(*distinct):
-        found.append(f"only {distinct[1]:.0%} of the draws are distinct, after {distinct[0]:.0%}")
+        signs.append(f"only {distinct[1]:.0%} of the samples are distinct, after {distinct[0]:.0%}")
     tokens = [counts.get("mean_tokens") for counts in (before, now)]
     if _halved(*tokens):
-        found.append(f"draws have {tokens[1]:.0f} tokens in the mean, after {tokens[0]:.0f}")
-    return found
+        signs.append(f"samples have {tokens[1]:.0f} tokens in the mean, after {tokens[0]:.0f}")
+    return signs
 
 
 def of_accuracy(before: Sequence[float | None], now: Sequence[float | None]) -> list[str]:
-    """Between two evaluations, each (accuracy, low, high): one that is certainly worse."""
+    """Signs between two evaluations (accuracy, low, high): the later is worse and the intervals do not overlap."""
     worse = now[2] is not None and before[1] is not None and now[2] < before[1]
     return [f"accuracy fell from {before[0]:.1%} to {now[0]:.1%}, more than chance would have it"] if worse else []
 

@@ -17,6 +17,7 @@ from star_jax.errors import InputError
 from star_jax.evaluation.prompts import PromptEncoder
 from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling import sampler
+from star_jax.tasks.few_shot import PromptSet
 from star_jax.tokenizers.simple import SymbolTokenizer
 from star_jax.training import fine_tune, packing, step
 from star_jax.weights import checkpoint, fingerprint
@@ -298,7 +299,13 @@ def test_shots_precede_every_prompt_until_they_are_dropped(base, tmp_path, monke
             assert request.prompt.body_ids == tuple(encode(self.tokenizer, body_of(request.prompt.prompt)))
         yield [(i, sampler.Sample(answers.get(p.body, ""), (0,), (-1.0,), False)) for i, p in enumerate(prompts)]
 
-    make = PromptEncoder._encode
+    make, render, renders = PromptEncoder._encode, PromptSet.prompt, []
+
+    def rendering(self, task, problem, hinted=False):
+        renders.append((self.plain, problem.id, hinted))
+        return render(self, task, problem, hinted)
+
+    monkeypatch.setattr(PromptSet, "prompt", rendering)
     monkeypatch.setattr(PromptEncoder, "_encode", lambda self, prompt: made.append(make(self, prompt)) or made[-1])
     monkeypatch.setattr(SymbolTokenizer, "encode", lambda self, text: encoded_texts.append(text) or encode(self, text))
     monkeypatch.setattr(sampler.Sampler, "stream", answer)
@@ -315,9 +322,9 @@ def test_shots_precede_every_prompt_until_they_are_dropped(base, tmp_path, monke
         assert {e.source for e in examples} == {"sampled", "rationalized"}
         assert {e.prompt.count("</scratch>") for e in examples} == {expected}
         assert not any("Target: " in e.prompt for e in examples)
-    bodies = [body_of(prompt.prompt) for prompt in made]
-    assert len(bodies) == len({(p.prompt.prefix, p.prompt.body) for p in made}), "a prompt was encoded twice"
-    assert max(encoded_texts.count(body) for body in bodies if body.startswith("\n")) == 1
+    assert len(renders) == len(set(renders)) == len(made), "a prompt was rendered or encoded twice"
+    with_shots = [body_of(prompt.prompt) for prompt in made if prompt.prompt.prefix]
+    assert sorted(with_shots) == sorted(text for text in encoded_texts if text.startswith("\n\nInput"))
 
 
 def test_a_base_that_solves_nothing_ends_in_one_clear_line(tmp_path):

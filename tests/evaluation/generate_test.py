@@ -23,22 +23,22 @@ from star_jax.tokenizers.simple import SymbolTokenizer
 TASK = Arithmetic(train_per_length=2, max_digits=2)
 
 
-def completion(problem: Problem, draw: int, answer: str | None, verdict: str) -> Completion:
+def completion(problem: Problem, sample_index: int, answer: str | None, verdict: str) -> Completion:
     return Completion(
-        problem.id, 1, draw, False, text="", answer=answer, verdict=verdict, consistent=None,
+        problem.id, 1, sample_index, False, text="", answer=answer, verdict=verdict, consistent=None,
         log_probability=-1.0, tokens=3, seed="s",
     )  # fmt: skip
 
 
-def random_completions(rng: np.random.Generator, draws: int) -> tuple[list[Problem], list[Completion]]:
+def random_completions(rng: np.random.Generator, samples: int) -> tuple[list[Problem], list[Completion]]:
     """Seventeen sums of three categories; answers are sampled from four, some truncated or without one."""
     problems = [Problem(f"p{i}", "", "1 0", category=str(rng.integers(3))) for i in range(17)]
     completions = []
     for problem in problems:
-        for draw in range(draws):
+        for sample_index in range(samples):
             answer = rng.choice(["1 0", "0", "2", "9 9"])
             verdict = "right" if answer == "1 0" else "wrong"
-            completions.append(completion(problem, draw, str(answer), verdict))
+            completions.append(completion(problem, sample_index, str(answer), verdict))
             if rng.random() < 0.3:
                 other = [dict(verdict="truncated"), dict(verdict="unparsable", answer=None)][rng.integers(2)]
                 completions[-1] = dataclasses.replace(completions[-1], **other)
@@ -47,7 +47,7 @@ def random_completions(rng: np.random.Generator, draws: int) -> tuple[list[Probl
 
 def test_score_counts_by_category():
     for seed in range(20):
-        problems, completions = random_completions(np.random.default_rng(seed), draws=1)
+        problems, completions = random_completions(np.random.default_rng(seed), samples=1)
         result = accuracy.score(problems, completions)
         right = [c.verdict == "right" for c in completions]
         assert result["accuracy"] == sum(right) / 17 and result["n"] == 17
@@ -65,7 +65,7 @@ def test_score_counts_by_category():
 
 def test_majority_takes_the_earliest_of_the_commonest():
     for seed in range(20):
-        problems, completions = random_completions(np.random.default_rng(seed), draws=5)
+        problems, completions = random_completions(np.random.default_rng(seed), samples=5)
         voted, solved = 0, 0
         for problem in problems:
             own = [c for c in completions if c.problem_id == problem.id]
@@ -234,7 +234,7 @@ def test_prompts_and_problems_of_a_run():
         generate.split_problems(config, TASK, "validation")
 
 
-def drawn(answer, right: bool, problem_id: str = "p") -> Completion:
+def answered(answer, right: bool, problem_id: str = "p") -> Completion:
     verdict = "right" if right else "wrong"
     return Completion(problem_id, 0, 0, False, "", answer, verdict, None, -1.0, 3, "seed")
 
@@ -249,16 +249,16 @@ def test_a_vote_is_the_same_from_memory_and_from_disk():
         (["(a).", "(b).", "(b)."], 1.0),
     ):
         answers = [task.parse(text) for text in texts]
-        completions = [drawn(a, task.grade(problem, a)) for a in answers]
+        completions = [answered(a, task.grade(problem, a)) for a in answers]
         read_back = [from_json(Completion, to_json(c)) for c in completions]
-        for found in (completions, read_back):
-            assert accuracy.vote(task, [problem], found)["majority"]["accuracy"] == expected
+        for votes in (completions, read_back):
+            assert accuracy.vote(task, [problem], votes)["majority"]["accuracy"] == expected
 
 
 def test_a_vote_counts_answers_and_not_their_spellings():
     task, problem = tasks.make("jsonl"), Problem("p", "?", "72")
     answers = ["5", "5", "72", "$72", "72.0"]
-    completions = [drawn(a, task.grade(problem, a)) for a in answers]
+    completions = [answered(a, task.grade(problem, a)) for a in answers]
     assert accuracy.vote(task, [problem], completions)["majority"]["accuracy"] == 1.0
 
 

@@ -1,4 +1,4 @@
-"""The sampler over several devices: what is drawn does not depend on them, and little travels between them."""
+"""The sampler over several devices: samples do not depend on them, and little is sent between them."""
 
 import dataclasses
 
@@ -52,30 +52,30 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def alone(params, prompts):
-    """What one device draws."""
-    drawn = {}
+    """Samples of one device."""
+    samples = {}
     for how in (Decoding(), Decoding(temperature=0.8, top_k=5, top_p=0.9)):
-        drawn[how] = TextSampler(MODEL, params, SYMBOLS, decoding=how, **COMMON)(prompts)
-    return drawn
+        samples[how] = TextSampler(MODEL, params, SYMBOLS, decoding=how, **COMMON)(prompts)
+    return samples
 
 
 @pytest.mark.parametrize("name", MESHES)
-def test_any_mesh_draws_what_one_device_draws(name, params, prompts, alone):
+def test_samples_on_any_mesh_are_those_of_one_device(name, params, prompts, alone):
     config, tensor = MESHES[name]
     mesh = sharding.make_mesh(config)
     placed = jax.tree.map(sharding.put, params, placement.param_shardings(MODEL, mesh))
-    drawing = sharding.sampling_mesh(mesh, tensor)
+    sampling_mesh = sharding.sampling_mesh(mesh, tensor)
     for how, expected in alone.items() if tensor == 2 else [(Decoding(), alone[Decoding()])]:
-        found = TextSampler(MODEL, placed, SYMBOLS, drawing, decoding=how, **COMMON)(prompts)
-        assert [draw.token_ids for draw in found] == [draw.token_ids for draw in expected]
-        assert [draw.text for draw in found] == [draw.text for draw in expected]
+        found = TextSampler(MODEL, placed, SYMBOLS, sampling_mesh, decoding=how, **COMMON)(prompts)
+        assert [sample.token_ids for sample in found] == [sample.token_ids for sample in expected]
+        assert [sample.text for sample in found] == [sample.text for sample in expected]
         np.testing.assert_allclose(
-            np.concatenate([draw.token_log_probs for draw in found]),
-            np.concatenate([draw.token_log_probs for draw in expected]),
+            np.concatenate([sample.token_log_probs for sample in found]),
+            np.concatenate([sample.token_log_probs for sample in expected]),
             atol=1e-4,
         )
-    assert len({draw.text for draw in alone[Decoding()]}) > 10
-    assert 0 < sum(draw.truncated for draw in alone[Decoding()]) < len(prompts)
+    assert len({sample.text for sample in alone[Decoding()]}) > 10
+    assert 0 < sum(sample.truncated for sample in alone[Decoding()]) < len(prompts)
 
 
 def test_a_decode_step_gathers_neither_weights_nor_the_cache():
@@ -85,9 +85,9 @@ def test_a_decode_step_gathers_neither_weights_nor_the_cache():
     values.base.path = "none"
     values.sampling.update(dict(slots=16, queue=16, tensor=8))
     settings = configs.from_dict(values)
-    _, drawing = setup.meshes(settings)
+    _, sampling_mesh = setup.meshes(settings)
     lengths = budget.Lengths(prefix=32, body=16, new=8)
-    found = hlo.collectives(preflight.lower_sampler(settings, drawing, lengths).compile().as_text())
+    found = hlo.collectives(preflight.lower_sampler(settings, sampling_mesh, lengths).compile().as_text())
     rows = 16 * CONFIG.d_model * 4  # activations of all slots, the largest thing that may travel
     wide = [one for one in found[2] if one.size >= rows]
     assert [one.kind for one in wide] == ["all-reduce"] * (CONFIG.n_layers + 1)  # and the embedding's

@@ -92,7 +92,7 @@ def assert_same(samples, expected):
         assert sample.log_probability == pytest.approx(sum(sample.token_log_probs), abs=1e-4)
 
 
-def test_greedy_draws_what_a_plain_loop_draws(lively, bodies, expected):
+def test_greedy_samples_are_those_of_a_plain_loop(lively, bodies, expected):
     """Texts, ends and log-probabilities, for prompts of 1 to 30 tokens."""
     sampler = TextSampler(*lively, SYMBOLS, decoding=GREEDY, slots=6, queue=16, **COMMON)
     assert_same(sampler(bodies), expected[GREEDY])
@@ -104,15 +104,15 @@ def test_no_text_depends_on_slots_queue_prefill_or_order(lively, bodies, expecte
     options = COMMON | dict(slots=slots, queue=queue, prefill_tokens=tokens)
     sampler = TextSampler(*lively, SYMBOLS, decoding=WARM, **options)
     order = np.random.default_rng(slots).permutation(len(bodies))
-    drawn = sampler([bodies[i] for i in order], [str(i) for i in order])
-    assert_same(drawn, [expected[WARM][i] for i in order])
+    samples = sampler([bodies[i] for i in order], [str(i) for i in order])
+    assert_same(samples, [expected[WARM][i] for i in order])
     if slots == 1:  # one problem a call
         alone = [sampler([bodies[i]], [str(i)])[0] for i in range(8)]
         assert_same(alone, expected[WARM][:8])
 
 
-def test_groups_of_rows_draw_what_one_group_draws(lively, bodies, expected, monkeypatch):
-    """As large models' rows are cut up on CPUs; refills reach into every group."""
+def test_groups_of_rows_sample_what_one_group_samples(lively, bodies, expected, monkeypatch):
+    """Large models split their rows into groups on CPUs; refills reach every group."""
     monkeypatch.setattr(platforms, "kv_row_groups", lambda rows, row_bytes: 3)
     options = COMMON | dict(slots=9, queue=20, prefill_tokens=64)
     sampler = TextSampler(*lively, SYMBOLS, decoding=WARM, **options)
@@ -121,7 +121,7 @@ def test_groups_of_rows_draw_what_one_group_draws(lively, bodies, expected, monk
 
 @pytest.fixture(scope="module")
 def together_and_alone(lively):
-    """Two samplers: one of five slots, and one that draws a single text at a time."""
+    """Two samplers: one of five slots, and one with a single slot."""
     options = [dict(slots=5, queue=9), dict(slots=1, queue=3)]
     return [TextSampler(*lively, SYMBOLS, decoding=WARM, **option, **COMMON) for option in options]
 
@@ -129,17 +129,17 @@ def together_and_alone(lively):
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 2**31)), min_size=1, max_size=24))
 @settings(max_examples=25, deadline=None, derandomize=True)
 def test_slots_for_any_lengths_and_ends(together_and_alone, asked):
-    """Whatever lengths stand in the queue and wherever their texts stop, each is what it is alone."""
+    """Each sample is the same alone, whatever lengths are in the queue and wherever texts stop."""
     bodies = [" ".join(np.random.default_rng(seed).choice(SYMBOLS.symbols, length)) for length, seed in asked]
     seeds = [f"{i} {seed}" for i, (_, seed) in enumerate(asked)]
     together, alone = (sampler(bodies, seeds) for sampler in together_and_alone)
     assert_same(together, alone)
-    assert len(together) == len(asked) and all(1 <= len(draw.token_ids) <= BUDGET for draw in together)
+    assert len(together) == len(asked) and all(1 <= len(sample.token_ids) <= BUDGET for sample in together)
 
 
 @pytest.mark.parametrize("slots, tokens", [(8, 500), (16, 40), (3, 64)])
-def test_few_slots_stand_idle_while_problems_wait(lively, bodies, slots, tokens):
-    """Before the last problem has a slot, fewer than a quarter of them are free, so this many steps are enough."""
+def test_few_slots_are_idle_while_requests_wait(lively, bodies, slots, tokens):
+    """Before the last request has a slot, fewer than a quarter of them are free, so this many steps are enough."""
     sampler = TextSampler(
         *lively, SYMBOLS, decoding=WARM, slots=slots, queue=80, **COMMON | dict(prefill_tokens=tokens)
     )
@@ -193,8 +193,8 @@ def test_a_shared_prefix_samples_what_the_same_text_in_the_body_samples(lively, 
     assert set(lengths) >= {0, 5, 20} and len(lengths) == len({p.prefix for p in prompts})
 
 
-def test_padded_ids_are_never_drawn(lively, bodies):
-    """The last of the model's 20 rows belongs to no token: it is neither drawn nor counted in log p."""
+def test_padded_ids_are_never_sampled(lively, bodies):
+    """The last of the model's 20 rows belongs to no token: it is neither sampled nor counted in log p."""
     model, params = lively
     tempted = jax.tree.map(lambda x: x, params)
     tempted["head"]["bias"] = params["head"]["bias"].at[19].set(50.0)
@@ -203,16 +203,16 @@ def test_padded_ids_are_never_drawn(lively, bodies):
         assert sampler.with_params(tempted)(bodies) == sampler(bodies)
 
 
-def test_draws_follow_the_distribution():
-    """4,000 draws of two tokens: each token and the pairs of them, by chi-square at p = 0.001."""
+def test_samples_follow_the_distribution():
+    """4,000 samples of two tokens: each token and the pairs of them, by chi-square at p = 0.001."""
     share_V = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
     config = ModelConfig(1, 8, 1, 8, 2, vocab_size=20, max_positions=64)
     params = jax.tree.map(np.zeros_like, numpy_params(config))
     params["head"]["bias"][:] = -40
     params["head"]["bias"][:5] = np.log(share_V)
     sampler = TextSampler(decoder.GPT(config), params, SYMBOLS, max_new_tokens=2, decoding=Decoding(1.0), queue=4096)
-    drawn = sampler(["7"] * 4000, [f"seed {i}" for i in range(4000)])
-    first, second = np.array([d.token_ids for d in drawn]).T
+    samples = sampler(["7"] * 4000, [f"seed {i}" for i in range(4000)])
+    first, second = np.array([sample.token_ids for sample in samples]).T
     for tokens, p, bound in [(first, share_V, 18.5), (second, share_V, 18.5),
                              (5 * first + second, np.outer(share_V, share_V).ravel(), 51.2)]:  # fmt: skip
         counts = np.bincount(tokens, minlength=len(p))
@@ -222,8 +222,8 @@ def test_draws_follow_the_distribution():
 @pytest.mark.parametrize(
     "temperature, top_k, top_p", [(1, 3, 1), (0.7, 0, 0.8), (1.5, 6, 0.5), (1, 1, 1), (2, 0, 1e-6)]
 )
-def test_truncation_keeps_what_numpy_keeps_and_draws_in_proportion(temperature, top_k, top_p):
-    """The tokens that may be drawn, and how often, against float64 NumPy."""
+def test_truncation_keeps_what_numpy_keeps_and_samples_in_proportion(temperature, top_k, top_p):
+    """The tokens that may be sampled, and how often, against float64 NumPy."""
     logits_V = 1.5 * np.random.default_rng(2).standard_normal(9)
     scaled_V = logits_V / temperature
     order = np.argsort(-scaled_V)[: top_k or None]
@@ -232,9 +232,9 @@ def test_truncation_keeps_what_numpy_keeps_and_draws_in_proportion(temperature, 
     p = p[:kept] / np.sum(p[:kept])
     keys_B = jax.random.split(jax.random.key(5), 4000)
     rows_BV = jnp.broadcast_to(jnp.append(jnp.asarray(logits_V, jnp.float32), -jnp.inf), (4000, 10))
-    drawn_B = np.asarray(Decoding(temperature, top_k, top_p).sample(rows_BV, keys_B))
-    assert set(drawn_B.tolist()) == set(order[:kept].tolist())
-    counts = np.bincount(drawn_B, minlength=9)[order[:kept]]
+    token_B = np.asarray(Decoding(temperature, top_k, top_p).sample(rows_BV, keys_B))
+    assert set(token_B.tolist()) == set(order[:kept].tolist())
+    counts = np.bincount(token_B, minlength=9)[order[:kept]]
     assert np.sum((counts - 4000 * p) ** 2 / (4000 * p)) < 27.9  # chi-square, 9 degrees, p = 0.001
 
 
@@ -285,17 +285,17 @@ def test_nothing_after_a_stop_and_nothing_lost_before_it(stops):
     tokenizer = Pieces([b"".join(rng.choice(parts, size)) for size in rng.integers(1, 4, 63)])
     model, params = chain({i: min(i + 1, 63) for i in range(64)}, 64)
     sampler = TextSampler(model, params, tokenizer, stop=stops, max_new_tokens=9, slots=16, queue=63)
-    drawn = sampler([str(start) for start in range(63)])
-    for start, draw in enumerate(drawn):
+    samples = sampler([str(start) for start in range(63)])
+    for start, sample in enumerate(samples):
         ids, emitted = [], b""
         while len(ids) < 9 and tokenizer.end_of_text not in ids and not any(s.encode() in emitted for s in stops):
             ids.append(start + 1 + len(ids))
             emitted = b"".join(tokenizer.pieces[i] for i in ids)
         cut = min((emitted.find(s.encode()) for s in stops if s.encode() in emitted), default=len(emitted))
         stopped = cut < len(emitted) or ids[-1] == tokenizer.end_of_text
-        assert draw.token_ids == tuple(ids)
-        assert (draw.text, draw.truncated) == (emitted[:cut].decode(errors="replace"), not stopped)
-    ends = {(len(d.token_ids) == 9, d.truncated) for d in drawn}
+        assert sample.token_ids == tuple(ids)
+        assert (sample.text, sample.truncated) == (emitted[:cut].decode(errors="replace"), not stopped)
+    ends = {(len(sample.token_ids) == 9, sample.truncated) for sample in samples}
     assert (True, False) in ends, "some stop should come with the last token of the budget"
     assert (True, True) in ends, "some budget should end without a stop"
 
@@ -334,9 +334,9 @@ def test_stops_across_the_borders_of_gpt2_tokens(shared_dir):
     start, *ids = tokenizer.encode(" Yes, so it is nine.\nQuestion: and")
     follower = dict(itertools.pairwise([start, *ids]))
     sampler = TextSampler(*chain(follower, 50400), tokenizer, stop=stops, max_new_tokens=24, slots=2, queue=2)
-    (draw,) = sampler([" Yes"])
-    assert draw.text == ", so it is ni" and not draw.truncated
-    assert draw.token_ids == tuple(ids[: ids.index(id_of[b"Question"]) + 1])
+    (sample,) = sampler([" Yes"])
+    assert sample.text == ", so it is ni" and not sample.truncated
+    assert sample.token_ids == tuple(ids[: ids.index(id_of[b"Question"]) + 1])
 
 
 def test_nothing_is_compiled_again_for_other_weights_prompts_or_counts(lively, bodies):

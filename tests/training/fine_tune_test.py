@@ -31,11 +31,11 @@ def make_rows(texts, row_tokens=12) -> packing.PackedRows:
     for r, row in enumerate(texts):
         start = 0
         for segment, (ids, prompt) in enumerate(row, start=1):
-            place = (r, slice(start, start + len(ids)))
-            columns["tokens_RT"][place] = ids
-            columns["positions_RT"][place] = np.arange(len(ids))
-            columns["segment_ids_RT"][place] = segment
-            columns["weights_RT"][place] = np.arange(len(ids)) >= prompt
+            cells = (r, slice(start, start + len(ids)))
+            columns["tokens_RT"][cells] = ids
+            columns["positions_RT"][cells] = np.arange(len(ids))
+            columns["segment_ids_RT"][cells] = segment
+            columns["weights_RT"][cells] = np.arange(len(ids)) >= prompt
             start += len(ids)
     names = tuple(tuple(f"{r}.{segment}" for segment in range(len(row))) for r, row in enumerate(texts))
     columns["weights_RT"] = columns["weights_RT"].astype(np.float32)
@@ -87,9 +87,11 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_weighted_tokens(base, mesh):
         log_sum_RT[r, t - 1] - logits_RTV[r, t - 1, host["tokens_RT"][r, t]]
         for r, t in zip(*np.nonzero(host["weights_RT"]), strict=True)
     ]
-    placed = {name: sharding.put_rows(mesh, array) for name, array in host.items()}
+    batch_on_mesh = {name: sharding.put_rows(mesh, array) for name, array in host.items()}
     copied = jax.tree.map(jnp.copy, base)
-    state, metrics = step.train_step(MODEL, OPTIMIZER, step.initial_state(OPTIMIZER, copied), placed, np.float32(0.01))
+    state, metrics = step.train_step(
+        MODEL, OPTIMIZER, step.initial_state(OPTIMIZER, copied), batch_on_mesh, np.float32(0.01)
+    )
     assert float(metrics["loss"]) == pytest.approx(np.mean(losses), rel=1e-6)
     assert int(metrics["loss_tokens"]) == len(losses) == int(host["weights_RT"].sum())
     assert int(metrics["tokens"]) == sum(len(ids) for ids, _ in TEXTS[:8])
@@ -136,7 +138,7 @@ def test_fine_tuning_lowers_the_loss_and_is_the_same_each_time(base, mesh):
 
 
 def test_a_fine_tuning_that_was_stopped_ends_like_one_that_was_not(base, mesh, tmp_path):
-    """Stopped behind a checkpoint, begun again: the same bits and totals; so once more from the last checkpoint."""
+    """Stopped after a checkpoint and started again: the same bits and totals; once more from the last checkpoint."""
 
     def stop(step, metrics):
         if step == 5:
@@ -148,7 +150,7 @@ def test_a_fine_tuning_that_was_stopped_ends_like_one_that_was_not(base, mesh, t
     assert (tmp_path / "state").is_dir()
     steps = []
     resumed, second = tune(base, mesh, state_dir=tmp_path / "state", on_step=lambda step, _: steps.append(step))
-    assert steps == [5, 6, 7]  # goes on behind step 4
+    assert steps == [5, 6, 7]  # continues after step 4
     assert equal(resumed, whole)
     assert dataclasses.replace(second, seconds=0) == dataclasses.replace(report, seconds=0)
     again, _ = tune(base, mesh, state_dir=tmp_path / "state", on_step=lambda step, _: steps.append(step))
@@ -156,17 +158,17 @@ def test_a_fine_tuning_that_was_stopped_ends_like_one_that_was_not(base, mesh, t
     assert equal(again, whole)
 
 
-def test_told_to_stop_it_stores_the_step_it_is_at(base, mesh, tmp_path, monkeypatch):
-    """Also where checkpoints are not asked for."""
+def test_asked_to_stop_it_stores_its_current_step(base, mesh, tmp_path, monkeypatch):
+    """Also without regular checkpoints."""
     rare = dataclasses.replace(TRAIN, checkpoint_every=0, log_every=1)
     monkeypatch.setattr(preemption, "_requested", False)
 
-    def told(step, metrics):
+    def request_stop(step, metrics):
         monkeypatch.setattr(preemption, "_requested", step >= 3)
 
     whole, report = tune(base, mesh)
     with pytest.raises(errors.Stopped):
-        tune(base, mesh, state_dir=tmp_path / "state", train=rare, on_step=told)
+        tune(base, mesh, state_dir=tmp_path / "state", train=rare, on_step=request_stop)
     assert len(list((tmp_path / "state").iterdir())) == 1
     monkeypatch.setattr(preemption, "_requested", False)
     resumed, second = tune(base, mesh, state_dir=tmp_path / "state", train=rare)
@@ -188,7 +190,7 @@ def test_metrics_are_reported_every_few_steps_and_at_the_last(base, mesh):
     assert seen[7].keys() == {"loss", "loss_tokens", "tokens", "gradient_norm", "learning_rate"}
 
 
-def test_a_loss_that_is_no_number_stops_with_the_step_named(base, mesh):
+def test_a_loss_that_is_not_finite_stops_with_the_step_named(base, mesh):
     broken = jax.tree.map(lambda leaf: leaf * np.nan, base)
     with pytest.raises(
         InputError, match=r"the loss of step 0 is nan, over packed rows \d+, .*: problems \d+\.0, "
@@ -199,8 +201,8 @@ def test_a_loss_that_is_no_number_stops_with_the_step_named(base, mesh):
         tune(base, mesh, peak_learning_rate=1e30)
 
 
-def test_numbers_are_fetched_once_in_log_every_steps(base, mesh, monkeypatch):
-    """A fetch waits for the device: one a step would hold the host back. A step that is no number is named still."""
+def test_metrics_are_fetched_once_in_log_every_steps(base, mesh, monkeypatch):
+    """A fetch waits for the device: one per step would slow the host. A loss that is not finite is still named."""
     fetches, device_get = [], jax.device_get
 
     def counting(tree):
@@ -217,7 +219,7 @@ def test_numbers_are_fetched_once_in_log_every_steps(base, mesh, monkeypatch):
         tune(jax.tree.map(lambda leaf: leaf * np.nan, base), mesh, train=seldom)
 
 
-def test_the_next_batch_is_on_its_way_while_a_step_runs():
+def test_the_next_batch_is_prefetched():
     asked = []
 
     def batches():
@@ -230,7 +232,7 @@ def test_the_next_batch_is_on_its_way_while_a_step_runs():
         assert next(ahead) == {"tokens_RT": number} and asked[-1] == number + 1
 
 
-def test_other_step_counts_rates_and_a_resume_compile_nothing_anew(base, mesh, tmp_path, caplog):
+def test_other_step_counts_rates_and_a_resume_compile_nothing_again(base, mesh, tmp_path, caplog):
     """One program serves all iterations; its first call and its second must not differ either."""
     tune(base, mesh, steps=1)
     with jax.log_compiles(), caplog.at_level(logging.DEBUG, logger="jax"):
@@ -250,20 +252,20 @@ def fail_at_four(step, metrics):
 
 
 def test_the_state_of_a_sharded_model_is_sharded_and_stays_so(caplog):
-    """Adam's moments lie as their parameters do, from the start: on one device they would not fit there.
+    """Adam's moments are sharded like their parameters from the start: they would not fit on one device.
 
-    Nor may the second step be compiled anew because the first one's outputs lie elsewhere than its inputs.
+    Nor may the second step be compiled again because the first one's outputs have another sharding than its inputs.
     """
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    places = placement.param_shardings(MODEL, mesh)
-    params = jax.device_put(numpy_params(CONFIG), places)
+    shardings = placement.param_shardings(MODEL, mesh)
+    params = jax.device_put(numpy_params(CONFIG), shardings)
     batch = {name: sharding.put_rows(mesh, array) for name, array in PACKED.take(np.arange(4)).items()}
     state = step.initial_state(OPTIMIZER, params)
 
     def check(state):
         adam = state.opt_state[1]
         for tree in (state.params, adam.mu, adam.nu):
-            assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), tree, places))
+            assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), tree, shardings))
         assert state.step.sharding.is_fully_replicated and adam.count.sharding.is_fully_replicated
         assert len(state.step.sharding.device_set) == len(adam.count.sharding.device_set) == 8
 

@@ -41,7 +41,7 @@ def some_examples(count: int, seed: int = 0, longest: int = 40) -> list[Example]
 
 def segments(rows: packing.PackedRows) -> list[tuple[bytes, bytes]]:
     """(tokens, weights) of every segment; fails where a row is not segments 1, 2, ... and then padding."""
-    found = []
+    pairs = []
     for r in range(rows.rows):
         ids_T = rows.segment_ids_RT[r]
         real = int((ids_T > 0).sum())
@@ -51,8 +51,8 @@ def segments(rows: packing.PackedRows) -> list[tuple[bytes, bytes]]:
         for segment in range(1, ids_T.max() + 1):
             mine = ids_T == segment
             assert (rows.positions_RT[r, mine] == np.arange(mine.sum())).all()
-            found.append((rows.tokens_RT[r, mine].tobytes(), rows.weights_RT[r, mine].tobytes()))
-    return found
+            pairs.append((rows.tokens_RT[r, mine].tobytes(), rows.weights_RT[r, mine].tobytes()))
+    return pairs
 
 
 def expected(examples, tokenizer) -> collections.Counter:
@@ -80,9 +80,14 @@ TOKENIZED = [
 def test_loss_is_on_the_completion_and_the_end_of_text():
     wrong = []
     for one, tokens, weights in TOKENIZED:
-        ids, found = packing.tokenize(one, BYTES)
-        if (ids.tolist(), found.tolist(), ids.dtype, found.dtype) != (tokens, weights, np.int32, np.float32):
-            wrong.append((one, ids, found))
+        ids, loss_weights = packing.tokenize(one, BYTES)
+        if (ids.tolist(), loss_weights.tolist(), ids.dtype, loss_weights.dtype) != (
+            tokens,
+            weights,
+            np.int32,
+            np.float32,
+        ):
+            wrong.append((one, ids, loss_weights))
     assert not wrong
 
 
@@ -137,8 +142,8 @@ def test_packing_for_any_lengths(sizes, row_tokens, seed):
     assert rows.too_long == len(examples) - len(fitting)
     assert collections.Counter(segments(rows)) == expected(fitting, BYTES)
     for tokens_T, segments_T, ids in zip(rows.tokens_RT, rows.segment_ids_RT, rows.problem_ids, strict=True):
-        found = [BYTES.decode(tokens_T[segments_T == n].tolist()) for n in range(1, segments_T.max() + 1)]
-        assert [name.removeprefix("t-") for name in ids] == [text.lstrip("p")[:2] for text in found]
+        packed_texts = [BYTES.decode(tokens_T[segments_T == n].tolist()) for n in range(1, segments_T.max() + 1)]
+        assert [name.removeprefix("t-") for name in ids] == [text.lstrip("p")[:2] for text in packed_texts]
     real = sum(len(e.prompt) + len(e.completion) + 1 for e in fitting)
     # Best-fit leaves at most one row half empty, and each batch that next-fit reads may cost a row more.
     assert rows.rows <= 2 * real // row_tokens + 1 + len(fitting) // row_tokens
@@ -161,22 +166,22 @@ def test_exclamation_marks_survive_gpt_2s_vocabulary(shared_dir):
     examples = [example(p, c) for p, c in itertools.product(texts, texts)]
     rows = packing.pack(examples, tokenizer, 48, seed=0)
     assert collections.Counter(segments(rows)) == expected(examples, tokenizer)
-    wanted = sum(packing.tokenize(e, tokenizer)[0].tolist().count(0) for e in examples)
-    assert wanted > 50 and int(((rows.tokens_RT == 0) & (rows.segment_ids_RT > 0)).sum()) == wanted
+    zeros = sum(packing.tokenize(e, tokenizer)[0].tolist().count(0) for e in examples)
+    assert zeros > 50 and int(((rows.tokens_RT == 0) & (rows.segment_ids_RT > 0)).sum()) == zeros
 
 
 def test_texts_of_every_byte_come_back_from_their_packed_tokens(shared_dir):
-    """All bytes that UTF-8 has, each beside a "!", through GPT-2's tokens and packing and back to text."""
+    """All bytes that UTF-8 has, each next to a "!", through GPT-2's tokens and packing and back to text."""
     tokenizer = Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
     signs = [chr(i) for i in [*range(0x800), *range(0x800, 0xD800, 97), *range(0xE000, 0x110000, 4099)]]
     assert {b for sign in signs for b in sign.encode()} == {*range(256)} - {0xC0, 0xC1, *range(0xF5, 0x100)}
     texts = ["!".join(signs[i : i + 8]) + "!" for i in range(0, len(signs), 8)]
     examples = [example(a, b) for a, b in zip(texts[::2], texts[1::2], strict=False)]
     rows = packing.pack(examples, tokenizer, 256, seed=0)
-    found = []
+    packed_texts = []
     for tokens_T, segments_T in zip(rows.tokens_RT, rows.segment_ids_RT, strict=True):
-        found += [tokenizer.decode(tokens_T[segments_T == n].tolist()) for n in range(1, segments_T.max() + 1)]
-    assert sorted(found) == sorted(e.prompt + e.completion for e in examples) and rows.too_long == 0
+        packed_texts += [tokenizer.decode(tokens_T[segments_T == n].tolist()) for n in range(1, segments_T.max() + 1)]
+    assert sorted(packed_texts) == sorted(e.prompt + e.completion for e in examples) and rows.too_long == 0
 
 
 def test_nothing_but_nul_bytes_survives():
