@@ -295,15 +295,15 @@ def _read_records(kind: type[Record], path: Path) -> list[Record]:
     checksums.check(path, path.read_bytes())
     if not records or not side_fields(kind):  # type: ignore[arg-type]
         return records
-    beside = side_files.side_path(path)
+    side = side_files.side_path(path)
     try:
-        content = beside.read_bytes()
+        content = side.read_bytes()
     except OSError as error:
         raise InputError(
-            f"{beside}: cannot be read ({error.strerror}). Delete {path.name} to regenerate both"
+            f"{side}: cannot be read ({error.strerror}). Delete {path.name} to regenerate both"
         ) from error
-    checksums.check(beside, content)
-    return side_files.with_side_fields(beside, content, records)
+    checksums.check(side, content)
+    return side_files.with_side_fields(side, content, records)
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -38,11 +38,11 @@ class Queue(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The samples, by index in the queue. Row q holds `drawn_Q[q]` tokens, then zeros."""
+    """The samples, by index in the queue. Row q holds `count_Q[q]` tokens, then zeros."""
 
     tokens_QM: jax.Array
     log_probs_QM: jax.Array  # log p of each token, float32, at temperature 1
-    drawn_Q: jax.Array
+    count_Q: jax.Array
     reason_Q: jax.Array
     steps_G: jax.Array  # decode steps of each queue
 
@@ -53,7 +53,7 @@ class Slots(NamedTuple):
     cache: kv_cache.RingCache
     request_B: jax.Array  # index in the queue; Q for a slot that never held a request
     token_B: jax.Array  # the last token, sampled or of the body, not yet in the cache
-    drawn_B: jax.Array  # tokens sampled for this request
+    count_B: jax.Array  # tokens sampled for this request
     stop_state_B: jax.Array  # state of the stop automaton
     active_B: jax.Array
     next: jax.Array  # the first request of the queue that has no slot yet
@@ -145,7 +145,7 @@ def _refill(model, spec, params, prefix, queue, slots: Slots) -> Slots:
         cache=kv_cache.insert(slots.cache, rows_R, new, ends_R, lengths_R),
         request_B=put(slots.request_B, request_R),
         token_B=put(slots.token_B, last_R),
-        drawn_B=put(slots.drawn_B, 0),
+        count_B=put(slots.count_B, 0),
         stop_state_B=put(slots.stop_state_B, 0),
         active_B=put(slots.active_B, True),
         next=slots.next + slots.next_refill,
@@ -164,26 +164,26 @@ def _sample_and_record(decoding, spec, queue, automaton_SV, slots: Slots, logits
     logits_BV = jnp.where((jnp.arange(logits_BV.shape[-1]) < spec.vocab_used)[None], logits_BV, -jnp.inf)
     request_B = jnp.where(slots.active_B, slots.request_B, queue.lengths_Q.shape[0])  # out of range: dropped
     data_B2 = queue.keys_Q2.at[request_B].get(mode="clip")
-    keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(data_B2, impl="threefry2x32"), slots.drawn_B)
+    keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(data_B2, impl="threefry2x32"), slots.count_B)
     if decoding.temperature == 0:
         token_B, log_prob_B = greedy_token_and_logprob(logits_BV)
     else:
         token_B = decoding.sample(logits_BV, keys_B)
         log_prob_B = decoder.log_probability(logits_BV, token_B)
     stop_state_B = automaton_SV[slots.stop_state_B, token_B]
-    drawn_B = slots.drawn_B + slots.active_B
+    count_B = slots.count_B + slots.active_B
     stopped_B = stop_state_B == automaton_SV.shape[0] - 1
-    ended_B = stopped_B | (drawn_B >= spec.max_new_tokens)
+    ended_B = stopped_B | (count_B >= spec.max_new_tokens)
     reason_B = jnp.where(stopped_B, STOPPED, jnp.where(ended_B, TRUNCATED, 0))
     out = slots.out
     out = out._replace(
-        tokens_QM=out.tokens_QM.at[request_B, slots.drawn_B].set(token_B, mode="drop"),
-        log_probs_QM=out.log_probs_QM.at[request_B, slots.drawn_B].set(log_prob_B, mode="drop"),
-        drawn_Q=out.drawn_Q.at[request_B].set(drawn_B, mode="drop"),
+        tokens_QM=out.tokens_QM.at[request_B, slots.count_B].set(token_B, mode="drop"),
+        log_probs_QM=out.log_probs_QM.at[request_B, slots.count_B].set(log_prob_B, mode="drop"),
+        count_Q=out.count_Q.at[request_B].set(count_B, mode="drop"),
         reason_Q=out.reason_Q.at[request_B].set(reason_B, mode="drop"),
     )
     return slots._replace(
-        token_B=token_B, drawn_B=drawn_B, stop_state_B=stop_state_B, active_B=slots.active_B & ~ended_B, out=out
+        token_B=token_B, count_B=count_B, stop_state_B=stop_state_B, active_B=slots.active_B & ~ended_B, out=out
     )
 
 
@@ -194,7 +194,7 @@ def _empty_slots(config: ModelConfig, spec: EngineSpec, queue: Queue) -> Slots:
         cache=kv_cache.empty_cache(config, spec.slots, length - 1 + spec.max_new_tokens),
         request_B=jnp.full((spec.slots,), requests, jnp.int32),
         token_B=zeros_B,
-        drawn_B=zeros_B,
+        count_B=zeros_B,
         stop_state_B=zeros_B,
         active_B=jnp.zeros((spec.slots,), bool),
         next=jnp.asarray(0),
@@ -202,7 +202,7 @@ def _empty_slots(config: ModelConfig, spec: EngineSpec, queue: Queue) -> Slots:
         out=Outputs(
             tokens_QM=jnp.zeros((requests, spec.max_new_tokens), jnp.int32),
             log_probs_QM=jnp.zeros((requests, spec.max_new_tokens), jnp.float32),
-            drawn_Q=jnp.zeros((requests,), jnp.int32),
+            count_Q=jnp.zeros((requests,), jnp.int32),
             reason_Q=jnp.zeros((requests,), jnp.int32),
             steps_G=jnp.zeros((1,), jnp.int32),
         ),

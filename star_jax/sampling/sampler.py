@@ -184,7 +184,7 @@ class Sampler:
         return [(index, self._sample(gathered, row)) for index, row in zip(indices, rows, strict=True)]
 
     def _sample(self, outputs: Outputs, row: int) -> Sample:
-        count = outputs.drawn_Q[row]
+        count = outputs.count_Q[row]
         token_ids = outputs.tokens_QM[row, :count].tolist()
         text = self.tokenizer.decode(token_ids)
         end = min((text.find(stop) for stop in self.spec.stop if stop in text), default=len(text))

@@ -1,4 +1,4 @@
-"""How a token is drawn from logits."""
+"""Sampling of one token from logits: temperature, top-k, top-p, and greedy."""
 
 import dataclasses
 
@@ -10,10 +10,10 @@ from star_jax.distributed import platforms
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How a token is drawn from logits. Temperature 0 is greedy and ignores the other two.
+    """How a token is sampled from logits. Temperature 0 is greedy and ignores the other two.
 
-    top_k: only the k likeliest tokens (0: all). top_p: only the smallest set of likeliest tokens that holds
-    this much probability (1: all), after the temperature and top_k have been applied.
+    top_k: only the k likeliest tokens (0: all). top_p: only the smallest set of likeliest tokens with at least this
+    probability (1: all), after temperature and top_k.
     """
 
     temperature: float = 0.0
@@ -21,7 +21,7 @@ class Decoding:
     top_p: float = 1.0
 
     def sample(self, logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
-        """Token ids [B], one key a row (Gumbel-max for a positive temperature)."""
+        """Token ids [B] from one key for each row, by the Gumbel-max trick."""
         if self.temperature == 0:
             return greedy_token_and_logprob(logits_BV)[0]
         kept_BV = self._truncate(logits_BV / self.temperature)
@@ -37,7 +37,7 @@ class Decoding:
 
 
 def greedy_token_and_logprob(logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(the likeliest id [B], the first of equals; its log p [B], nats)."""
+    """(the likeliest id [B], the lowest of equals; its log p [B], nats)."""
     size = logits_BV.shape[-1]
     parts = platforms.vocabulary_parts(size)
     if parts == 1:
@@ -54,10 +54,10 @@ def greedy_token_and_logprob(logits_BV: jax.Array) -> tuple[jax.Array, jax.Array
 
 
 def _truncated(logits_BV: jax.Array, weights_BV: jax.Array, least: float) -> jax.Array:
-    """The smallest set of likeliest tokens whose weights sum to `least`, -inf elsewhere; of equals all stay.
+    """Keeps the smallest set of likeliest tokens whose weights sum to `least`, ties included; -inf elsewhere.
 
-    The lowest logit that stays is found bit by bit, 32 sums over the vocabulary: no sort, and nothing to gather where
-    the vocabulary is split over devices.
+    Bisects the lowest logit to keep, bit by bit, in 32 sums over the vocabulary: no sort, and no gather where the
+    vocabulary is sharded.
     """
     bits_BV = jax.lax.bitcast_convert_type(logits_BV.astype(jnp.float32), jnp.uint32)
     sign = jnp.uint32(1 << 31)

@@ -301,9 +301,9 @@ def test_shots_precede_every_prompt_until_they_are_dropped(base, tmp_path, monke
 
     make, render, renders = PromptEncoder._encode, PromptSet.prompt, []
 
-    def rendering(self, task, problem, hinted=False):
-        renders.append((self.plain, problem.id, hinted))
-        return render(self, task, problem, hinted)
+    def rendering(self, task, problem, hint=False):
+        renders.append((self.plain, problem.id, hint))
+        return render(self, task, problem, hint)
 
     monkeypatch.setattr(PromptSet, "prompt", rendering)
     monkeypatch.setattr(PromptEncoder, "_encode", lambda self, prompt: made.append(make(self, prompt)) or made[-1])

@@ -32,6 +32,7 @@ MESHES = {
     "data 2 x fsdp 2 x tensor 2": (MeshConfig(data=2, fsdp=2, tensor=2), 2),
     "fsdp 8 for training, tensor 4 for sampling": (MeshConfig(data=1, fsdp=8), 4),
 }
+QUICK = "data 2 x fsdp 2 x tensor 2"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,9 @@ def alone(params, prompts):
     return samples
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(
+    "name", [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in MESHES if name != QUICK)]
+)
 def test_samples_on_any_mesh_are_those_of_one_device(name, params, prompts, alone):
     config, tensor = MESHES[name]
     mesh = sharding.make_mesh(config)

@@ -98,7 +98,10 @@ def test_greedy_samples_are_those_of_a_plain_loop(lively, bodies, expected):
     assert_same(sampler(bodies), expected[GREEDY])
 
 
-@pytest.mark.parametrize("slots, queue, tokens", [(1, 3, 32), (3, 7, 8), (8, 20, 500), (32, 64, 150)])
+@pytest.mark.parametrize(
+    "slots, queue, tokens",
+    [(1, 3, 32), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(3, 7, 8), (8, 20, 500), (32, 64, 150)])],
+)
 def test_no_text_depends_on_slots_queue_prefill_or_order(lively, bodies, expected, slots, queue, tokens):
     """Sampling at a temperature. Queues of 3 and 7 leave a tail; 32 slots are more than there are problems."""
     options = COMMON | dict(slots=slots, queue=queue, prefill_tokens=tokens)
@@ -137,7 +140,9 @@ def test_slots_for_any_lengths_and_ends(together_and_alone, asked):
     assert len(together) == len(asked) and all(1 <= len(sample.token_ids) <= BUDGET for sample in together)
 
 
-@pytest.mark.parametrize("slots, tokens", [(8, 500), (16, 40), (3, 64)])
+@pytest.mark.parametrize(
+    "slots, tokens", [(8, 500), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(16, 40), (3, 64)])]
+)
 def test_few_slots_are_idle_while_requests_wait(lively, bodies, slots, tokens):
     """Before the last request has a slot, fewer than a quarter of them are free, so this many steps are enough."""
     sampler = TextSampler(
@@ -219,10 +224,12 @@ def test_samples_follow_the_distribution():
         assert np.sum((counts - 4000 * p) ** 2 / (4000 * p)) < bound
 
 
-@pytest.mark.parametrize(
-    "temperature, top_k, top_p", [(1, 3, 1), (0.7, 0, 0.8), (1.5, 6, 0.5), (1, 1, 1), (2, 0, 1e-6)]
-)
-def test_truncation_keeps_what_numpy_keeps_and_samples_in_proportion(temperature, top_k, top_p):
+def test_truncation_keeps_what_numpy_keeps_and_samples_in_proportion():
+    for settings_ in [(1, 3, 1), (0.7, 0, 0.8), (1.5, 6, 0.5), (1, 1, 1), (2, 0, 1e-6)]:
+        check_truncation(*settings_)
+
+
+def check_truncation(temperature, top_k, top_p):
     """The tokens that may be sampled, and how often, against float64 NumPy."""
     logits_V = 1.5 * np.random.default_rng(2).standard_normal(9)
     scaled_V = logits_V / temperature
@@ -277,8 +284,12 @@ def chain(follower: dict[int, int], vocab_size: int) -> tuple[decoder.GPT, decod
 STOP_SETS = [("aab", "ab", "ba"), ("\n\n", "ab\n"), ("b\na", "aa", "\n"), ("é", "aé")]
 
 
-@pytest.mark.parametrize("stops", STOP_SETS, ids=repr)
-def test_nothing_after_a_stop_and_nothing_lost_before_it(stops):
+def test_nothing_after_a_stop_and_nothing_lost_before_it():
+    for stops in STOP_SETS:
+        check_stops(stops)
+
+
+def check_stops(stops):
     """From each of 63 starts the model must emit the pieces that follow, of 1 to 3 bytes, till a stop or the budget."""
     rng = np.random.default_rng(1)
     parts = [stop.encode()[i : i + 1] for stop in stops for i in range(len(stop.encode()))] + [b"c"] * 20
