@@ -24,24 +24,6 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def loss_sums(
-    model: decoder.GPT, params: decoder.Params, batch: dict[str, jax.Array], z_loss: float = 0.0
-) -> tuple[jax.Array, jax.Array]:
-    """(summed loss in nats, summed weight) of packed rows; each token is predicted by the one before it.
-
-    The loss is the cross-entropy + z_loss * log(sum(exp(logits - their maximum)))^2, as the released code has it (the
-    usual form does not subtract the maximum).
-    """
-    inputs = (batch[name] for name in ("tokens_RT", "positions_RT", "segment_ids_RT"))
-    logits_RTV = decoder.call(model, params, *inputs, method="packed_logits")[:, :-1]
-    losses_RT = -decoder.log_probability(logits_RTV, batch["tokens_RT"][:, 1:])
-    if z_loss:
-        top_RT1 = jax.lax.stop_gradient(jnp.max(logits_RTV, axis=-1, keepdims=True))
-        losses_RT += z_loss * jax.nn.logsumexp(logits_RTV - top_RT1, axis=-1) ** 2
-    weights_RT = batch["weights_RT"][:, 1:]
-    return jnp.sum(losses_RT * weights_RT), jnp.sum(weights_RT)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1, 5, 6), donate_argnums=2)
 def train_step(
     model: decoder.GPT,
@@ -56,9 +38,7 @@ def train_step(
     weight = jnp.sum(batch["weights_RT"][:, 1:])
 
     def share_of_loss(params, part):
-        if loss.use_chunked_loss(model.config):
-            return loss.loss_sums(model, params, part, loss.Options(z_loss))[0] / jnp.maximum(weight, 1.0)
-        return loss_sums(model, params, part, z_loss)[0] / jnp.maximum(weight, 1.0)
+        return loss.loss_sums(model, params, part, z_loss)[0] / jnp.maximum(weight, 1.0)
 
     mean, gradients = _in_parts(jax.value_and_grad(share_of_loss), state.params, batch, microbatches)
     # Reduce over the devices and shard like the parameters before anything is computed from them.

@@ -15,7 +15,7 @@ from star_jax.contrib.t5x import model as t5x_model
 from star_jax.distributed import sharding
 from star_jax.records import Example, read_jsonl
 from star_jax.training import packing
-from star_jax.training.step import loss_sums
+from star_jax.training.loss import unchunked_loss_sums
 from star_jax.weights import checkpoint, fingerprint, placement
 from tests.support.sampling import TextSampler
 
@@ -51,7 +51,8 @@ def ours(base, examples):
     tokenizer = checkpoint.load_tokenizer(base)
     packed = packing.pack(examples, tokenizer, sum(LENGTHS.values()), seed=0)
     with sharding.use(sharding.make_mesh(MeshConfig(data=1))):
-        total, weight = jax.jit(loss_sums, static_argnums=0)(model, params, packed.take(np.arange(packed.rows)))
+        rows = packed.take(np.arange(packed.rows))
+        total, weight = jax.jit(unchunked_loss_sums, static_argnums=0)(model, params, rows)
     sampler = TextSampler(model, params, tokenizer, max_new_tokens=sum(LENGTHS.values()) - 1, slots=8, queue=64)
     samples = sampler([example.prompt for example in examples])
     return float(total / weight), [list(sample.token_ids) for sample in samples]

@@ -14,7 +14,7 @@ from star_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfi
 from star_jax.distributed import preemption, sharding
 from star_jax.errors import InputError
 from star_jax.models import decoder
-from star_jax.training import fine_tune, packing, step
+from star_jax.training import fine_tune, loss, packing, step
 from star_jax.weights import placement
 from tests.support.models import numpy_params
 
@@ -99,7 +99,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_weighted_tokens(base, mesh):
 
 
 def test_packed_losses_are_the_sum_of_those_of_each_text_alone(base):
-    sums = jax.jit(step.loss_sums, static_argnums=0)
+    sums = jax.jit(loss.unchunked_loss_sums, static_argnums=0)
     packed = sums(MODEL, base, batch_of(PACKED))
     halves = [batch_of(make_rows([[text] for text in texts])) for texts in (TEXTS[:4], TEXTS[4:8])]
     alone = [sums(MODEL, base, half) for half in halves]
@@ -117,7 +117,7 @@ def test_the_loss_has_a_gradient_at_completion_tokens_alone():
     """Not at the prompt, nor at the border of two packed texts, nor in padding."""
     batch = batch_of(PACKED)
     logits_RTV = np.random.default_rng(1).standard_normal((4, 12, 20)).astype(np.float32)
-    gradient_RTV = jax.jit(jax.grad(lambda logits: step.loss_sums(Logits(), logits, batch)[0]))(logits_RTV)
+    gradient_RTV = jax.jit(jax.grad(lambda logits: loss.unchunked_loss_sums(Logits(), logits, batch)[0]))(logits_RTV)
     predicts_RT = np.zeros((4, 12), bool)
     for r in range(4):
         (first, prompt), (second, second_prompt) = TEXTS[2 * r : 2 * r + 2]

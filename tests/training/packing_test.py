@@ -15,7 +15,7 @@ from star_jax.models import decoder
 from star_jax.records import Example
 from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
 from star_jax.tokenizers.simple import ByteTokenizer
-from star_jax.training import packing, step
+from star_jax.training import loss, packing
 from tests.support.models import TINY, numpy_params
 
 BYTES = ByteTokenizer()
@@ -111,7 +111,7 @@ def test_half_the_weight_is_half_the_summed_loss():
         examples = [dataclasses.replace(e, loss_weight=weight) for e in some_examples(6, seed=1)]
         rows = packing.pack(examples, BYTES, 64, seed=0)
         batch = {name: jax.numpy.asarray(array) for name, array in rows.take(np.arange(rows.rows)).items()}
-        sums[weight] = jax.jit(step.loss_sums, static_argnums=0)(model, params, batch)
+        sums[weight] = jax.jit(loss.unchunked_loss_sums, static_argnums=0)(model, params, batch)
     np.testing.assert_allclose(sums[0.5], 0.5 * np.array(sums[1.0]), rtol=1e-6)
 
 

@@ -15,7 +15,8 @@ from star_jax.config import MeshConfig, ModelConfig, OptimizerConfig
 from star_jax.distributed import sharding
 from star_jax.errors import InputError
 from star_jax.models import decoder
-from star_jax.training import optimizer, step
+from star_jax.training import optimizer
+from star_jax.training.loss import unchunked_loss_sums
 from star_jax.weights import checkpoint
 from star_jax.weights.sources import loader
 from star_jax.weights.sources.mesh_transformer import MeshTransformerSource
@@ -173,7 +174,7 @@ def summed(params):
 @functools.partial(jax.jit, static_argnums=0)
 def loss_and_gradients(model, params, batch):
     def mean_loss(params):
-        total, weight = step.loss_sums(model, summed(params), batch, 1e-4)
+        total, weight = unchunked_loss_sums(model, summed(params), batch, 1e-4)
         return total / weight
 
     return jax.value_and_grad(mean_loss)(params)
@@ -186,7 +187,7 @@ def test_training_loss_and_gradient_norm_are_those_of_the_original(row, original
     losses = arrays(folder / "losses.npz")
     batch = as_row(losses["eval_tokens"][row : row + 1])
     loss, gradients = loss_and_gradients(model, per_shard(folder / "ckpt_init_f32/step_0"), batch)
-    total, weight = step.loss_sums(model, params, batch, 1e-4)
+    total, weight = unchunked_loss_sums(model, params, batch, 1e-4)
     norm = float(losses[f"train_f32_gradnorm_{row}"])
     record_property("loss", worst(total / weight, losses[f"train_f32_loss_{row}"]))
     record_property("norm", abs(float(optax.tree.norm(gradients)) / norm - 1))
