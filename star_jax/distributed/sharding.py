@@ -1,8 +1,8 @@
-"""The mesh, and the one table that says which logical axis lies along which mesh axis.
+"""Device meshes, and the one table from logical axes to mesh axes.
 
 Training and sampling use the same devices as two meshes. Training: data x fsdp x tensor over the devices of all
-processes. Sampling: data x tensor over those of one process; each process draws its own problems there, and so does
-each place along `data`. `to_sampling` takes the weights from one to the other.
+processes. Sampling: data x tensor over the devices of one process; each process samples its own problems, and so does
+each index along `data`. weights/placement.py moves the weights from one mesh to the other.
 """
 
 import contextlib
@@ -26,35 +26,41 @@ RULES = (
     ("vocab", "tensor"),
     ("heads", "tensor"),
     ("mlp", "tensor"),
-    ("embed", "fsdp"),  # of parameters, for storage; activations name None there and keep it whole
+    ("embed", "fsdp"),  # parameters only, for storage; activations name this axis None and are not sharded along it
     ("length", None),
     ("kv", None),
     ("layers", None),
 )
-# Each place along `data` draws problems of its own: what is done for rows there concerns no other device.
-_ROWS_APART = (("batch", None), *(rule for rule in RULES if rule[0] != "batch"))
+# For sampling: each index along `data` has rows of its own, so no constraint may move rows between them.
+_LOCAL_ROW_RULES = (("batch", None), *(rule for rule in RULES if rule[0] != "batch"))
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of a config over the first devices; an axis of -1 takes what the other two leave. Raises InputError."""
+    """The training mesh of a config over the first of the devices (default: all).
+
+    Raises InputError if the devices are too few, or if a process would have none of them.
+    """
     devices = jax.devices() if devices is None else devices
     data, fsdp, _ = mesh_shape(config, len(devices)).values()
     used = devices[: data * fsdp * config.tensor]
     if len({device.process_index for device in used}) < len({device.process_index for device in devices}):
         raise InputError(
             f"mesh: data {data} x fsdp {fsdp} x tensor {config.tensor} leaves processes without a device: "
-            f"there are {len(devices)} devices; let one of mesh.data and mesh.fsdp be -1"
+            f"there are {len(devices)} devices; set one of mesh.data and mesh.fsdp to -1"
         )
-    # The physical layout counts on TPUs: neighbours along an axis are neighbours in the torus.
+    # On TPUs neighbours along a mesh axis should be neighbours in the torus.
     grid = mesh_utils.create_device_mesh((data, fsdp, config.tensor), used, allow_split_physical_axes=True)
-    return _mesh(grid)
+    return auto_mesh(grid)
 
 
 def mesh_shape(config: MeshConfig, devices: int) -> dict[str, int]:
-    """Mesh axis -> devices along it, for so many devices. Raises InputError where they are too few."""
-    left = devices // config.tensor
-    data = left // config.fsdp if config.data == -1 else config.data
-    fsdp = left // config.data if config.fsdp == -1 else config.fsdp
+    """Mesh axis -> number of devices along it. An axis of -1 takes what the other two leave.
+
+    Raises InputError if the devices are too few.
+    """
+    rest = devices // config.tensor
+    data = rest // config.fsdp if config.data == -1 else config.data
+    fsdp = rest // config.data if config.fsdp == -1 else config.fsdp
     if data < 1 or fsdp < 1 or data * fsdp * config.tensor > devices:
         raise InputError(
             f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not fit {devices} devices"
@@ -63,81 +69,84 @@ def mesh_shape(config: MeshConfig, devices: int) -> dict[str, int]:
 
 
 def sampling_mesh(mesh: Mesh, tensor: int, process: int | None = None) -> Mesh:
-    """This process's devices of a training mesh, `tensor` ways split, the rest along `data`. Raises InputError."""
-    process = jax.process_index() if process is None else process
-    own = _by_process(mesh)[process]
-    tensor = len(own) if tensor == -1 else tensor
-    if len(own) % tensor:
+    """The mesh of one process for sampling: its devices of a training mesh, `tensor` of them for each model copy.
+
+    `tensor` -1: all of them. Default process: this one. Raises InputError if `tensor` does not divide the devices.
+    """
+    devices = devices_by_process(mesh)[jax.process_index() if process is None else process]
+    tensor = len(devices) if tensor == -1 else tensor
+    if len(devices) % tensor:
         raise InputError(
-            f"sampling.tensor: {tensor} does not divide the {len(own)} devices of a process; weights are split for "
-            "sampling inside a process"
+            f"sampling.tensor: {tensor} does not divide the {len(devices)} devices of a process; for sampling, weights "
+            "are sharded within a process"
         )
-    return _mesh(np.array(own).reshape(-1, 1, tensor))
+    return auto_mesh(np.array(devices).reshape(-1, 1, tensor))
 
 
 def mesh_of(params: Any) -> Mesh:
-    """The mesh on which parameters lie; one device where they lie on none."""
+    """The mesh that parameters are sharded over; a mesh of one device for unsharded ones."""
     leaf = jax.tree.leaves(params)[0]
     if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
         return cast(Mesh, leaf.sharding.mesh)
     return make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
 
 
-@contextlib.contextmanager
-def use(mesh: Mesh, rows_apart: bool = False) -> Iterator[None]:
-    """Makes the mesh and the table current, so that the model's logical constraints mean something.
+def auto_mesh(grid: np.ndarray) -> Mesh:
+    """A mesh of Auto axes over devices [data, fsdp, tensor]. (linen fails with Explicit axes, JAX's default.)"""
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
-    `rows_apart`: for sampling, where each place along `data` has rows of its own.
+
+def devices_by_process(mesh: Mesh) -> dict[int, list[Any]]:
+    """Process index -> its devices in the mesh, by id: neighbours have close ids."""
+    devices: dict[int, list[Any]] = {}
+    for device in sorted(mesh.devices.flat, key=lambda device: (device.process_index, device.id)):
+        devices.setdefault(device.process_index, []).append(device)
+    return devices
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh, local_rows: bool = False) -> Iterator[None]:
+    """Makes the mesh and the table current: only then do the model's logical constraints have an effect.
+
+    `local_rows`: for sampling, where each index along `data` has rows of its own.
     """
-    with jax.set_mesh(mesh), nn.logical_axis_rules(_ROWS_APART if rows_apart else RULES):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(_LOCAL_ROW_RULES if local_rows else RULES):
         yield
 
 
-def batch_ways(mesh: Mesh) -> int:
-    """Over how many places the rows of a batch are spread."""
+def batch_shards(mesh: Mesh) -> int:
+    """Number of shards of a batch's rows."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def check_rows(mesh: Mesh, rows: int, microbatches: int = 1) -> None:
-    """Raises InputError unless so many rows of a batch divide over the batch axes, in each of its microbatches."""
-    if rows % microbatches or rows // microbatches % batch_ways(mesh):
+    """Raises InputError unless the rows of a batch divide over the batch axes, in each of its microbatches."""
+    if rows % microbatches or rows // microbatches % batch_shards(mesh):
         raise InputError(
-            f"train.batch_rows: {rows} rows do not divide over {batch_ways(mesh)} devices"
+            f"train.batch_rows: {rows} rows do not divide over {batch_shards(mesh)} devices"
             + (f" in {microbatches} microbatches (train.microbatches)" if microbatches > 1 else "")
         )
 
 
 def put_rows(mesh: Mesh, array_R: np.ndarray) -> jax.Array:
-    """Puts an array on the mesh, its first axis along the batch axes. Raises InputError if it does not divide.
+    """Puts an array on the mesh, its first axis sharded over the batch axes. Raises InputError if it does not divide.
 
     Every process has the whole array and puts only the rows of its own devices.
     """
     check_rows(mesh, array_R.shape[0])
-    return put(array_R, along_rows(mesh))
+    return put(array_R, row_sharding(mesh))
 
 
-def along_rows(mesh: Mesh) -> NamedSharding:
-    """The first axis of an array along the batch axes."""
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Shards an array's first axis over the batch axes."""
     return NamedSharding(mesh, PartitionSpec(dict(RULES)["batch"]))
 
 
-def put(array: np.ndarray, place: NamedSharding) -> jax.Array:
-    """An array that every process has whole, on the devices of all of them: each puts its own shards."""
-    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Puts an array that every process has whole on the devices of all processes: each puts its own shards."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def _mesh(grid: np.ndarray) -> Mesh:
-    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
-
-
-def _by_process(mesh: Mesh) -> dict[int, list[Any]]:
-    """The devices of each process, in an order in which neighbours lie close."""
-    found: dict[int, list[Any]] = {}
-    for device in sorted(mesh.devices.flat, key=lambda device: (device.process_index, device.id)):
-        found.setdefault(device.process_index, []).append(device)
-    return found

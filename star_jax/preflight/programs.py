@@ -89,7 +89,7 @@ def measure(program: str, lower: Callable[[], jax.stages.Lowered]) -> ProgramMem
 def lower_train_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
     """The train step of a config on a training mesh."""
     shape = (config.train.batch_rows, config.train.row_tokens)
-    by_rows = sharding.along_rows(mesh)
+    by_rows = sharding.row_sharding(mesh)
     dtypes = {"tokens_RT": jnp.int32, "positions_RT": jnp.int32, "segment_ids_RT": jnp.int32, "weights_RT": jnp.float32}
     batch: Any = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=by_rows) for name, dtype in dtypes.items()}
     learning_rate: Any = jax.ShapeDtypeStruct((), jnp.float32)
@@ -103,7 +103,7 @@ def lower_train_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
 
 def lower_prefix(config: Config, mesh: Mesh, lengths: Lengths) -> jax.stages.Lowered:
     """The pass that encodes the shared prefix, on a sampling mesh."""
-    with sharding.use(mesh, rows_apart=True):
+    with sharding.use(mesh, local_rows=True):
         tokens_P = jax.ShapeDtypeStruct((lengths.prefix,), jnp.int32, sharding=sharding.replicated(mesh))
         return sampler._encode_prefix.lower(
             decoder.GPT(config.model), abstract_decode_params(config, mesh), tokens_P, lengths.prefix
@@ -130,7 +130,7 @@ def lower_sampling_loop(config: Config, mesh: Mesh, lengths: Lengths) -> jax.sta
         keys_Q2=array((rows, 2), jnp.uint32, "data"),
         real_G=array((groups,), jnp.int32, "data"),
     )
-    with sharding.use(mesh, rows_apart=True):
+    with sharding.use(mesh, local_rows=True):
         return engine.sample_queues.lower(
             decoder.GPT(model_config), Decoding(options.temperature, options.top_k, options.top_p), spec, mesh,
             abstract_decode_params(config, mesh), kv_cache.PrefixCache(layers, array((), jnp.int32)),

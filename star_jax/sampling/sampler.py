@@ -148,7 +148,7 @@ class Sampler:
     def _encode_prefix(self, params: DecodeParams, prefix_ids: tuple[int, ...]) -> kv_cache.PrefixCache:
         tokens_P = np.zeros(round_up(len(prefix_ids), 16), np.int32)
         tokens_P[: len(prefix_ids)] = prefix_ids
-        with sharding.use(self.mesh, rows_apart=True):
+        with sharding.use(self.mesh, local_rows=True):
             return _encode_prefix(self.model, params, jnp.asarray(tokens_P), len(prefix_ids))
 
     def _start(
@@ -158,7 +158,7 @@ class Sampler:
         groups, queues = self.mesh.shape["data"], self._queues
         first = processes.index() * groups
         dealt = [requests[first + group :: queues] for group in range(groups)]
-        with sharding.use(self.mesh, rows_apart=True):
+        with sharding.use(self.mesh, local_rows=True):
             sample = sample_queues_on_cuda if platforms.cuda_capability() > (0, 0) else sample_queues
             queue = self._queue(dealt, padded_length)
             settings = self.model, self.spec.decoding, self.engine, self.mesh

@@ -66,7 +66,7 @@ def _by_batches(
 ) -> np.ndarray:
     """log p of each token of the packed rows given its segment before it [R, T]; 0 for a segment's first token."""
     count = len(rows["ids"])
-    batch_rows = -(-batch_rows // sharding.batch_ways(mesh)) * sharding.batch_ways(mesh)
+    batch_rows = -(-batch_rows // sharding.batch_shards(mesh)) * sharding.batch_shards(mesh)
     names = ("ids", "ids_positions", "ids_segment_ids")
     found = []
     with sharding.use(mesh):

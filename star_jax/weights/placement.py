@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from star_jax.distributed.sharding import RULES, _by_process, _mesh, mesh_of
+from star_jax.distributed.sharding import RULES, auto_mesh, devices_by_process, mesh_of
 from star_jax.errors import InputError
 from star_jax.models import decoder
 
@@ -81,8 +81,8 @@ def to_sampling(model: decoder.GPT, params: decoder.Params, mesh: Mesh, dtype: A
 
     Leaf by leaf: what is held besides the two trees is one leaf. All processes must call this together.
     """
-    devices = [device for own in _by_process(mesh_of(params)).values() for device in own]
-    everywhere = _mesh(np.array(devices).reshape(-1, 1, mesh.shape["tensor"])) if jax.process_count() > 1 else mesh
+    devices = [device for own in devices_by_process(mesh_of(params)).values() for device in own]
+    everywhere = auto_mesh(np.array(devices).reshape(-1, 1, mesh.shape["tensor"])) if jax.process_count() > 1 else mesh
 
     def move(leaf: Any, place: NamedSharding) -> jax.Array:
         if isinstance(leaf, jax.Array) and leaf.sharding == place and leaf.dtype == (dtype or leaf.dtype):

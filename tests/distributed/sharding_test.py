@@ -145,16 +145,16 @@ def test_activation_constraints_are_in_the_program_under_use(model, params):
     }
     for what, (place, count) in wanted.items():
         assert sum(place in line for line in found) >= count, what
-    with sharding.use(mesh, rows_apart=True):
+    with sharding.use(mesh, local_rows=True):
         assert not any('"data"' in line for line in constraints())
     assert constraints() == []
 
 
-@pytest.mark.parametrize("rows_apart", [False, True])
+@pytest.mark.parametrize("local_rows", [False, True])
 @pytest.mark.parametrize("config", [MeshConfig(data=1), MeshConfig(data=2, fsdp=2, tensor=2)], ids=name_of)
-def test_outside_of_a_program_a_current_mesh_changes_nothing(model, params, on_one_device, config, rows_apart):
+def test_outside_of_a_program_a_current_mesh_changes_nothing(model, params, on_one_device, config, local_rows):
     """Weights that are not on the mesh, as in a notebook: constraints on them were a TypeError of jax's."""
-    with sharding.use(sharding.make_mesh(config), rows_apart):
+    with sharding.use(sharding.make_mesh(config), local_rows):
         logits_BTV = decoder.apply(model, jax.tree.map(jax.numpy.asarray, params), TOKENS)
     assert np.max(np.abs(logits_BTV - on_one_device[1])) < 1e-5
 

@@ -110,7 +110,7 @@ def test_heads_may_be_sharded(config):
     rows, replicated = PartitionSpec("data"), PartitionSpec()
     specs = rows, rows, rows, replicated
     sharded = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=rows, axis_names={"data"}, check_vma=False)
-    with sharding.use(mesh, rows_apart=True):
+    with sharding.use(mesh, local_rows=True):
         y_BHTK = jax.jit(sharded)(q_BHTK, kv, filled_B, prefix.kv)
     expected = reference(q_BHTK, kv, RingMask(5, filled_B), prefix)
     np.testing.assert_allclose(y_BHTK, expected, rtol=2e-6, atol=2e-6)
