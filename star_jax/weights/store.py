@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from star_jax.models.decoder import DecodeParams
 from star_jax.runs.metrics import Phases
 from star_jax.tokenizers.base import Tokenizer
 from star_jax.weights import checkpoint, placement
+from star_jax.weights import fingerprint as fingerprints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,8 @@ class WeightStore:
         """
         with self._phases("save"):
             model = self.directory(n), self.spec.model, params, self.spec.tokenizer
+            if self.exists(n) and self.fingerprint(n) != fingerprints.fingerprint(params):
+                processes.broadcast_from_leader(lambda: shutil.rmtree(self.directory(n)))  # saved with other settings
             if self.exists(n):  # saved by a run that was killed before it could write finetune.json
                 fingerprint = self.fingerprint(n)
             elif n and processes.host_memory_available(placement.host_bytes(params)):

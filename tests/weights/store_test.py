@@ -91,6 +91,24 @@ def test_published_weights_are_sampled_at_once_and_complete_after_the_wait(store
     assert_equal(make_store(store.spec.workdir).to_training(1), numpy_params(TINY, 1))
 
 
+def test_weights_that_are_saved_already_are_not_saved_again_and_others_replace_them(store, monkeypatch):
+    """A run that was killed after the save trains again: to the same weights, unless it runs with other settings."""
+    first = store.publish(1, on_mesh(store, 1))
+    store.wait()
+    written = (store.directory(1) / "model.json").stat().st_mtime_ns
+    again = make_store(store.spec.workdir)
+    assert again.publish(1, on_mesh(store, 1)) == first
+    again.wait()
+    assert (store.directory(1) / "model.json").stat().st_mtime_ns == written
+    assert_equal(again.for_sampling(1), decode_params(store, 1))
+    for seed, host_memory in ((2, True), (3, False)):
+        monkeypatch.setattr(processes, "host_memory_available", lambda size, room=host_memory: room)
+        other = make_store(store.spec.workdir)
+        assert other.publish(1, on_mesh(store, seed)) != first
+        other.wait()
+        assert_equal(make_store(store.spec.workdir).to_training(1), numpy_params(TINY, seed))
+
+
 def test_sampling_weights_are_cast(tmp_path):
     store = make_store(tmp_path, "bfloat16")
     store.ensure_base(lambda: on_mesh(store, 0))
