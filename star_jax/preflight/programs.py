@@ -140,7 +140,7 @@ def lower_sampling_loop(config: Config, mesh: Mesh, lengths: Lengths) -> jax.sta
 
 def abstract_train_state(config: Config, mesh: Mesh) -> step.TrainState:
     """Shapes, dtypes and shardings of the train state."""
-    params = placement.placed_shapes(decoder.GPT(config.model), mesh, config.train.param_dtype)
+    params = placement.sharded_shapes(decoder.GPT(config.model), mesh, config.train.param_dtype)
     return step.abstract_state(config.optimizer, params)
 
 
@@ -151,7 +151,7 @@ def abstract_decode_params(config: Config, mesh: Mesh) -> decoder.DecodeParams:
         in_layer = NamedSharding(mesh, PartitionSpec(*leaf.sharding.spec[1:]))
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=in_layer)
 
-    params = placement.placed_shapes(decoder.GPT(config.model), mesh, config.sampling.weights_dtype)
+    params = placement.sharded_shapes(decoder.GPT(config.model), mesh, config.sampling.weights_dtype)
     layers = (jax.tree.map(of_one_layer, params.pop("blocks")),) * config.model.n_layers
     return decoder.DecodeParams(layers, params)
 

@@ -90,7 +90,7 @@ def load_model(
     if hf.is_model(directory):
         return loader.load(hf.HfSource(directory), mesh, dtype)
     model = decoder.GPT(load_config(directory))
-    params = orbax_tree.load_tree(directory / "weights", placement.placed_shapes(model, mesh, dtype))
+    params = orbax_tree.load_tree(directory / "weights", placement.sharded_shapes(model, mesh, dtype))
     if stored_dtype(directory) == str(jnp.dtype(dtype)) and fingerprint(params) != stored_fingerprint(directory):
         raise InputError(
             f"{directory}/weights: damaged, their fingerprint is not the one in model.json; delete {directory} to have "
@@ -160,7 +160,7 @@ def load_moments(directory: Path, mesh: Mesh) -> Moments:
         raise InputError(
             f"{directory}: holds no Adam moments; convert it with --moments, or set replication.base_moments=False"
         )
-    target = placement.placed_shapes(decoder.GPT(load_config(directory)), mesh, "float32")
+    target = placement.sharded_shapes(decoder.GPT(load_config(directory)), mesh, "float32")
     first, second = (orbax_tree.load_tree(directory / "moments" / which, target) for which in ("first", "second"))
     about = RunDirectory(directory).read_json(directory / "moments" / "second.json")
     return Moments(first, second, int(about["steps"]))

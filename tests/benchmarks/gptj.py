@@ -133,7 +133,7 @@ def copy_rate(mib: int) -> float:
 
 def random_params(model: decoder.GPT, mesh: Mesh, dtype: str = "bfloat16") -> decoder.Params:
     """Normal weights of standard deviation 0.02, made on the device leaf by leaf; end-of-text is never drawn."""
-    shapes, tree = jax.tree.flatten(placement.placed_shapes(model, mesh, dtype))
+    shapes, tree = jax.tree.flatten(placement.sharded_shapes(model, mesh, dtype))
     make = jax.jit(lambda key, like: 0.02 * jax.random.normal(key, like.shape, like.dtype), static_argnums=1)
     keys = jax.random.split(jax.random.key(0), len(shapes))
     made = [jax.device_put(make(key, like), like.sharding) for key, like in zip(keys, shapes, strict=True)]

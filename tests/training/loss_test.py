@@ -1,6 +1,7 @@
-"""star_jax.training.loss: the loss and gradients of all logits, whatever carries loss, on every mesh; and no logits."""
+"""star_jax.training.loss: the chunked loss has the values and gradients of all logits on every mesh, without them."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -21,16 +22,20 @@ ROWS, LENGTH, VOCABULARY = 16, 12, 136
 GPTJ = ModelConfig(n_layers=1, d_model=16, n_heads=8, d_mlp=32, rotary_dim=2, vocab_size=VOCABULARY, max_positions=64)
 GPT2 = ModelConfig(1, 16, 8, 32, 0, VOCABULARY, 64, "gpt2")
 FAMILIES = pytest.mark.parametrize("config", [GPTJ, GPT2], ids=["gptj", "gpt2"])
-MESHES = [MeshConfig(data=8), MeshConfig(fsdp=8), MeshConfig(data=1, tensor=8), MeshConfig(data=2, fsdp=2, tensor=2)]
+ONE, DATA, FSDP, TENSOR = MeshConfig(data=1), MeshConfig(data=8), MeshConfig(fsdp=8), MeshConfig(data=1, tensor=8)
+EACH = MeshConfig(data=2, fsdp=2, tensor=2)
 Z_LOSS = 1e-2
+KINDS = ("some tokens", "no token", "all tokens", "some rows")
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
-def make_batch(kind="fractions", length=LENGTH):
+def make_batch(kind="some tokens", length=LENGTH):
+    """`kind`: which tokens have a weight. Weights are fractions."""
     rng, shape = np.random.default_rng(1), (ROWS, length)
     weights_RT = rng.integers(0, 2, shape) * rng.random(shape)
-    if kind == "none":
+    if kind == "no token":
         weights_RT[:] = 0
-    elif kind == "all":
+    elif kind == "all tokens":
         weights_RT = rng.random(shape) + 0.5
     elif kind == "some rows":
         weights_RT[::3] = 0
@@ -43,205 +48,205 @@ def make_batch(kind="fractions", length=LENGTH):
     }
 
 
-def plain(model, params, batch):
-    """With all logits [R, T, V] in float32, and what JAX makes of that."""
-    x_RTD = decoder.call(
-        model, params, *(batch[f"{n}_RT"] for n in ("tokens", "positions", "segment_ids")), method="packed_hidden"
-    )
-    kernel_DV, bias_V = (
-        leaf if leaf is None else leaf.astype(x_RTD.dtype) for leaf in decoder.head_weights(model.config, params)
-    )
-    logits_RTV = jnp.matmul(x_RTD, kernel_DV, preferred_element_type=jnp.float32)[:, :-1]
-    if bias_V is not None:
-        logits_RTV += bias_V.astype(jnp.float32)[None, None]
-    losses_RT = -decoder.log_probability(logits_RTV, batch["tokens_RT"][:, 1:])
-    top_RT1 = jax.lax.stop_gradient(jnp.max(logits_RTV, axis=-1, keepdims=True))
-    losses_RT += Z_LOSS * jax.nn.logsumexp(logits_RTV - top_RT1, axis=-1) ** 2
-    return jnp.sum(losses_RT * batch["weights_RT"][:, 1:])
+@functools.cache
+def reference_program(config):
+    """Value and gradients from the logits [R, T, V] of all tokens, by JAX's own differentiation."""
+    model = decoder.GPT(config)
+
+    def summed_loss(params, batch):
+        inputs = (batch[f"{name}_RT"] for name in ("tokens", "positions", "segment_ids"))
+        x_RTD = decoder.call(model, params, *inputs, method="packed_hidden")
+        kernel_DV, bias_V = (
+            leaf if leaf is None else leaf.astype(x_RTD.dtype) for leaf in decoder.head_weights(config, params)
+        )
+        logits_RTV = jnp.matmul(x_RTD, kernel_DV, preferred_element_type=jnp.float32)[:, :-1]
+        if bias_V is not None:
+            logits_RTV += bias_V.astype(jnp.float32)[None, None]
+        losses_RT = -decoder.log_probability(logits_RTV, batch["tokens_RT"][:, 1:])
+        max_RT1 = jax.lax.stop_gradient(jnp.max(logits_RTV, axis=-1, keepdims=True))
+        losses_RT += Z_LOSS * jax.nn.logsumexp(logits_RTV - max_RT1, axis=-1) ** 2
+        return jnp.sum(losses_RT * batch["weights_RT"][:, 1:])
+
+    return jax.jit(jax.value_and_grad(summed_loss))
 
 
-def chunked(model, chunk, tail=loss.TAIL):
-    return lambda params, batch: loss.loss_sums(model, params, batch, loss.Options(Z_LOSS, chunk, tail))[0]
+@functools.cache
+def reference(config, kind):
+    return reference_program(config)(numpy_params(config), make_batch(kind))
 
 
-def assert_close(found, wanted, tolerance):
-    """Each leaf, relative to its largest value; a gradient that is zero but for rounding, to a hundredth of all's."""
-    floor = (
-        0.01 * max(float(np.max(np.abs(np.asarray(leaf, np.float32)))) for leaf in jax.tree.leaves(wanted[1])) + 1e-6
-    )
-    for (path, leaf), other in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
+def chunked(config, chunk, tail=loss.TAIL):
+    options = loss.ChunkOptions(Z_LOSS, chunk, tail)
+    return lambda params, batch: loss.chunked_loss_sums(decoder.GPT(config), params, batch, options)[0]
+
+
+def differing_leaves(actual, expected, tolerance):
+    """Names of the leaves that differ, relative to the leaf's largest value.
+
+    A gradient that is zero but for rounding is compared to a hundredth of the largest gradient.
+    """
+    gradients = [np.abs(np.asarray(leaf, np.float32)) for leaf in jax.tree.leaves(expected[1])]
+    floor = 0.01 * max(float(np.max(leaf)) for leaf in gradients) + 1e-6
+    names = []
+    for (path, leaf), other in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         assert leaf.dtype == other.dtype
         leaf, other = np.asarray(leaf, np.float32), np.asarray(other, np.float32)
         largest = max(float(np.max(np.abs(other))), floor)
-        assert np.max(np.abs(leaf - other)) <= tolerance * largest, jax.tree_util.keystr(path)
+        if not np.max(np.abs(leaf - other)) <= tolerance * largest:
+            names.append(jax.tree_util.keystr(path))
+    return names
 
 
 @FAMILIES
-@pytest.mark.parametrize("kind", ["fractions", "none", "all", "some rows"])
-def test_loss_and_gradients_are_those_of_all_logits(config, kind):
-    """A chunk of 7 divides nothing; one of 1,000 is more than there is."""
-    model, params, batch = decoder.GPT(config), numpy_params(config), make_batch(kind)
-    wanted = jax.jit(jax.value_and_grad(lambda params, batch: plain(model, params, batch)))(params, batch)
-    for chunk in (7, 64, 1000):
-        found = jax.jit(jax.value_and_grad(chunked(model, chunk)))(params, batch)
-        assert_close(found, wanted, 2e-5)
-        np.testing.assert_allclose(jax.jit(chunked(model, chunk))(params, batch), wanted[0], rtol=1e-6)
+def test_loss_and_gradients_are_those_of_all_logits(config):
+    """A chunk of 7 does not divide the tokens; one of 1,000 is more than there are."""
+    params, wrong = numpy_params(config), []
+    loss_alone = jax.jit(chunked(config, 7))
+    for chunk in (7, 1000):
+        program = jax.jit(jax.value_and_grad(chunked(config, chunk)))
+        for kind in KINDS:
+            if names := differing_leaves(program(params, make_batch(kind)), reference(config, kind), 2e-5):
+                wrong.append((chunk, kind, names))
+            if not np.isclose(loss_alone(params, make_batch(kind)), reference(config, kind)[0], rtol=1e-6):
+                wrong.append(("loss without gradients", kind))
+    assert not wrong
 
 
-@pytest.mark.parametrize("kind", ["fractions", "none", "all", "some rows"])
 @pytest.mark.parametrize(
-    "mesh_config", [MeshConfig(data=1), *MESHES[1::2]], ids=["one", "fsdp8", "data2-fsdp2-tensor2"]
+    ("config", "mesh_config", "chunk", "tail"),
+    [
+        (GPTJ, ONE, 8, 3),
+        slow(GPTJ, DATA, 5, 5),
+        slow(GPTJ, FSDP, 8, 3),
+        slow(GPTJ, TENSOR, 5, 5),
+        (GPTJ, EACH, 8, 3),
+        slow(GPT2, EACH, 5, 5),
+    ],
+    ids=["one device", "data", "fsdp", "tensor", "each", "gpt2, each"],
 )
-def test_what_is_left_behind_whole_chunks_goes_by_in_small_ones(kind, mesh_config):
-    """Tails of 3 behind chunks of 8: none, one and some of both, on each device its own."""
-    model, params, batch, mesh = (
-        decoder.GPT(GPTJ),
-        numpy_params(GPTJ),
-        make_batch(kind),
-        sharding.make_mesh(mesh_config),
-    )
-    wanted = jax.jit(jax.value_and_grad(lambda params, batch: plain(model, params, batch)))(params, batch)
+def test_every_mesh_has_the_loss_and_gradients_of_all_logits(config, mesh_config, chunk, tail):
+    """Chunks with and without smaller ones for the remainder. Rows without loss are on some devices only."""
+    mesh = sharding.make_mesh(mesh_config)
+    program, wrong = jax.jit(jax.value_and_grad(chunked(config, chunk, tail))), []
     with sharding.use(mesh):
-        found = jax.jit(jax.value_and_grad(chunked(model, 8, 3)))(*place(mesh, model, params, batch))
-    assert_close(found, wanted, 2e-5)
+        for kind in KINDS:
+            actual = program(*put(mesh, config, make_batch(kind)))
+            if names := differing_leaves(actual, reference(config, kind), 2e-5):
+                wrong.append((kind, names))
+    assert not wrong
 
 
-@FAMILIES
-def test_so_they_are_in_bfloat16(config):
-    """Logits are summed in float32 on both sides, so only what is rounded on the way back differs."""
-    model, params, batch = (
-        decoder.GPT(dataclasses.replace(config, compute_dtype="bfloat16")),
-        numpy_params(config),
-        make_batch(),
-    )
-    wanted = jax.jit(jax.value_and_grad(lambda params, batch: plain(model, params, batch)))(params, batch)
-    found = jax.jit(jax.value_and_grad(chunked(model, 7)))(params, batch)
-    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
-    assert_close(found, wanted, 0.03)
+def put(mesh, config, batch):
+    """(parameters, batch) on the mesh."""
+    params = jax.device_put(numpy_params(config), placement.param_shardings(decoder.GPT(config), mesh))
+    return params, {name: sharding.put_rows(mesh, array) for name, array in batch.items()}
 
 
-def test_it_is_the_trainer_s_own_loss():
+@pytest.mark.parametrize("config", [GPTJ, slow(GPT2)], ids=["gptj", "gpt2"])
+def test_loss_and_gradients_in_bfloat16(config):
+    """Logits are summed in float32 on both sides, so only rounding in the backward pass differs."""
+    config = dataclasses.replace(config, compute_dtype="bfloat16")
+    actual = jax.jit(jax.value_and_grad(chunked(config, 7)))(numpy_params(config), make_batch())
+    expected = reference(config, "some tokens")
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5)
+    assert not differing_leaves(actual, expected, 0.03)
+
+
+def test_the_unchunked_loss_is_the_same():
     model, params, batch = decoder.GPT(GPTJ), numpy_params(GPTJ), make_batch()
-    wanted = jax.jit(lambda params, batch: train_step.loss_sums(model, params, batch, Z_LOSS))(params, batch)
-    found = jax.jit(lambda params, batch: loss.loss_sums(model, params, batch, loss.Options(Z_LOSS, 7)))(params, batch)
-    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    sums = jax.jit(lambda params, batch: loss.unchunked_loss_sums(model, params, batch, Z_LOSS))(params, batch)
+    expected = reference(GPTJ, "some tokens")[0], np.sum(batch["weights_RT"][:, 1:])
+    np.testing.assert_allclose(sums, expected, rtol=1e-6)
 
 
-def test_a_place_without_weight_is_not_looked_at():
-    """What stands there may be anything, NaN even: it comes neither into the loss nor into a gradient."""
+def test_a_narrow_vocabulary_is_not_chunked():
+    """Logits of 20 symbols are smaller than one layer's activations."""
+    assert loss.use_chunked_loss(GPTJ) and not loss.use_chunked_loss(dataclasses.replace(GPTJ, vocab_size=20))
+
+
+def test_tokens_without_weight_are_not_used():
+    """Their inputs may be NaN: this reaches neither the loss nor a gradient."""
     rng, weights_RT = np.random.default_rng(0), jnp.asarray(make_batch()["weights_RT"])
     x_RTD = np.where(weights_RT[..., None] > 0, rng.standard_normal((ROWS, LENGTH, 16)), np.nan).astype(np.float32)
     kernel_DV = rng.standard_normal((16, VOCABULARY)).astype(np.float32)
     targets_RT = jnp.asarray(rng.integers(0, VOCABULARY, weights_RT.shape), jnp.int32)
 
-    def of(x_RTD, kernel_DV):
-        return loss.chunked_cross_entropy(loss.Options(Z_LOSS, 8), x_RTD, kernel_DV, None, targets_RT, weights_RT)
+    def summed_loss(x_RTD, kernel_DV):
+        return loss.chunked_cross_entropy(loss.ChunkOptions(Z_LOSS, 8), x_RTD, kernel_DV, None, targets_RT, weights_RT)
 
-    value, (dx_RTD, dkernel_DV) = jax.jit(jax.value_and_grad(of, argnums=(0, 1)))(x_RTD, kernel_DV)
+    value, (dx_RTD, dkernel_DV) = jax.jit(jax.value_and_grad(summed_loss, argnums=(0, 1)))(x_RTD, kernel_DV)
     assert np.isfinite(value) and np.isfinite(dkernel_DV).all()
     assert np.array_equal(np.any(np.asarray(dx_RTD) != 0, axis=-1), weights_RT > 0)
 
 
-def place(mesh, model, params, batch):
-    placed = jax.tree.map(sharding.put, params, placement.param_shardings(model, mesh))
-    return placed, {name: sharding.put_rows(mesh, array) for name, array in batch.items()}
-
-
 @pytest.mark.parametrize(
-    ("config", "mesh_config"),
-    [*((GPTJ, mesh) for mesh in MESHES), (GPT2, MESHES[-1])],
-    ids=lambda c: f"data{c.data}-fsdp{c.fsdp}-tensor{c.tensor}" if isinstance(c, MeshConfig) else c.architecture,
+    "mesh_config", [slow(DATA), slow(FSDP), slow(TENSOR), EACH], ids=["data", "fsdp", "tensor", "each"]
 )
-def test_every_mesh_has_one_device_s_gradients(config, mesh_config):
-    """Rows with nothing to predict lie on some devices only: all go over as many chunks."""
-    model, params, batch, mesh = (
-        decoder.GPT(config),
-        numpy_params(config),
-        make_batch("some rows"),
-        sharding.make_mesh(mesh_config),
-    )
-    wanted = jax.jit(jax.value_and_grad(chunked(model, 7)))(params, batch)
+def test_devices_exchange_no_logits_and_the_head_s_gradient_once(mesh_config):
+    """In a chunk: maxima, sums and gradients of x, if the vocabulary is sharded. At the end: the kernel's gradient."""
+    mesh, chunk = sharding.make_mesh(mesh_config), 8
     with sharding.use(mesh):
-        found = jax.jit(jax.value_and_grad(chunked(model, 5)))(*place(mesh, model, params, batch))
-    assert_close(found, wanted, 2e-5)
-
-
-@pytest.mark.parametrize("mesh_config", MESHES, ids=lambda c: f"data{c.data}-fsdp{c.fsdp}-tensor{c.tensor}")
-def test_nothing_wide_goes_between_devices_and_the_head_s_gradient_once(mesh_config):
-    """A chunk says its maxima, sums and hidden gradients; behind the last the kernel's gradient is summed once."""
-    model, params, batch, mesh = decoder.GPT(GPTJ), numpy_params(GPTJ), make_batch(), sharding.make_mesh(mesh_config)
-    chunk = 8
-    placed = place(mesh, model, params, batch)
-    with sharding.use(mesh):
-        text = jax.jit(jax.value_and_grad(chunked(model, chunk))).lower(*placed).compile().as_text()
-    found = hlo.collectives(text)
-    # Depth 0 is a call, 1 a chunk, in which only those speak that split the vocabulary.
-    assert set(found) == ({0, 1} if mesh_config.tensor > 1 else {0})
-    assert max((one.size for one in found.get(1, [])), default=0) <= 4 * chunk * GPTJ.d_model
-    split = 4 * GPTJ.d_model * VOCABULARY // mesh.shape["tensor"] // mesh.shape["fsdp"]
-    scattered = [one.times for one in found[0] if one.kind == "reduce-scatter" and one.size == split]
+        program = jax.jit(jax.value_and_grad(chunked(GPTJ, chunk))).lower(*put(mesh, GPTJ, make_batch()))
+        collectives = hlo.collectives(program.compile().as_text())  # loop depth -> collectives
+    assert set(collectives) == ({0, 1} if mesh_config.tensor > 1 else {0})
+    assert max((one.size for one in collectives.get(1, [])), default=0) <= 4 * chunk * GPTJ.d_model
+    shard = 4 * GPTJ.d_model * VOCABULARY // mesh.shape["tensor"] // mesh.shape["fsdp"]
+    scattered = [one.times for one in collectives[0] if one.kind == "reduce-scatter" and one.size == shard]
     assert scattered == [1] * (mesh_config.fsdp > 1)
 
 
-def shapes_of(text):
+def array_shapes(text):
     return {tuple(int(n) for n in dims.split(",")) for dims in re.findall(r"[a-z]+[0-9]+\[([0-9,]+)\]", text)}
 
 
-@FAMILIES
-@pytest.mark.parametrize("microbatches", [1, 2])
-def test_a_train_step_holds_no_logits_but_a_chunk_s(config, microbatches):
-    model, batch, mesh = decoder.GPT(config), make_batch(length=64), sharding.make_mesh(MeshConfig(data=1))
-    params, rows = place(mesh, model, numpy_params(config), batch)
-    adam = OptimizerConfig()
+@pytest.mark.parametrize(
+    ("config", "microbatches"),
+    [(GPTJ, 2), (GPT2, 1), slow(GPTJ, 1), slow(GPT2, 2)],
+    ids=["gptj, two microbatches", "gpt2", "gptj", "gpt2, two microbatches"],
+)
+def test_a_train_step_holds_one_chunk_of_logits(config, microbatches):
+    model, mesh, adam = decoder.GPT(config), sharding.make_mesh(ONE), OptimizerConfig()
+    params, rows = put(mesh, config, make_batch(length=64))
     with sharding.use(mesh):
         state = train_step.initial_state(adam, params)
         step = train_step.train_step.lower(model, adam, state, rows, np.float32(0.1), Z_LOSS, microbatches)
         text = step.compile().as_text()
-    wide = [dims for dims in shapes_of(text) if VOCABULARY in dims]
-    assert (
-        wide and max(np.prod(dims) for dims in wide) <= loss.CHUNK * VOCABULARY < ROWS * 64 * VOCABULARY // microbatches
-    )
-    everything = jax.jit(lambda p, b: train_step.loss_sums(model, p, b)).lower(params, rows).compile().as_text()
-    assert any(np.prod(dims) >= ROWS * 63 * VOCABULARY for dims in shapes_of(everything))  # the test would see them
+    sizes = [np.prod(dims) for dims in array_shapes(text) if VOCABULARY in dims]
+    assert sizes and max(sizes) <= loss.CHUNK * VOCABULARY < ROWS * 64 * VOCABULARY // microbatches
+    unchunked = jax.jit(lambda p, b: loss.unchunked_loss_sums(model, p, b)).lower(params, rows).compile().as_text()
+    assert any(np.prod(dims) >= ROWS * 63 * VOCABULARY for dims in array_shapes(unchunked))  # all logits would be found
 
 
 @pytest.mark.parametrize(
     ("mesh_config", "microbatches"),
-    [(MeshConfig(data=1), 1), (MeshConfig(data=1), 4), (MESHES[-1], 2)],
-    ids=["one", "one in 4 parts", "data2-fsdp2-tensor2 in 2 parts"],
+    [slow(ONE, 1), slow(ONE, 4), (EACH, 2)],
+    ids=["one device", "one device, four microbatches", "each, two microbatches"],
 )
 def test_train_steps_are_those_of_all_logits(mesh_config, microbatches, monkeypatch):
-    model, batch, mesh = decoder.GPT(GPTJ), make_batch(), sharding.make_mesh(mesh_config)
-    adam = OptimizerConfig(learning_rate=0.01)
+    model, mesh, adam = decoder.GPT(GPTJ), sharding.make_mesh(mesh_config), OptimizerConfig(learning_rate=0.01)
 
-    def losses():
-        params, rows = place(mesh, model, numpy_params(GPTJ), batch)
-        state, found = train_step.initial_state(adam, params), []
+    def train():
+        params, rows = put(mesh, GPTJ, make_batch())
+        state, losses = train_step.initial_state(adam, params), []
         with sharding.use(mesh):
             for _ in range(3):
                 state, metrics = train_step.train_step(model, adam, state, rows, np.float32(0.01), Z_LOSS, microbatches)
-                found.append(float(metrics["loss"]))
-        return found
+                losses.append(float(metrics["loss"]))
+        train_step.train_step.clear_cache()
+        return losses
 
-    found = losses()
-    train_step.train_step.clear_cache()
+    losses = train()
     monkeypatch.setattr(loss, "use_chunked_loss", lambda config: False)
-    assert found == pytest.approx(losses(), rel=1e-5)
-    train_step.train_step.clear_cache()
-    assert found[-1] < found[0]
+    assert losses == pytest.approx(train(), rel=1e-5)
+    assert losses[-1] < losses[0]
 
 
-def test_a_loss_alone_costs_no_gradient():
-    model, params, batch = decoder.GPT(GPTJ), numpy_params(GPTJ), make_batch()
+def test_a_loss_without_gradients_has_one_product_with_the_head():
+    params, batch = numpy_params(GPTJ), make_batch()
 
-    def products(function):
+    def head_products(function):
         text = jax.jit(function).lower(params, batch).as_text()
         return sum("dot_general" in line and f"x{VOCABULARY}x" in line for line in text.splitlines())
 
-    assert products(chunked(model, 7)) == 1
-    assert products(jax.grad(chunked(model, 7))) == 4  # and those of the gradients of x, kernel and bias
-
-
-def test_a_narrow_vocabulary_keeps_its_logits():
-    """Those of 20 symbols are smaller than one layer's activations."""
-    assert loss.use_chunked_loss(GPTJ) and not loss.use_chunked_loss(dataclasses.replace(GPTJ, vocab_size=20))
+    assert head_products(chunked(GPTJ, 7)) == 1
+    assert head_products(jax.grad(chunked(GPTJ, 7))) == 4  # and the gradients of x, kernel and bias
