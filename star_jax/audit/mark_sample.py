@@ -9,9 +9,10 @@ from pathlib import Path
 from star_jax.errors import InputError
 from star_jax.records import Example, natural_order
 from star_jax.report.marks import audit_file, estimates
-from star_jax.report.marks.audit_file import SOURCES, Item
+from star_jax.report.marks.audit_file import Item
 from star_jax.report.marks.estimates import Cell
 from star_jax.report.run_data import RunData, setting, step_checks, train_problems
+from star_jax.report.samples import SOURCES
 from star_jax.runs.atomic_files import atomic_write
 
 

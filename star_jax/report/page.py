@@ -22,10 +22,10 @@ from star_jax.report.figures import panels, plots, series
 from star_jax.report.marks.estimates import read_audit
 from star_jax.report.run_data import Iteration, RunData, setting, solved_by_problem
 from star_jax.report.run_status import notices, run_status
-from star_jax.report.samples import health_series, sample_stats
+from star_jax.report.samples import SOURCES, health_series, sample_stats
 
 SCRIPTS = ("blocks.js", "links.js", "filters.js", "cells.js", "browser.js", "keyboard.js")
-FILTERS = ("percent", "count", "duration", "p_value", "clipped")  # of `formatting`, for the templates
+TEMPLATE_FILTERS = ("percent", "count", "duration", "p_value", "clipped")  # of `formatting`, for the templates
 # Keys of config.json's `model` that determine the model's size; the others are among the settings.
 MODEL_SIZES = ("n_layers", "d_model", "n_heads", "d_mlp", "vocab_size")
 WRONG_STEPS = "right answer, wrong steps"
@@ -128,7 +128,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(formatting, name) for name in FILTERS}
+    environment.filters |= {name: getattr(formatting, name) for name in TEMPLATE_FILTERS}
     environment.filters |= {"label": lambda value: LABELS.get(value, value)}
     return environment
 
@@ -138,7 +138,7 @@ def _script_labels() -> Markup:
     return formatting.script_json(
         {
             "verdicts": {verdict: LABELS[verdict] for verdict in Verdict},
-            "sources": {source: LABELS[source] for source in (Source.SAMPLED, Source.RATIONALIZED)},
+            "sources": {source: LABELS[source] for source in SOURCES},
             "wrongSteps": WRONG_STEPS,
         }
     )

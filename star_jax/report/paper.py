@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from star_jax.evaluation import statistics
-from star_jax.records import Source
 from star_jax.report.run_data import Rate, RunData, setting
-from star_jax.report.samples import health_series
+from star_jax.report.samples import SOURCES, health_series
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,5 +173,5 @@ def _used(run: RunData, number: int) -> str:
     health = next((health for health in health_series(run) if health.iteration == number), None)
     if not health or not health.kept:
         return "–"
-    sampled, rationalized = (100 * (health.used(source) or 0.0) for source in (Source.SAMPLED, Source.RATIONALIZED))
+    sampled, rationalized = (100 * (health.used(source) or 0.0) for source in SOURCES)
     return f"{sampled:.1f} + {rationalized:.1f} %" if rationalized else f"{sampled:.1f} %"

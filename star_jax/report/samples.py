@@ -10,6 +10,7 @@ from pathlib import Path
 from star_jax.records import Completion, Example, Source, Verdict
 from star_jax.report.run_data import FileStamp, Iteration, RunData, file_stamp, read_records
 
+SOURCES = (Source.SAMPLED, Source.RATIONALIZED)  # those whose rationales the model wrote itself
 # A rationale that mentions the answer it was given reasons from it. Words that the problem itself uses do not count.
 _HINT = re.compile(r"\bhint(?:s|ed)?\b|\(correct\)|\b(?:given|marked|provided|stated) (?:answer|as correct)\b", re.I)
 

@@ -15,6 +15,7 @@ from star_jax.errors import InputError
 from star_jax.records import Example, Problem, Source
 from star_jax.report.marks import audit_file
 from star_jax.report.marks.estimates import Cell
+from star_jax.report.samples import SOURCES
 from tests.support.commands import python
 from tests.support.marks import extend, items_of, mark
 from tests.support.report_runs import KEPT, MARK_CATEGORIES, make_kept_run, make_run, put
@@ -54,7 +55,7 @@ def leximin(sizes: list[int], n: int) -> list[int]:
 @settings(max_examples=60, deadline=None)
 @given(
     st.dictionaries(
-        st.tuples(st.integers(1, 2), st.sampled_from(audit_file.SOURCES), st.sampled_from(MARK_CATEGORIES[:2])),
+        st.tuples(st.integers(1, 2), st.sampled_from(SOURCES), st.sampled_from(MARK_CATEGORIES[:2])),
         st.integers(1, 4),
         min_size=1,
     ),

@@ -9,8 +9,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from star_jax.records import LABELS, Source, Verdict
 from star_jax.report.figures.svg import MARKERS, SERIES, LegendKey, Plot, render
-from star_jax.report.marks.audit_file import SOURCES
-from star_jax.report.samples import Health, SampleStats
+from star_jax.report.samples import SOURCES, Health, SampleStats
 
 Points = list[tuple[int, float]]  # (iteration, value)
 

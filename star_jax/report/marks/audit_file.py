@@ -20,8 +20,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from star_jax.errors import InputError
-from star_jax.records import Example, Problem, Source
+from star_jax.records import Example, Problem
 from star_jax.report.formatting import problem_text, visible
+from star_jax.report.samples import SOURCES
 
 NAME = "audit.txt"  # in the run directory, where the report looks for it
 # Mark -> its meaning.
@@ -31,7 +32,6 @@ MARKS = {
     "leak": "it mentions the hint, or plainly uses the answer it was given",
     "other": "none of these",
 }
-SOURCES = (Source.SAMPLED, Source.RATIONALIZED)  # those whose rationales the model wrote itself
 STEP_CHECKS = {True: "the steps check out", False: "a step does not check out", None: "cannot tell"}
 
 _MARK_OF_WORD = {mark: mark for mark in MARKS} | {mark[0]: mark for mark in MARKS} | {"wrong": "wrong reasoning"}
@@ -66,7 +66,7 @@ class Item:
     number: int  # 1, 2, ... in the file
     problem: str  # problem id
     iteration: int
-    source: str  # one of SOURCES
+    source: str  # one of samples.SOURCES
     category: str
     stratum: int  # kept rationales of the same iteration, source and category, including this one
     digest: str

@@ -9,7 +9,7 @@ from star_jax.errors import InputError
 from star_jax.evaluation.statistics import Stratum, stratified, wilson
 from star_jax.records import Example, Source
 from star_jax.report.marks import audit_file
-from star_jax.report.marks.audit_file import MARKS, SOURCES, Item
+from star_jax.report.marks.audit_file import MARKS, Item
 from star_jax.report.run_data import (
     Iteration,
     RunData,
@@ -19,6 +19,7 @@ from star_jax.report.run_data import (
     step_checks,
     train_categories,
 )
+from star_jax.report.samples import SOURCES
 
 MAX_ITEMS_SHOWN = 40  # items of the page that are not sound
 

@@ -12,6 +12,7 @@ from star_jax.records import Example, Problem
 from star_jax.report.marks import audit_file
 from star_jax.report.marks.estimates import read_audit
 from star_jax.report.run_data import read_run
+from star_jax.report.samples import SOURCES
 from tests.support.marks import extend, mark
 from tests.support.pages import page_of, words_of
 from tests.support.report_runs import make_kept_run
@@ -29,7 +30,7 @@ TEXTS = st.text(st.characters(exclude_categories=[]), max_size=60) | st.lists(
 @given(
     st.lists(
         st.tuples(
-            st.builds(Example, TEXTS, TEXTS, TEXTS, st.integers(0, 999), st.sampled_from(audit_file.SOURCES)),
+            st.builds(Example, TEXTS, TEXTS, TEXTS, st.integers(0, 999), st.sampled_from(SOURCES)),
             st.none() | st.builds(Problem, TEXTS, TEXTS, TEXTS, TEXTS, st.lists(TEXTS, max_size=2).map(tuple)),
             st.sampled_from([True, False, None]),
             st.sampled_from(["", *audit_file.MARKS]),
