@@ -1,4 +1,4 @@
-"""Storage that fails: writes that the disk refuses, a read-only one, one that goes away. One line, and on it goes."""
+"""Storage that fails: full, broken, read-only, gone. The run ends with one line and continues once it works again."""
 
 import json
 import os
@@ -6,16 +6,26 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from star_jax.algorithms import star
-from tests.runs.full_disk_test import ROOT, RUN, disk, results  # noqa: F401
+from tests.support.commands import ROOT
 from tests.support.runs import small_config
 
-# Stands between the program (TensorStore's native threads, too) and the C library: the n-th write or fsync of a file
-# below a directory, and all behind it, fail as they do on a broken disk.
+ROOMY = 64  # MiB, more than a run takes
+RUN = """
+import json, os, sys
+from pathlib import Path
+from star_jax import config
+from star_jax.algorithms import star
+from star_jax.cli.parser import exit_on_bad_input
+sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # as main has it
+exit_on_bad_input(lambda: star.run(config.from_dict(json.loads(Path(sys.argv[1]).read_text())), sys.argv[2]))
+"""
+# A layer between the program (also TensorStore's native threads) and the C library: the n-th write or fsync of a file
+# below a directory, and all after it, fail as they do on a broken disk.
 FAILING = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -77,71 +87,112 @@ def failing(tmp_path_factory) -> Path:
     return folder / "failing.so"
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory) -> Path:
-    """A config, in a file, of a run with an iteration and checkpoints in it."""
-    folder = tmp_path_factory.mktemp("bad_storage")
-    star.run(small_config(star__iterations=0), folder / "base_run")
-    config = small_config(
-        base__path=str(folder / "base_run/base"), base__stages=(), star__iterations=1, train__checkpoint_every=3
-    )
-    path = folder / "config.json"
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[int], bool]]]:
+    """(a mounted file system, a function that changes its size in KiB)."""
+    mount_point = tmp_path / "disk"
+    mount_point.mkdir()
+
+    def mount(*options: str) -> bool:
+        command = ["mount", "-t", "tmpfs", *options, "tmpfs", str(mount_point)]
+        return bool(shutil.which("mount")) and not subprocess.run(command, capture_output=True).returncode
+
+    if not mount("-o", f"size={ROOMY}m"):
+        pytest.skip("cannot mount a file system here (needs root)")
+    yield mount_point, lambda kib: mount("-o", f"remount,size={kib}k")
+    subprocess.run(["umount", "-l", str(mount_point)], check=True)
+
+
+@pytest.fixture
+def file(base: Path, tmp_path: Path) -> Path:
+    """A config, in a file, of a run of one iteration with checkpoints in it."""
+    config = small_config(base__path=str(base), star__iterations=1, train__checkpoint_every=3)
+    path = tmp_path / "config.json"
     path.write_text(json.dumps(config.to_dict()))
     return path
 
 
+def results(workdir: Path) -> dict[Path, bytes]:
+    """The outputs of a run, byte for byte."""
+    names = ("samples.jsonl", "rationalizations.jsonl", "kept.jsonl", "filter.json", "eval_dev.json", "*.safetensors")
+    return {path.relative_to(workdir): path.read_bytes() for name in names for path in workdir.rglob(f"iter_*/{name}")}
+
+
 def start(file: Path, workdir: Path, **env: str) -> subprocess.Popen:
-    whole = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", **env}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", **env}
     command = [sys.executable, "-c", RUN, file, workdir]
-    return subprocess.Popen(command, env=whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def run(file: Path, workdir: Path, **env: str) -> tuple[int, str]:
+    """(exit status, standard error)."""
     process = start(file, workdir, **env)
-    said = process.communicate(timeout=300)[1]
-    return process.returncode, said
+    errors = process.communicate(timeout=300)[1]
+    return process.returncode, errors
 
 
-def refused(status: int, said: str, *words: str) -> None:
-    """Status 2, and of what is said the last line is ours, the only one."""
-    lines = said.splitlines()
-    assert status == 2 and "Traceback" not in said, said[:2000]
-    assert lines[-1].startswith("star_jax: ") and all(word in lines[-1] for word in words), said
-    assert sum(line.startswith("star_jax: ") for line in lines) == 1, said
+def assert_refused(status: int, errors: str, *expected: str) -> None:
+    """Status 2, and the last line is ours, the only one."""
+    lines = errors.splitlines()
+    assert status == 2 and "Traceback" not in errors, errors[:2000]
+    assert lines[-1].startswith("star_jax: ") and all(text in lines[-1] for text in expected), errors
+    assert sum(line.startswith("star_jax: ") for line in lines) == 1, errors
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_at_any_write(failing, file, tmp_path):
-    workdir, counted = tmp_path / "run", tmp_path / "count"
-    shim = dict(LD_PRELOAD=str(failing), EIO_BELOW=str(workdir))
-    status, said = run(file, tmp_path / "whole", **shim | dict(EIO_BELOW=str(tmp_path / "whole"), EIO_AT="1000000",
-                                                              EIO_COUNT=str(counted)))  # fmt: skip
-    assert status == 0, said
+    workdir, whole, counted = tmp_path / "run", tmp_path / "whole", tmp_path / "count"
+    count_only = dict(EIO_BELOW=str(whole), EIO_AT="1000000", EIO_COUNT=str(counted))
+    status, errors = run(file, whole, LD_PRELOAD=str(failing), **count_only)
+    assert status == 0, errors
     writes = int(counted.read_text())
     assert writes > 50
-    for place in (writes // 6, writes // 3, writes // 2):  # each meets a run that has got further
-        status, said = run(file, workdir, **shim, EIO_AT=str(place))
-        refused(status, said, "cannot be written", str(workdir))  # TensorStore does not say why
-    status, said = run(file, workdir)
-    assert status == 0, said
-    assert results(workdir) == results(tmp_path / "whole")
+    for number in (writes // 6, writes // 3, writes // 2):  # each start meets a run that is further on
+        status, errors = run(file, workdir, LD_PRELOAD=str(failing), EIO_BELOW=str(workdir), EIO_AT=str(number))
+        assert_refused(status, errors, "cannot be written", str(workdir))  # TensorStore gives no reason
+    status, errors = run(file, workdir)
+    assert status == 0, errors
+    assert results(workdir) == results(whole)
     assert not list(workdir.rglob("*.tmp")) and not list(workdir.rglob("*.part"))
 
 
-def test_a_read_only_disk(disk, file):  # noqa: F811
-    place, _ = disk
-    assert not subprocess.run(["mount", "-o", "remount,ro", place]).returncode
-    refused(*run(file, place / "run"), "Read-only file system", str(place / "run"))
+@pytest.mark.slow
+def test_a_full_disk_and_a_run_that_continues_when_there_is_room(disk, file, tmp_path):
+    """The disk is a little larger each time, so that it is full at another write: weights, samples, checkpoints."""
+    mount_point, resize = disk
+    assert run(file, tmp_path / "roomy")[0] == 0
+    workdir, refusals, kib = mount_point / "run", 0, 32
+    while True:
+        assert resize(kib) and kib < 1024 * ROOMY
+        status, errors = run(file, workdir)
+        if status == 0:
+            break
+        refusals += 1
+        assert status == 2 and "Traceback" not in errors, errors[:1500]
+        line = errors.splitlines()[-1]
+        assert line.startswith("star_jax: ") and "cannot be written" in line and str(workdir) in line, line
+        kib = max(kib, shutil.disk_usage(mount_point).used // 1024) + 160
+    assert refusals >= 3
+    assert results(workdir) == results(tmp_path / "roomy")
+    assert not list(workdir.rglob("*.tmp")) and not list(workdir.rglob("*.part"))
 
 
-def test_a_directory_that_goes_away(disk, file, tmp_path):  # noqa: F811
-    """The run ends, and what has taken the directory's place is left as it is."""
-    place, _ = disk
-    process = start(file, place / "run")
+def test_a_read_only_disk(disk, file):
+    mount_point, _ = disk
+    assert not subprocess.run(["mount", "-o", "remount,ro", mount_point]).returncode
+    assert_refused(*run(file, mount_point / "run"), "Read-only file system", str(mount_point / "run"))
+
+
+@pytest.mark.slow
+def test_a_directory_that_disappears(disk, file):
+    """The run ends, and does not touch what is now in the directory's place."""
+    mount_point, _ = disk
+    process = start(file, mount_point / "run")
     deadline = time.monotonic() + 120
-    while not (place / "run/iter_001/samples.jsonl").exists():
+    while not (mount_point / "run/iter_001/samples.jsonl").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    subprocess.run(["umount", "-l", place], check=True)
-    said = process.communicate(timeout=120)[1]
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)  # for the fixture to unmount
-    refused(process.returncode, said, str(place / "run"))
+    subprocess.run(["umount", "-l", mount_point], check=True)
+    errors = process.communicate(timeout=120)[1]
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", mount_point], check=True)  # for the fixture to unmount
+    assert_refused(process.returncode, errors, str(mount_point / "run"))

@@ -1,12 +1,16 @@
-"""Every kind of file a run leaves, damaged in every way: the same result, or one line that says how to go on."""
+"""Each kind of file of a run, damaged in each way: the result is the same, or one line gives the remedy."""
 
+import functools
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from star_jax import report
 from star_jax.algorithms import star
+from star_jax.config import Config
 from star_jax.distributed import processes
 from star_jax.errors import InputError
 from star_jax.training import fine_tune, step
@@ -14,7 +18,7 @@ from tests.support.runs import assert_same_result, small_config
 
 CHANGES = dict(train__checkpoint_every=2, star__steps=6, star__problems_per_iteration=40, sampling__queue=16)
 FILES = {
-    "drawing": (
+    "sampling": (
         "config.json",
         "provenance.json",
         "problems_train.jsonl",
@@ -23,6 +27,7 @@ FILES = {
         "base/checksums.json",
         "base/weights",
         "iter_001/samples.jsonl",
+        "iter_001/samples.safetensors",
         "iter_001/kept.jsonl",
         "iter_001/finetune.json",
         "iter_001/eval_dev.json",
@@ -36,7 +41,9 @@ FILES = {
         "iter_002/checksums.json",
         "iter_002/samples.jsonl",
         "iter_002/rationalizations.jsonl",
+        "iter_002/rationalizations.safetensors",
         "iter_002/kept.jsonl",
+        "iter_002/kept.safetensors",
         "iter_002/filter.json",
         "iter_002/train_state/6",
         "iter_002/train_state/6/state/_METADATA",
@@ -78,38 +85,41 @@ def duplicate(path: Path) -> None:
 
 CASES = [(stop, name, damage) for stop, names in FILES.items() for name in names for damage in (flip, truncate, delete)]
 CASES += [(stop, name, duplicate) for stop, names in FILES.items() for name in names if ".jsonl" in name]
+QUICK = ("iter_002/samples.jsonl.part", truncate)
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("corruption_base")
-    star.run(small_config(star__iterations=0), workdir)
-    return small_config(base__path=str(workdir / "base"), base__stages=(), **CHANGES)
+def config(base) -> Config:
+    return small_config(base__path=str(base), **CHANGES)
 
 
 @pytest.fixture(scope="module")
-def whole(config, tmp_path_factory) -> Path:
-    """The run that nobody disturbed."""
-    workdir = tmp_path_factory.mktemp("corruption_whole")
+def undisturbed(config, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("corruption_undisturbed")
     star.run(config, workdir)
     return workdir
 
 
 @pytest.fixture(scope="module")
-def stopped(config, tmp_path_factory) -> dict[str, Path]:
-    """The same, stopped in its second iteration: behind a chunk of samples; behind three checkpoints of training."""
-    found = {}
-    for name in FILES:
-        found[name] = tmp_path_factory.mktemp(f"corruption_{name}")
+def stopped(config, tmp_path_factory) -> Callable[[str], Path]:
+    """The same run stopped in its second iteration: after a chunk of samples, or after three checkpoints of training."""
+
+    @functools.cache
+    def make(stop: str) -> Path:
+        workdir = tmp_path_factory.mktemp(f"corruption_{stop}")
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            (stop_drawing if name == "drawing" else stop_training)(patch, found[name])
-            star.run(config, found[name])
-    assert (found["drawing"] / "iter_002/samples.jsonl.part").stat().st_size
-    assert {p.name for p in (found["training"] / "iter_002/train_state").iterdir()} == {"4", "6"}
-    return found
+            (stop_sampling if stop == "sampling" else stop_training)(patch, workdir)
+            star.run(config, workdir)
+        if stop == "sampling":
+            assert (workdir / "iter_002/samples.jsonl.part").stat().st_size
+        else:
+            assert {path.name for path in (workdir / "iter_002/train_state").iterdir()} == {"4", "6"}
+        return workdir
+
+    return make
 
 
-def stop_drawing(patch, workdir: Path) -> None:
+def stop_sampling(patch, workdir: Path) -> None:
     def check() -> None:
         if (workdir / "iter_002/samples.jsonl.part").exists():
             raise KeyboardInterrupt
@@ -128,23 +138,33 @@ def stop_training(patch, workdir: Path) -> None:
     patch.setattr(fine_tune, "train_step", interrupted_step)
 
 
-def take_advice(workdir: Path, line: str) -> bool:
-    """Does what the line says; returns whether that is to allow changes."""
+def follow_advice(workdir: Path, line: str) -> bool:
+    """Deletes what the line says; returns whether it says to allow changes instead."""
     if "--allow_changes" in line:
         return True
     named = re.search(r"delete (/\S+)", line) or re.match(r"(/\S+?)(:\d+)?: ", line)
-    assert named and "delete" in line, line
+    assert named and "delete" in line.lower(), line
     path = Path(named[1])
-    assert path.exists() and workdir in path.parents, line
-    delete(path)
+    paths = [path.parent / name for name in re.findall(r"(?:Delete|it and) (\w+\.jsonl)", line)]
+    if re.search(r"elete (it|the file|/)", line):
+        paths.append(path)
+    assert paths and all(path.exists() and workdir in path.parents for path in paths), line
+    for path in paths:
+        delete(path)
     return False
 
 
-@pytest.mark.parametrize(("stop", "name", "damage"), CASES, ids=[f"{n} {d.__name__}" for _, n, d in CASES])
-def test_damage_is_mended_or_named(stop, name, damage, config, whole, stopped, tmp_path, monkeypatch):
-    monkeypatch.setattr(star, "_report", lambda _: tmp_path)  # drawing figures would take half of the time
+@pytest.mark.parametrize(
+    ("stop", "name", "damage"),
+    [
+        pytest.param(*case, id=f"{case[1]} {case[2].__name__}", marks=[] if case[1:] == QUICK else pytest.mark.slow)
+        for case in CASES
+    ],
+)
+def test_damage_is_repaired_or_named(stop, name, damage, config, undisturbed, stopped, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "write", lambda _: tmp_path)  # plotting would take half of the time
     workdir = tmp_path / "run"
-    shutil.copytree(stopped[stop], workdir)
+    shutil.copytree(stopped(stop), workdir)
     damage(workdir / name)
     allow = False
     for _ in range(3):
@@ -155,7 +175,7 @@ def test_damage_is_mended_or_named(stop, name, damage, config, whole, stopped, t
             line = str(error)
             assert "\n" not in line and str(workdir) in line, line
             print(line)
-            allow = take_advice(workdir, line)
+            allow = follow_advice(workdir, line)
     else:
-        pytest.fail(f"three times advised, and not mended: {line}")
-    assert_same_result(whole, workdir)
+        pytest.fail(f"not repaired after three times of following the advice: {line}")
+    assert_same_result(undisturbed, workdir)
