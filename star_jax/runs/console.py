@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 # Short: many terminals are 80 characters wide.
-_COLUMNS = ("iteration", "accuracy", "95 % interval", "category mean", "kept", "by hint", "problems")
+_COLUMNS = ("iteration", "accuracy", "95 % interval", "macro mean", "kept", "by hint", "problems")
 
 
 def show(

@@ -91,8 +91,8 @@ class RunDirectory:
         return self.workdir / f"iter_{iteration:03d}" / name
 
     def exists(self, path: Path) -> bool:
-        """Whether a file or a directory is there."""
-        return self.broadcast(path.exists)
+        """Whether a file or a directory is there, with its side file if it was written with one."""
+        return self.broadcast(lambda: _exists(path))
 
     def has(self, iteration: int, name: str = "DONE") -> bool:
         """Whether an iteration's file is there: the stage that writes it is done."""
@@ -304,6 +304,13 @@ def _read_records(kind: type[Record], path: Path) -> list[Record]:
         ) from error
     checksums.check(side, content)
     return side_files.with_side_fields(side, content, records)
+
+
+def _exists(path: Path) -> bool:
+    if not path.exists() or path.suffix != ".jsonl":
+        return path.exists()
+    beside = side_files.side_path(path)
+    return beside.exists() or beside not in checksums.files(path.parent)
 
 
 def _json(value: Mapping[str, Any]) -> str:

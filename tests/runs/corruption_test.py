@@ -102,7 +102,7 @@ def undisturbed(config, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(config, tmp_path_factory) -> Callable[[str], Path]:
-    """The same run stopped in its second iteration: after a chunk of samples, or after three checkpoints of training."""
+    """The same run stopped in its second iteration: after a chunk of samples, or three checkpoints of training."""
 
     @functools.cache
     def make(stop: str) -> Path:
