@@ -1,4 +1,4 @@
-"""Damages for tests of malformed models: each function makes one, a function of the model's folder."""
+"""Damages for tests of malformed models. Each function here returns a function that damages a model's folder."""
 
 import json
 import os
@@ -22,7 +22,7 @@ class Trap:
 
 
 def json_with(name, **changes):
-    """Values of a JSON file are set; None deletes the key."""
+    """Sets values of a JSON file; None deletes the key."""
 
     def change(folder):
         values = {**json.loads((folder / name).read_text()), **changes}
@@ -32,7 +32,7 @@ def json_with(name, **changes):
 
 
 def model_json_with(**changes):
-    """Sizes of our model.json are set."""
+    """Sets sizes in model.json."""
 
     def change(folder):
         values = json.loads((folder / "model.json").read_text())
@@ -51,12 +51,12 @@ def without(*names):
 
 
 def truncated(name, size):
-    """The first `size` bytes are left; a negative number of bytes is taken from the end."""
+    """Keeps the first `size` bytes; a negative size removes bytes from the end."""
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
 
 
 def tensors_with(name, change, file="model.safetensors"):
-    """`change` of the tensor's array takes its place; None takes it out."""
+    """Replaces a tensor by `change` of its array; deletes it if that is None."""
 
     def changed(folder):
         tensors = load_file(folder / file)
@@ -67,7 +67,7 @@ def tensors_with(name, change, file="model.safetensors"):
 
 
 def spoiled(value):
-    """One element of an array gets this value."""
+    """A change of an array: one element gets this value."""
 
     def spoil(array):
         array = np.array(array)
@@ -87,7 +87,7 @@ def index_with(tensor, file):
 
 
 def torch_file(make, by="torch"):
-    """pytorch_model.bin with what `make` returns, in place of the safetensors; saved by torch, pickle or as it is."""
+    """Replaces the safetensors by a pytorch_model.bin of what `make` returns, saved by torch, by pickle, or as bytes."""
 
     def change(folder):
         torch = pytest.importorskip("torch", reason="reading pytorch_model.bin needs torch")
@@ -102,7 +102,7 @@ def torch_file(make, by="torch"):
 
 
 def leaves_with(change, shard=1, number=4):
-    """`change` of the list of arrays of one npz of a shard."""
+    """Replaces the arrays of one npz file by `change` of their list."""
 
     def changed(folder):
         path = folder / "step_3" / f"shard_{shard}" / f"{number}.npz"
@@ -114,7 +114,7 @@ def leaves_with(change, shard=1, number=4):
 
 
 def every(change, shards=(0, 1)):
-    """The same damage in every npz of the shards."""
+    """The same damage in every npz file of the shards."""
     return lambda folder: [leaves_with(change, shard, n)(folder) for shard in shards for n in range(16)]
 
 

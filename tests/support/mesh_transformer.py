@@ -1,7 +1,7 @@
-"""Reads and writes the checkpoints of the original (mesh-transformer-jax) for tests: apart from star_jax.convert.
+"""Reads and writes the original's checkpoints (mesh-transformer-jax) for tests, independently of star_jax.weights.
 
-`step_N/shard_K/{0..15}.npz` hold a shard's flattened leaves, split over the files in order. A shard's parameters
-are the leaves of a dict with sorted names, behind the optimizer state if there is one and before the step.
+`step_N/shard_K/{0..15}.npz` hold a shard's flattened leaves, split over the files in order: the optimizer state if
+there is one, the leaves of the parameter dict in the order of its names, and the step.
 """
 
 from pathlib import Path
@@ -15,14 +15,14 @@ _LAYER = (
     *("linear/w", "linear_1/w", "linear_2/w", "linear_3/w", "linear_4/b", "linear_4/w", "linear_5/b", "linear_5/w"),
     *("norm/offset", "norm/scale"),
 )
-# The axis that is cut into shards; what is not listed is whole on every shard.
+# The axis that is split over shards; leaves that are not listed are the same on every shard.
 _CUT = {"embedding/w": 0, "linear_3/w": 0, "linear_4/b": 0, "linear_5/w": 0, "projection/b": 0, "projection/w": 1}
 _CUT |= {name: 1 for name in ("linear/w", "linear_1/w", "linear_2/w", "linear_4/w")}
-_SUMMED = ("embedding/b", "linear_5/b")  # added on every shard, ahead of the sum over shards
+_SUMMED = ("embedding/b", "linear_5/b")  # biases that each shard adds before the sum over shards
 
 
 def names(n_layers: int) -> list[str]:
-    """Their names in the order of the leaves; layers sort as strings."""
+    """The original's names in the order of the leaves; layers sort as strings."""
     layers = sorted(f"layer_{n}" for n in range(n_layers))
     blocks = [f"{layer}/{name}" for layer in layers for name in _LAYER]
     head = ["projection/b", "projection/w", "projection/norm/offset", "projection/norm/scale"]
@@ -30,7 +30,7 @@ def names(n_layers: int) -> list[str]:
 
 
 def read_shards(directory: Path, n_layers: int, part: str = "params") -> list[Named]:
-    """The leaves of every shard, float32; `part` may be "first" or "second", for Adam's moments."""
+    """The leaves of every shard, float32. `part`: "params", or "first" or "second" for Adam's moments."""
     folders = sorted(directory.glob("shard_*"), key=lambda path: int(path.name.split("_")[1]))
     return [_named(_leaves(folder), n_layers, part) for folder in folders]
 
@@ -53,7 +53,7 @@ def join(shards: list[Named]) -> Named:
 
 
 def cut(whole: Named, count: int) -> list[Named]:
-    """The inverse of `join`: a half, a quarter, ... of what is summed; the last two shards have the same share."""
+    """The inverse of `join`. Shards get 1/2, 1/4, ... of a summed bias; the last two get the same share."""
     shares = [0.5 ** min(k + 1, count - 1) for k in range(count)] if count > 1 else [1.0]
 
     def piece(name: str, array: np.ndarray, k: int) -> np.ndarray:
@@ -87,7 +87,7 @@ def tree(whole: Named, n_layers: int, n_heads: int) -> Any:
         }
 
     return {
-        "embedding": {"embedding": whole["embedding/w"] + whole["embedding/b"]},  # the bias goes into every row
+        "embedding": {"embedding": whole["embedding/w"] + whole["embedding/b"]},  # the bias is added to every row
         "blocks": _stack([layer(n) for n in range(n_layers)]),
         "final_norm": {"scale": whole["projection/norm/scale"], "bias": whole["projection/norm/offset"]},
         "head": {"kernel": whole["projection/w"], "bias": whole["projection/b"]},
@@ -105,7 +105,7 @@ def write(directory: Path, shards: list[Named], full: bool = False, step: int = 
 
 
 def write_leaves(folder: Path, leaves: list[np.ndarray]) -> None:
-    """Over 16 files in order, the first few with one more than the others."""
+    """Writes a shard's leaves into 16 files in order; the first files hold one more where they do not divide."""
     folder.mkdir(parents=True)
     each, more = divmod(len(leaves), 16)
     for number in range(16):
@@ -115,7 +115,7 @@ def write_leaves(folder: Path, leaves: list[np.ndarray]) -> None:
 
 
 def _stack(layers: list[Any]) -> Any:
-    """One tree whose leaves have the layers in front."""
+    """One tree whose leaves have the layer axis first."""
     if isinstance(layers[0], dict):
         return {key: _stack([layer[key] for layer in layers]) for key in layers[0]}
     return np.stack(layers)

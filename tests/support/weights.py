@@ -1,4 +1,4 @@
-"""Models and tokenizers as others write them, for tests of parity and conversion; torch is the oracle."""
+"""Models and tokenizers of other projects, for tests of parity and conversion; torch is the oracle."""
 
 import contextlib
 import io
@@ -12,6 +12,7 @@ from star_jax.cli.parser import exit_on_bad_input
 from star_jax.config import ModelConfig
 from star_jax.convert import __main__ as command
 from star_jax.models import decoder
+from star_jax.tokenizers.base import Tokenizer
 
 
 def libraries():
@@ -60,7 +61,7 @@ def torch_model(config: ModelConfig, seed: int):
 def torch_logits(theirs, tokens_BT) -> np.ndarray:
     """Logits in float32, whatever the dtype of the model's weights.
 
-    A model that was cast has cast its table of rotary angles as well, so its weights are put into a fresh one.
+    Casting a model also casts its table of rotary angles, so the weights are copied into a new model.
     """
     torch, _ = libraries()
     wide = type(theirs)(theirs.config).float().eval()
@@ -113,9 +114,9 @@ def _gpt2_block(values, at, config):
     size, heads = config.d_model, (config.n_heads, config.head_dim)
     attention = {}
     for i, name in enumerate(("query", "key", "value")):
-        mine = slice(i * size, (i + 1) * size)
-        attention[name] = values[f"{at}.attn.c_attn.weight"][:, mine].reshape(size, *heads)
-        attention[f"{name}_bias"] = values[f"{at}.attn.c_attn.bias"][mine].reshape(heads)
+        columns = slice(i * size, (i + 1) * size)
+        attention[name] = values[f"{at}.attn.c_attn.weight"][:, columns].reshape(size, *heads)
+        attention[f"{name}_bias"] = values[f"{at}.attn.c_attn.bias"][columns].reshape(heads)
     return {
         "attention": {
             **attention,
@@ -128,22 +129,28 @@ def _gpt2_block(values, at, config):
     }
 
 
-class IdsTokenizer:
-    """Texts are ids with spaces between them; the last id in use ends a document."""
+class IdsTokenizer(Tokenizer):
+    """Texts are ids with spaces between them; `end_of_text` decodes to nothing."""
 
     def __init__(self, vocab_size: int, end_of_text: int) -> None:
         self.vocab_size, self.end_of_text = vocab_size, end_of_text
         self.pieces = [b"" if i == end_of_text else b"%d " % i for i in range(vocab_size)]
 
     def encode(self, text):
-        return [int(word) for word in text.split()]
+        return [int(number) for number in text.split()]
 
     def decode(self, ids):
         return " ".join(str(i) for i in ids if i != self.end_of_text)
 
+    def stop_bytes(self, stop):
+        return stop.encode()
+
+    def spec(self):
+        return {"kind": "ids"}
+
 
 def bpe(texts, size=300, extra=0):
-    """A byte-level BPE trained on the texts, with end-of-text and `extra` added tokens behind it, as GPT-J's file."""
+    """A byte-level BPE trained on the texts, then end-of-text and `extra` added tokens, as in GPT-J's file."""
     tokenizers = pytest.importorskip("tokenizers")
     trained = tokenizers.ByteLevelBPETokenizer()
     trained.train_from_iterator(texts, vocab_size=size, show_progress=False)
@@ -159,7 +166,7 @@ def convert(source, source_format, target, target_format, *more) -> tuple[int, s
 
 
 def convert_with(*args: str) -> tuple[int, str, str]:
-    """The same with these arguments alone."""
+    """`convert` with these arguments only."""
     out, err, status = io.StringIO(), io.StringIO(), 0
     with (
         mock.patch("sys.argv", ["convert", *args]),

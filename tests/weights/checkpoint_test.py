@@ -186,16 +186,15 @@ def test_a_fingerprint_changes_when_two_values_swap_places():
 
 
 def test_fingerprints_of_earlier_versions_have_not_changed():
-    """Stored provenance holds them: a model saved today must have the name it had then."""
+    """Stored provenance holds them."""
     values = np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 7
-    trees = {
-        "9ceea404283c": {"w": values},
-        "2e2f8be6c0e1": {"blocks": {"k": values.astype(jnp.bfloat16)}, "bias": values[0, 0].astype(np.float16)},
-        "f66e1065c4c3": numpy_params(CONFIG),
-    }
-    assert {
-        fingerprint.fingerprint(jax.tree.map(jnp.asarray, tree)): None for tree in trees.values()
-    }.keys() == trees.keys()
+    rows = [
+        ("9ceea404283c", {"w": values}),
+        ("2e2f8be6c0e1", {"blocks": {"k": values.astype(jnp.bfloat16)}, "bias": values[0, 0].astype(np.float16)}),
+        ("f66e1065c4c3", numpy_params(CONFIG)),
+    ]
+    prints = [fingerprint.fingerprint(jax.tree.map(jnp.asarray, tree)) for _, tree in rows]
+    assert prints == [expected for expected, _ in rows]
 
 
 @pytest.fixture

@@ -120,7 +120,12 @@ def save_bin(directory: Path, theirs, files: int, **options) -> None:
     (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+SLOW_SHAPES = ("gptj, the whole head rotates", "gpt2, three heads of eight")
+
+
+@pytest.mark.parametrize(
+    "shape", [pytest.param(name, marks=pytest.mark.slow if name in SLOW_SHAPES else ()) for name in SHAPES]
+)
 def test_logits_of_a_loaded_directory_are_those_of_torch(shape, written, record_property):
     """In every dtype; in one file or several, so that all pairs of shape, dtype and number of files occur."""
     config = SHAPES[shape]
@@ -157,12 +162,14 @@ def test_torch_files_from_before_torch_1_6_and_parameters_in_them(written):
     assert_same_bits(load(directory)[1], expected[1])
 
 
-@pytest.mark.parametrize("shape", ["gptj, three heads of eight", "gpt2, three heads of eight"])
-def test_transformers_reads_back_the_bits_that_were_saved(shape, written, tmp_path):
-    for dtype, sharded in [(d, s) for d in DTYPES for s in (False, True)]:
-        directory, theirs = written(SHAPES[shape], dtype)
+@BOTH
+def test_transformers_reads_back_the_bits_that_were_saved(config, written, tmp_path):
+    """In one file or several, so that all pairs of architecture, dtype and number of files occur."""
+    for number, dtype in enumerate(DTYPES):
+        sharded = (number + config.is_gpt2) % 2 == 1
+        directory, theirs = written(config, dtype)
         before = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
-        config, params = load(directory)
+        _, params = load(directory)
         ours = tmp_path / f"ours {dtype} {sharded}"
         hf.save(ours, config, params, None, jnp.dtype(dtype), shard_bytes=5000 if sharded else 2**31)
         assert (ours / "model.safetensors.index.json").exists() == sharded
@@ -173,17 +180,17 @@ def test_transformers_reads_back_the_bits_that_were_saved(shape, written, tmp_pa
 
 
 def test_an_export_holds_hugging_face_s_files_only(trained, tmp_path):
-    """From the command and from `hf.save`, with and without shards and tokenizer: no checksums.json of ours."""
-    config = dataclasses.replace(GPT2, vocab_size=trained.get_vocab_size())
-    params = jax.tree.map(jnp.asarray, numpy_params(config))
-    tokenizer = Gpt2Tokenizer(trained._tokenizer.to_str())
-    checkpoint.save_model(tmp_path / "ours", decoder.GPT(config), params, tokenizer)
-    assert convert(tmp_path / "ours", "orbax", tmp_path / "one", "hf")[0] == 0
-    hf.save(tmp_path / "sharded", config, params, None, np.dtype("float32"), shard_bytes=60_000)
-    files = {folder: {path.name for path in (tmp_path / folder).rglob("*")} for folder in ("one", "sharded")}
-    assert files["one"] == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    """With and without shards and tokenizer: no checksums.json of ours. The command's exports are checked below."""
+    params, tokenizer = numpy_params(GPT2), Gpt2Tokenizer(trained._tokenizer.to_str())
+    hf.save(tmp_path / "one", GPT2, params, tokenizer, np.dtype("float32"))
+    hf.save(tmp_path / "sharded", GPT2, params, None, np.dtype("float32"), shard_bytes=60_000)
+    assert files(tmp_path / "one") == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     shards = {f"model-{n}-of-00003.safetensors" for n in ("00001", "00002", "00003")}
-    assert files["sharded"] == {"config.json", "model.safetensors.index.json", *shards}
+    assert files(tmp_path / "sharded") == {"config.json", "model.safetensors.index.json", *shards}
+
+
+def files(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*")}
 
 
 @BOTH
@@ -287,6 +294,7 @@ def test_there_and_back_by_the_command_line_keeps_every_bit(config, dtype, writt
     assert (status, errors) == (0, "")
     assert f"{config.architecture or 'gptj'}, {sum(p.numel() for p in theirs.parameters()):,} parameters" in output
     assert "no tokenizer" in output
+    assert files(tmp_path / "back") == {"config.json", "model.safetensors"}
     back = type(theirs).from_pretrained(tmp_path / "back", dtype="auto")
     assert_same_state(back.state_dict(), before)
 
@@ -332,6 +340,8 @@ def test_the_tokenizer_of_a_directory_survives(trained, written, tmp_path):
     _, output, _ = convert(tmp_path / "ours", "orbax", tmp_path / "back", "hf")
     used = trained.get_vocab_size() - 5  # GPT-J's file names its padding rows <|extratoken_1|> ...
     assert f"a tokenizer of {used} ids" in output
+    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert files(tmp_path / "back") == names
     for model_directory in (directory, tmp_path / "ours", tmp_path / "back"):
         ours = checkpoint.load_tokenizer(model_directory)
         assert (ours.vocab_size, ours.end_of_text) == (used, trained.token_to_id("<|endoftext|>"))
