@@ -87,7 +87,7 @@ def index_with(tensor, file):
 
 
 def torch_file(make, by="torch"):
-    """Replaces the safetensors by a pytorch_model.bin of what `make` returns, saved by torch, by pickle, or as bytes."""
+    """Replaces the safetensors by a pytorch_model.bin of what `make` returns, saved by torch or pickle or as bytes."""
 
     def change(folder):
         torch = pytest.importorskip("torch", reason="reading pytorch_model.bin needs torch")

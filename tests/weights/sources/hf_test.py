@@ -183,9 +183,9 @@ def test_an_export_holds_hugging_face_s_files_only(trained, tmp_path):
     """With and without shards and tokenizer: no checksums.json of ours. The command's exports are checked below."""
     params, tokenizer = numpy_params(GPT2), Gpt2Tokenizer(trained._tokenizer.to_str())
     hf.save(tmp_path / "one", GPT2, params, tokenizer, np.dtype("float32"))
-    hf.save(tmp_path / "sharded", GPT2, params, None, np.dtype("float32"), shard_bytes=60_000)
+    hf.save(tmp_path / "sharded", GPT2, params, None, np.dtype("float32"), shard_bytes=40_000)
     assert files(tmp_path / "one") == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    shards = {f"model-{n}-of-00003.safetensors" for n in ("00001", "00002", "00003")}
+    shards = {f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)}
     assert files(tmp_path / "sharded") == {"config.json", "model.safetensors.index.json", *shards}
 
 
