@@ -9,6 +9,7 @@ import pytest
 from star_jax import config, tasks
 from star_jax.config import BaseStage, Config, from_dict
 from star_jax.errors import InputError
+from tests.support.tables import every_row
 
 STAGE = {"steps": 10, "learning_rate": 1e-3, "gold": [1.0]}
 
@@ -54,7 +55,7 @@ def replaced(path: tuple, value) -> dict:
 WRONG = {int: ["3", 1.5, True, None], float: ["0.5", True, None], str: [3, None, ["bytes"]], bool: ["true", 1, None]}
 
 
-@pytest.mark.parametrize(("path", "expected"), leaves(), ids=lambda v: dotted(v) if isinstance(v, tuple) else "")
+@every_row(("path", "expected"), leaves())
 def test_a_value_of_the_wrong_type_is_refused_by_name(path, expected):
     for value in WRONG.get(expected, [3, "1.0", ["x"], None]):
         with pytest.raises(InputError, match=re.escape(dotted(path))):
@@ -64,13 +65,13 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(path, expected):
 NUMBERS = [(path, expected) for path, expected in leaves() if expected in (int, float)]
 
 
-@pytest.mark.parametrize(("path", "expected"), NUMBERS, ids=lambda v: dotted(v) if isinstance(v, tuple) else "")
+@every_row(("path", "expected"), NUMBERS)
 def test_a_negative_number_is_refused_by_name(path, expected):
     with pytest.raises(InputError, match=path[-1]):
         from_dict(replaced(path, expected(-2)))
 
 
-@pytest.mark.parametrize("path", [p for p, expected in leaves() if expected is float], ids=dotted)
+@every_row("path", [p for p, expected in leaves() if expected is float])
 def test_not_a_number_is_refused_and_an_integer_is_taken_for_a_float(path):
     with pytest.raises(InputError, match=path[-1]):
         from_dict(replaced(path, float("nan")))
@@ -80,19 +81,19 @@ def test_not_a_number_is_refused_and_an_integer_is_taken_for_a_float(path):
     assert isinstance(typed, float)
 
 
-@pytest.mark.parametrize("path", groups(), ids=dotted)
+@every_row("path", groups())
 def test_an_unknown_option_is_refused_by_name(path):
     with pytest.raises(InputError, match=re.escape(f"{dotted(path)} has no option 'nonsense'")):
         from_dict(replaced((*path, "nonsense"), 1))
 
 
-@pytest.mark.parametrize("path", [p for p in groups() if p], ids=dotted)
+@every_row("path", [p for p in groups() if p])
 def test_a_group_that_is_no_group_is_refused_by_name(path):
     with pytest.raises(InputError, match=re.escape(f"{dotted(path)} must be a group of options, got 3")):
         from_dict(replaced(path, 3))
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("path", "value", "reason"),
     [
         (("star", "iteration"), 1, "config.star has no option 'iteration'; did you mean 'iterations'?"),
@@ -157,7 +158,7 @@ def test_default_holds_every_option_of_config_and_task():
     assert Config().to_dict()["star"] == values.star.to_dict()
 
 
-@pytest.mark.parametrize("task", sorted(tasks.TASKS))
+@every_row("task", sorted(tasks.TASKS))
 def test_every_task_has_a_default_config(task):
     assert config.default(task).task.name == task
 

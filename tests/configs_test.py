@@ -13,6 +13,7 @@ from star_jax.algorithms import schedule, setup
 from star_jax.errors import InputError
 from star_jax.models import decoder
 from star_jax.preflight import budget, programs
+from tests.support.tables import every_row
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))
@@ -43,13 +44,13 @@ def typed(name: str, variant: str = "", **task) -> config.Config:
     return config.from_dict(values)
 
 
-@pytest.mark.parametrize(("name", "variant"), [pair for path in FILES for pair in documented(path)])
+@every_row(("name", "variant"), [pair for path in FILES for pair in documented(path)])
 def test_every_documented_variant_is_a_config_and_survives_json(name, variant):
     settings = typed(name, variant)
     assert config.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@every_row("path", FILES)
 def test_an_unknown_variant_is_refused(path):
     with pytest.raises(ValueError, match="no variant 'nonsense'"):
         module(path.stem).get_config("nonsense")

@@ -1,4 +1,4 @@
-"""The tasks, by name. A new one is a file beside `arithmetic.py` and a line in TASKS."""
+"""The tasks, by name. To add one, see README.md: a class in a module of this package and a line in TASKS."""
 
 import dataclasses
 import importlib
@@ -8,7 +8,7 @@ from typing import Any
 from star_jax.errors import InputError
 from star_jax.tasks.base import Task
 
-# name -> "module:class", imported on first use: `seqio_task` needs TensorFlow, the others must not.
+# name -> "module:class". Imported on first use: `seqio_task` needs TensorFlow, the others must not import it.
 TASKS = {
     "commonsense_qa": "star_jax.tasks.commonsense_qa:CommonsenseQa",
     "gsm8k": "star_jax.tasks.gsm8k:Gsm8k",
@@ -27,13 +27,13 @@ def task_class(name: str) -> type[Task]:
 
 
 def options(name: str) -> dict[str, Any]:
-    """A task's options with their defaults (None where the user must give one)."""
+    """A task's options with their defaults; None for an option that the user must give."""
     fields = dataclasses.fields(task_class(name))
     return {f.name: None if f.default is dataclasses.MISSING else f.default for f in fields}
 
 
 def make(name: str, **values: Any) -> Task:
-    """The task `name` with the given options. Raises InputError for a wrong name, key, type or value."""
+    """The task `name` with the given options. Raises InputError for a wrong name, option, type or value."""
     cls = task_class(name)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key, value in values.items():

@@ -3,7 +3,7 @@
     Input:
     3 4 + 5 6
     Target:
-                                    <- the completion begins here; with a hint the line above is "Target: 9 0"
+                                    <- the completion begins here; with a hint, the line above is "Target: 9 0"
     <scratch>
     3 4 + 5 6 , C: 0
     3 + 5 , 0 C: 1
@@ -12,7 +12,7 @@
     </scratch>
     9 0
 
-A scratchpad line shows the digits still to add, the digits of the sum so far, and the carry.
+A line of the scratchpad has the digits that are still to add, the digits of the sum so far, and the carry.
 """
 
 import dataclasses
@@ -33,19 +33,21 @@ _BARE = re.compile(r"([0-9](?: [0-9])*)\n?")
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic(Task):
-    """Sums of two numbers of the same number of digits.
+    """Sums of two numbers with the same number of digits, which is the category.
 
-    Train problems are drawn with replacement from the pairs that are held out for neither dev nor test,
-    so the hundred one-digit sums recur. The splits share no pair.
+    Train problems are sampled with replacement from all pairs that are not in dev or test, so the hundred one-digit
+    sums repeat. No two splits share a pair.
     """
 
     min_digits: int = 1
-    max_digits: int = 5  # of the sums that are trained on from the first iteration
-    later_digits: int = 0  # sums up to so many digits join the train problems later (paper, Figure 5: 8); 0: none
-    later_from: int = 20  # the iteration they join in
-    eval_digits: int = 0  # dev and test hold sums up to so many digits (Figure 5: 10); 0: those that are trained on
-    train_per_length: int = 10_000  # problems per digit length (the paper generates 50,000 in all)
-    held_out_per_length: int = 200  # problems of dev, and as many of test; at most a tenth of all pairs each
+    max_digits: int = 5  # longest sums of the train split
+    later_digits: int = 0  # set by replication.later_digits
+    later_from: int = 20  # set by replication.later_from
+    eval_digits: int = 0  # longest sums of dev and test (paper, Figure 5: 10); 0: as in train
+    train_per_length: int = 10_000  # train problems per number of digits (the paper generates 50,000 in all)
+    held_out_per_length: int = (
+        200  # dev problems per number of digits, and as many for test; at most a tenth of all pairs
+    )
     seed: int = 0  # of the problems, not of the run
 
     stop: ClassVar[tuple[str, ...]] = ("\n\n",)
@@ -57,13 +59,13 @@ class Arithmetic(Task):
         if not 1 <= self.min_digits <= self.max_digits:
             raise InputError(f"task: needs 1 <= min_digits <= max_digits, got {self.min_digits}, {self.max_digits}")
         if any(0 < digits < self.max_digits for digits in (self.later_digits, self.eval_digits)):
-            raise InputError("task: later_digits and eval_digits must be 0 or at least max_digits")
+            raise InputError("replication.later_digits and task.eval_digits must be 0 or at least task.max_digits")
         if self.train_per_length < 1 or self.held_out_per_length < 1:
             raise InputError("task: train_per_length and held_out_per_length must be at least 1")
 
     @property
     def max_new_tokens(self) -> int:
-        # The longest sum's reference in symbols, with end-of-text and room for what else is a token to GPT-2.
+        # Symbols of the longest sum's reference, end-of-text, and room for the additional tokens of GPT-2's BPE.
         digits = max(self.max_digits, self.later_digits, self.eval_digits)
         if self.direct:
             return 2 * digits + 4
@@ -78,7 +80,7 @@ class Arithmetic(Task):
         lengths = range(self.min_digits, longest + 1)
         pairs_of = {d: self._train(d) if split == "train" else self.held_out(d)[split] for d in lengths}
         most = max(len(pairs) for pairs in pairs_of.values())
-        # Interleaved, so that any slice of a split holds every length.
+        # Interleaved, so that every slice of a split has sums of all lengths.
         return [
             make_problem(f"{split}-{d}-{i:05d}", *pairs_of[d][i], digits=d)
             for i in range(most)
@@ -99,7 +101,7 @@ class Arithmetic(Task):
         return scratchpad(*operands(problem))
 
     def available(self, problem: Problem, iteration: int) -> bool:
-        """The longer sums of `later_digits` are there from iteration `later_from` on."""
+        """Sums of more than `max_digits` digits are available from iteration `later_from` on."""
         return iteration >= self.later_from or int(problem.category.split()[0]) <= self.max_digits
 
     def consistent(self, problem: Problem, text: str) -> bool | None:
@@ -107,7 +109,7 @@ class Arithmetic(Task):
 
     @classmethod
     def steps(cls, rationale: str) -> int | None:
-        """The lines of the scratchpad; None without one."""
+        """Number of lines of the scratchpad; None without one."""
         lines = rationale.split("\n")
         if "<scratch>" not in lines or "</scratch>" not in lines:
             return None
@@ -118,24 +120,24 @@ class Arithmetic(Task):
         return cls.steps(scratchpad(*operands(problem)))
 
     def held_out(self, digits: int) -> dict[str, list[Pair]]:
-        """{"dev": pairs, "test": pairs} of a digit length: distinct, disjoint, each at most a tenth of all pairs."""
+        """{"dev": pairs, "test": pairs} with `digits` digits: distinct, disjoint, each at most a tenth of all pairs."""
         return _held_out(digits, self.held_out_per_length, self.seed)
 
     def sample_pairs(self, digits: int, rng: random.Random) -> Iterator[Pair]:
-        """Endless draws, with replacement, from the pairs that are in neither dev nor test."""
-        kept_back = {pair for split in self.held_out(digits).values() for pair in split}
+        """Samples pairs endlessly, with replacement, from those that are neither in dev nor in test."""
+        held_out = {pair for split in self.held_out(digits).values() for pair in split}
         while True:
             pair = random_pair(digits, rng)
-            if pair not in kept_back:
+            if pair not in held_out:
                 yield pair
 
     def _train(self, digits: int) -> list[Pair]:
-        draws = self.sample_pairs(digits, random.Random(f"train {self.seed} {digits}"))
-        return [next(draws) for _ in range(self.train_per_length)]
+        pairs = self.sample_pairs(digits, random.Random(f"train {self.seed} {digits}"))
+        return [next(pairs) for _ in range(self.train_per_length)]
 
 
 def make_problem(name: str, first: int, second: int, digits: int) -> Problem:
-    """The problem `first + second`; its category is the number of digits of the operands."""
+    """The problem `first + second`. Its category is the number of digits of the operands."""
     return Problem(
         id=name,
         question=f"{spaced(first)} + {spaced(second)}",
@@ -151,11 +153,12 @@ def operands(problem: Problem) -> Pair:
 
 
 def scratchpad(first: int, second: int, sum_digits: list[int] | None = None) -> str:
-    """The worked sum with its answer line, in the format at the head of this file.
+    """The scratchpad with its answer line, in the format at the top of this file.
 
-    `sum_digits` (least significant first, the leading carry's digit last) replaces the digits of the true
-    sum while operands and carries stay true; the embedded base's form-only transcripts are made this way.
-    Both operands must have the same number of digits.
+    Args:
+      first, second: the operands, which must have the same number of digits.
+      sum_digits: replaces the digits of the sum (least significant first, the last carry at the end); operands and
+        carries stay true. For the form-only transcripts of the embedded base (training/transcripts.py).
     """
     a, b = str(first), str(second)
     lines, carry, shown = ["<scratch>"], 0, ""
@@ -180,16 +183,16 @@ def spaced(number: int) -> str:
 
 
 def random_pair(digits: int, rng: random.Random) -> Pair:
-    """Two numbers of exactly `digits` digits, uniform."""
+    """Two numbers with exactly `digits` digits, uniformly distributed."""
     low, high = (0 if digits == 1 else 10 ** (digits - 1)), 10**digits - 1
     return rng.randint(low, high), rng.randint(low, high)
 
 
 @functools.cache
-def _held_out(digits: int, wanted: int, seed: int) -> dict[str, list[Pair]]:
+def _held_out(digits: int, count: int, seed: int) -> dict[str, list[Pair]]:
     rng = random.Random(f"held out {seed} {digits}")
     all_pairs = (10 if digits == 1 else 9 * 10 ** (digits - 1)) ** 2
-    count = min(wanted, all_pairs // 10)
+    count = min(count, all_pairs // 10)
     pairs: dict[Pair, None] = {}
     while len(pairs) < 2 * count:
         pairs[random_pair(digits, rng)] = None

@@ -9,8 +9,8 @@
     (e) blotter
     A: Therefore, the answer is blotter (e).
 
-The completion begins behind "A:". With a hint the right choice's line ends in " (CORRECT)". The data has no
-rationales, so the reference is the shortest right completion; " (e)." for direct answers.
+The completion begins after "A:". With a hint, the line of the right choice ends in " (CORRECT)". The data has no
+rationales, so the reference is the shortest right completion; for direct answers it is " (e).".
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from star_jax.tasks.data_files import FileTask, text_of
 
 @dataclasses.dataclass(frozen=True)
 class CommonsenseQa(FileTask):
-    """The official files, or the same data from the hub.
+    """CommonsenseQA from its official files or the hub.
 
-    The official test file has no answers. "test" is therefore the official dev file, on which the paper reports;
-    "dev" is the same file unless `held_out` takes it from train, as a run that chooses an iteration should.
+    The official test file has no answers. So "test" is the official dev file, on which the paper reports. "dev" is the
+    same file unless `held_out` takes it from train, which a run that selects an iteration should do.
     """
 
     max_tokens: int = 128
@@ -45,7 +45,7 @@ class CommonsenseQa(FileTask):
         return 12 if self.direct else self.max_tokens
 
     def make_problem(self, values: dict[str, Any], name: str) -> Problem:
-        """The problem of an official line, or of a row of the hub, where `choices` holds two lists."""
+        """The problem of a line of the official files, or of a row of the hub, where `choices` is two lists."""
         identifier = text_of(values, "id")
         nested = isinstance(values.get("question"), dict)
         stem = text_of(values, "question", "stem") if nested else text_of(values, "question")
@@ -53,20 +53,21 @@ class CommonsenseQa(FileTask):
         chosen = choices.choice_texts(texts)
         expected = list(choices.LETTERS[: len(chosen)].upper())
         if labels != expected:
-            raise ValueError(f"the choices' labels must be {', '.join(expected)}, in this order")
+            raise ValueError(f"the choices' labels must be {', '.join(expected)} in this order")
         key = text_of(values, "answerKey")
         if key not in expected:
-            raise ValueError(f"the answer {key!r} is no choice's label")
+            raise ValueError(f"the answer {key!r} is not a choice's label")
         return Problem(id=identifier, question=stem, answer=key.lower(), choices=chosen)
 
     def render(self, problem: Problem, hint: bool = False) -> str:
         return choices.render(problem, hint)
 
     def parse(self, text: str) -> choices.Choice | None:
+        """The chosen letter. A completion that repeats the hint's mark has none: it reasons from the mark."""
         return None if choices.HINT in text else choices.parse_choice(text)
 
     def grade(self, problem: Problem, answer: str) -> bool:
-        """Whether the answer is the right letter, and what is named beside it is no other choice."""
+        """Whether the answer is the right letter, and the text next to it names no other choice."""
         return choices.agrees(problem, answer)
 
     def reference(self, problem: Problem) -> str:

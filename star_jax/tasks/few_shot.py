@@ -1,4 +1,7 @@
-"""Few-shot prompts: texts a person can read and edit, one shot after the other with a blank line between."""
+"""Few-shot prompts, from text files that a person can read and edit: shots separated by blank lines.
+
+README.md in this folder describes the files.
+"""
 
 import dataclasses
 import hashlib
@@ -13,29 +16,33 @@ PACKAGED = Path(__file__).parent / "prompts"
 
 @dataclasses.dataclass(frozen=True)
 class PromptSet:
-    """The prefixes of one run: shots with rationales (or bare answers), and shots whose problems show the answer."""
+    """The few-shot prefixes of a run, each with a blank line at its end, or empty.
+
+    `plain` holds shots with rationales (bare answers for star.direct), `hinted` shots whose problems state the answer.
+    """
 
     plain: str = ""
     hinted: str = ""
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits of the SHA-256 of both texts, for provenance."""
+        """The first twelve hex digits of the SHA-256 of both texts, for provenance."""
         return hashlib.sha256(f"{self.plain}\0{self.hinted}".encode()).hexdigest()[:12]
 
     def prompt(self, task: Task, problem: Problem, hint: bool = False) -> Prompt:
-        """The prompt of a problem behind this set's shots."""
+        """This set's shots, then the problem; with `hint`, the hinted shots and the hinted problem."""
         return Prompt(self.hinted if hint else self.plain, task.render(problem, hint))
 
     def without_shots(self) -> "PromptSet":
-        """The empty set, for a model that has been fine-tuned and needs no examples."""
+        """The empty set, for a fine-tuned model that needs no examples (star.prompt_after_first_iteration=False)."""
         return PromptSet()
 
 
 def load(name: str, shots: int, direct: bool, directory: str = "") -> PromptSet:
-    """The first `shots` shots of <name>.txt and <name>_hint.txt, or of <name>_direct.txt for answers only.
+    """The first `shots` shots of <name>.txt and <name>_hint.txt, or of <name>_direct.txt if `direct`.
 
-    From `directory`, or from the package's own prompts. Raises InputError where a file is missing or too short.
+    The files are in `directory`; by default, in this package's prompts/. Raises InputError if a file is missing or
+    holds fewer shots.
     """
     if shots == 0:
         return PromptSet()
@@ -46,7 +53,7 @@ def load(name: str, shots: int, direct: bool, directory: str = "") -> PromptSet:
 
 
 def read_shots(path: Path) -> list[str]:
-    """The shots of a prompt file, in order, without the blank lines between them. Raises InputError."""
+    """The shots of a prompt file, in order, without the blank lines between them. Raises InputError if unreadable."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -55,7 +62,7 @@ def read_shots(path: Path) -> list[str]:
 
 
 def _prefix(path: Path, shots: int) -> str:
-    found = read_shots(path)
-    if len(found) < shots:
-        raise InputError(f"{path} holds {len(found)} shots, {shots} are asked for; lower --config.prompt.shots")
-    return "".join(shot + "\n\n" for shot in found[:shots])
+    available = read_shots(path)
+    if len(available) < shots:
+        raise InputError(f"{path} holds {len(available)} shots, {shots} are asked for; lower --config.prompt.shots")
+    return "".join(shot + "\n\n" for shot in available[:shots])

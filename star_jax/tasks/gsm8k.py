@@ -1,11 +1,11 @@
 """Grade-school word problems, GSM8K (paper, section 4.3). One problem and its reference completion:
 
     Q: Weng earns $12 an hour for babysitting. Yesterday, she just did 50 minutes. How much did she earn?
-    A: Weng earns 12/60 = $<<12/60=0.2>>0.2 per minute.             <- the completion begins behind "A:"
+    A: Weng earns 12/60 = $<<12/60=0.2>>0.2 per minute.             <- the completion begins after "A:"
     Working 50 minutes, she earned 0.2 x 50 = $<<0.2*50=10>>10.
     #### 10
 
-With a hint the first line ends in "did she earn? (10)": the number alone, never the solution.
+With a hint, the first line ends in "did she earn? (10)": the number only, never the solution.
 """
 
 import dataclasses
@@ -17,18 +17,19 @@ from star_jax.tasks.answers.numbers import calculations, canonical, last_number,
 from star_jax.tasks.data_files import FileTask, text_of
 
 MARKER = "####"
-MOST_STEPS = 8  # solutions as long and longer (103 of 7,473, up to 9) share a class
+MAX_STEPS_CATEGORY = 8  # longer solutions (103 of 7,473 have 8 or 9 steps) share the category
 
 
 @dataclasses.dataclass(frozen=True)
 class Gsm8k(FileTask):
-    """The 7,473 train and 1,319 test problems of GSM8K, from its files or the hub; dev is `held_out` of train.
+    """The 7,473 train and 1,319 test problems of GSM8K, from its official files or the hub. `held_out` makes dev.
 
-    `answer_rule`: "marker" reads the one number behind "####", and all of them must agree where there are several;
-    "last_number" falls back on the last number of the text, for models that never saw the format.
+    Category: number of lines of the reference solution.
     """
 
-    max_tokens: int = 320  # in GPT-2's tokens every reference fits but one (343); the median is 87
+    max_tokens: int = 320  # all references but one (343) fit, in GPT-2's tokens; the median is 87
+    # "marker": the answer is the number after "####"; if there are several, they must agree. "last_number": without a
+    # marker, the last number of the text; for models that never saw the format.
     answer_rule: str = "marker"
 
     stop: ClassVar[tuple[str, ...]] = ("\n\n", "\nQ:")
@@ -48,13 +49,15 @@ class Gsm8k(FileTask):
     def make_problem(self, values: dict[str, Any], name: str) -> Problem:
         question, solution = text_of(values, "question"), text_of(values, "answer")
         if MARKER not in solution:
-            raise ValueError(f"the answer has no '{MARKER}' with the final number behind it")
+            raise ValueError(f"the answer has no '{MARKER}' followed by the final number")
         answer = _marked(solution)
         if answer is None:
-            raise ValueError(f"the answer does not state one number behind '{MARKER}'")
+            raise ValueError(f"the answer does not state exactly one number after '{MARKER}'")
         if "\nQ:" in solution:
-            raise ValueError("a line of the answer begins with 'Q:', where a completion is cut")
-        return Problem(id=name, question=question, answer=answer, category=_steps_class(solution), rationale=solution)
+            raise ValueError("a line of the answer begins with 'Q:', which is a stop of completions")
+        return Problem(
+            id=name, question=question, answer=answer, category=_steps_category(solution), rationale=solution
+        )
 
     def render(self, problem: Problem, hint: bool = False) -> str:
         return f"Q: {problem.question}{f' ({problem.answer})' if hint else ''}\nA:"
@@ -76,27 +79,30 @@ class Gsm8k(FileTask):
         return number is not None and number == parse_number(problem.answer)
 
     def consistent(self, problem: Problem, text: str) -> bool | None:
-        found = [] if self.direct else calculations(text)
-        return all(calculation.right for calculation in found) if found else None
+        """Whether all calculator annotations are right; None if there are none."""
+        annotations = [] if self.direct else calculations(text)
+        return all(annotation.right for annotation in annotations) if annotations else None
 
     @classmethod
     def steps(cls, rationale: str) -> int | None:
-        """The calculator's annotations (paper, Figure 6)."""
+        """Number of calculator annotations (paper, Figure 6)."""
         return len(calculations(rationale))
 
 
 def _lines(solution: str) -> list[str]:
-    """The lines that are not blank; six of the real solutions hold blank ones, which would stop a completion."""
+    """The lines that are not blank. Six real solutions have blank lines, which would stop a completion."""
     return [line for line in solution.strip().split("\n") if line.strip()]
 
 
 def _marked(text: str) -> str | None:
-    """The number, in canonical form, that every line with a marker states behind it; None without such a line."""
+    """The number that every marker is followed by, in canonical form; None if there is no marker, or they disagree."""
     stated = {parse_number(line.partition(MARKER)[2]) for line in text.split("\n") if MARKER in line}
     number = stated.pop() if len(stated) == 1 else None
     return None if number is None else canonical(number)
 
 
-def _steps_class(solution: str) -> str:
+def _steps_category(solution: str) -> str:
     steps = len(_lines(solution.partition(MARKER)[0]))
-    return f"{MOST_STEPS}+ steps" if steps >= MOST_STEPS else "1 step" if steps == 1 else f"{steps} steps"
+    return (
+        f"{MAX_STEPS_CATEGORY}+ steps" if steps >= MAX_STEPS_CATEGORY else "1 step" if steps == 1 else f"{steps} steps"
+    )

@@ -1,4 +1,4 @@
-"""Your own problems, one JSON object a line:
+"""Your own problems, one JSON object per line:
 
     {"question": "Tom has 3 apples and buys 2. How many has he?", "answer": 5, "rationale": "3 + 2 = 5."}
     {"question": "Where is ink absorbed?", "choices": ["an inkwell", "a blotter"], "answer": "b"}
@@ -9,7 +9,7 @@
                                                             (b) a blotter
                                                             A: Therefore, the answer is a blotter (b).
 
-The completion begins behind "A:". A hint is " (5)" behind the question, or " (CORRECT)" behind the choice.
+The completion begins after "A:". A hint is " (5)" after the question, or " (CORRECT)" after the right choice.
 """
 
 import dataclasses
@@ -25,19 +25,19 @@ from star_jax.tasks.answers.numbers import canonical, parse_number
 from star_jax.tasks.data_files import FileTask, text_of
 
 KEYS = ("question", "answer", "choices", "rationale", "id", "category")
-MARK = "####"  # what follows it on its line is the answer
+MARK = "####"  # the rest of its line is the answer
 
 
 @dataclasses.dataclass(frozen=True)
 class Jsonl(FileTask):
-    """Problems from files of any place; with and without choices in one file, if you like.
+    """Problems from JSON-lines files. One file may hold problems with and without choices.
 
-    "choices" is a list of 2 to 26 texts; "answer" is then the letter or the text of one of them, and a text or a
-    number otherwise. "rationale", "id" (a text or a whole number) and "category" may be left out, or null.
+    "choices" is a list of 2 to 26 texts; "answer" is then the letter or the text of one of them, otherwise a text or a
+    number. "rationale", "id" (a text or an integer) and "category" are optional, and may be null.
     """
 
-    train: str = ""  # a file; a path that is not absolute is looked up in data_dir, where that is set
-    dev: str = ""  # without it, held_out takes the dev split from train
+    train: str = ""  # a file; a relative path is relative to data_dir if that is set
+    dev: str = ""  # a file; instead of it, held_out takes the dev split from train
     test: str = ""
 
     stop: ClassVar[tuple[str, ...]] = ("\n\n", "\nQ:")
@@ -54,7 +54,7 @@ class Jsonl(FileTask):
     def source(self, split: str) -> Path:
         file = {"train": self.train, "dev": self.dev, "test": self.test}[split]
         if not file:
-            remedy = ", or --config.task.held_out=500, say, to take it from train" if split == "dev" else ""
+            remedy = ", or --config.task.held_out=500 to take it from train" if split == "dev" else ""
             raise InputError(f"this task has no {split} file; set --config.task.{split}=FILE{remedy}")
         return Path(self.data_dir) / file
 
@@ -83,7 +83,7 @@ class Jsonl(FileTask):
         return f"Q: {problem.question}{f' ({problem.answer})' if hint else ''}\nA:"
 
     def parse(self, text: str) -> str | None:
-        """What follows the marks, where they agree; else the letter that is chosen; else, when direct, the text."""
+        """The text after the marks if they agree; without a mark the chosen letter; with `direct`, the whole text."""
         if choices.HINT in text:
             return None
         if MARK in text:
@@ -95,12 +95,12 @@ class Jsonl(FileTask):
     def grade(self, problem: Problem, answer: str) -> bool:
         if problem.choices:
             return choices.agrees(problem, answer)
-        # `parse` reads "(b)" as "b" whatever the problem: right where the reference reads the same, name and all.
-        own = choices.parse_choice(problem.answer)
-        return same(problem.answer, answer) or (own == answer and own.named == getattr(answer, "named", ""))
+        # `parse` reads "(b)" as "b" for any problem. It is right if the reference reads the same, with the same name.
+        reference = choices.parse_choice(problem.answer)
+        return same(problem.answer, answer) or (reference == answer and reference.named == getattr(answer, "named", ""))
 
     def canonical(self, problem: Problem, answer: str) -> str:
-        """Numbers alone in one form, texts without what `same` takes no notice of."""
+        """A number in canonical form, another text without the differences that `same` ignores."""
         number = None if problem.choices or any(sign.isalpha() for sign in answer) else parse_number(answer)
         return _folded(answer) if number is None else canonical(number)
 
@@ -110,7 +110,7 @@ class Jsonl(FileTask):
         closing = choices.conclusion(problem) if problem.choices else f" {MARK} {problem.answer}"
         if problem.rationale is None:
             return closing
-        # A blank line would be read as the completion's end.
+        # A blank line would stop the completion.
         steps = " " + "\n".join(line.rstrip() for line in problem.rationale.splitlines() if line.strip()).lstrip()
         if self._right(problem, steps):
             return steps
@@ -121,19 +121,19 @@ class Jsonl(FileTask):
         return answer is not None and self.grade(problem, answer)
 
     def _check_reference(self, problem: Problem) -> None:
-        """Raises ValueError unless rationale and answer make a completion that is read to its end, as right."""
+        """Raises ValueError unless the reference contains no stop and is parsed and graded as right."""
         text = self.reference(problem)
         if cut := [stop for stop in self.stop if stop in text]:
-            raise ValueError(f"the rationale holds {cut[0]!r}, which ends a completion")
+            raise ValueError(f"the rationale holds {cut[0]!r}, which is a stop of completions")
         marked = problem.rationale if problem.rationale and MARK in problem.rationale else text
         if not self._right(problem, text) or not self._right(problem, marked):
             raise ValueError(f"the rationale and the answer {problem.answer!r} contradict each other")
 
 
 def same(reference: str, answer: str) -> bool:
-    """Whether two answers are one: as texts but for case, spaces and a full stop, or as numbers ("72" and "$72.00").
+    """Whether two answers are equal as texts, ignoring case, spaces and a final full stop, or as numbers.
 
-    Of two answers in words, "5 apples" and "5 pears", the number alone does not decide.
+    "72" equals "$72.00". If both contain letters, as "5 apples" and "5 pears", only the comparison as texts counts.
     """
     if _folded(reference) == _folded(answer):
         return True
@@ -149,16 +149,16 @@ def _folded(text: str) -> str:
 
 def _identifier(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise ValueError("'id' must be a text that is not empty, or a whole number")
+        raise ValueError("'id' must be a text that is not empty, or an integer")
     return str(value)
 
 
 def _answer(values: dict[str, Any]) -> str:
-    """The answer as a text of one line."""
+    """The answer as one line of text. Raises ValueError."""
     value = values.get("answer")
     if isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
-            raise ValueError(f"the answer {value} is no finite number")
+            raise ValueError(f"the answer {value} is not a finite number")
         return str(value)
     if isinstance(value, bool) or ("answer" in values and not isinstance(value, str)):
         raise ValueError("'answer' must be a text or a number")
@@ -169,13 +169,15 @@ def _answer(values: dict[str, Any]) -> str:
 
 
 def _letter(answer: str, texts: tuple[str, ...]) -> str:
-    """The letter of the choice that `answer` is the letter or the text of. Raises ValueError for none or several."""
+    """The letter of the choice whose letter or text is `answer`. Raises ValueError if none or several fit."""
     letters = choices.LETTERS[: len(texts)]
     exact = [letter for letter, text in zip(letters, texts, strict=True) if text.strip() == answer]
     alike = [letter for letter, text in zip(letters, texts, strict=True) if _folded(text) == _folded(answer)]
-    named = {*(exact or alike), *(answer.lower() if answer.lower() in [*letters] else "")}
-    if not named:
-        raise ValueError(f"the answer {answer!r} is neither a choice nor its letter")
-    if len(named) > 1:
-        raise ValueError(f"the answer {answer!r} could be {' or '.join(f'({letter})' for letter in sorted(named))}")
-    return named.pop()
+    candidates = {*(exact or alike), *(answer.lower() if answer.lower() in [*letters] else "")}
+    if not candidates:
+        raise ValueError(f"the answer {answer!r} is neither a choice nor a choice's letter")
+    if len(candidates) > 1:
+        raise ValueError(
+            f"the answer {answer!r} could be {' or '.join(f'({letter})' for letter in sorted(candidates))}"
+        )
+    return candidates.pop()

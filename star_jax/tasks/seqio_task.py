@@ -1,12 +1,12 @@
-"""Any registered seqio Task or Mixture whose "inputs" and "targets" are texts. Inputs "How much is 3 + 4?" and
-targets "3 and 4 more is 7.\\n#### 7" become this problem, whose completion begins behind "A:":
+"""Any registered seqio Task or Mixture whose "inputs" and "targets" are texts. The inputs "How much is 3 + 4?" and the
+targets "3 and 4 more is 7.\\n#### 7" become this problem, whose completion begins after "A:":
 
     Q: How much is 3 + 4?                         <- with a hint: Q: How much is 3 + 4? (7)
     A: 3 and 4 more is 7.
     #### 7
 
-Targets without the marker are an answer as a whole: there is no reference rationale then, and the rationales come
-from shots (<prompt.directory>/seqio_task.txt and seqio_task_hint.txt), as in every STaR run.
+Targets without the marker are the answer; there is no reference rationale then. The first rationales come from
+few-shot prompts (seqio_task.txt and seqio_task_hint.txt in prompt.directory).
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ from star_jax.tasks.base import Task, check_split
 
 @dataclasses.dataclass(frozen=True)
 class SeqioTask(Task):
-    """A seqio Task; of a Mixture, every Task's problems in turn, each once: the mixing rates are not used."""
+    """Problems of a seqio Task, or of a Mixture's Tasks in turn, each problem once; mixing rates are not used."""
 
-    task: str = ""  # its name in seqio's registry; required
-    module: str = ""  # Python module that registers it, imported first; "": it is registered already
-    train_split: str = "train"  # the source's names of the splits; TFDS sources take slices, "train[:90%]"
+    task: str = ""  # name in seqio's registry; required
+    module: str = ""  # Python module to import, which registers it; "": it is registered already
+    train_split: str = "train"  # the data source's name of the split; TFDS sources accept slices such as "train[:90%]"
     dev_split: str = "validation"
     test_split: str = "test"
-    answer_marker: str = "####"  # what follows the last one, to the end of its line, is the answer
+    answer_marker: str = "####"  # the answer follows the last marker, to the end of the line
     hint_template: str = "Q: {inputs} ({answer})\nA:"
     max_tokens: int = 256  # token budget of one completion
 
@@ -55,19 +55,19 @@ class SeqioTask(Task):
     def problems(self, split: str) -> list[Problem]:
         check_split(split, ("train", "dev", "test"))
         option = f"{split}_split"
-        known = self._seqio_tasks()
-        having = [t for t in known if getattr(self, option).split("[")[0] in t.splits]
-        if not having:
-            there = ", ".join(sorted({name for t in known for name in t.splits}))
+        all_tasks = self._seqio_tasks()
+        seqio_tasks = [t for t in all_tasks if getattr(self, option).split("[")[0] in t.splits]
+        if not seqio_tasks:
+            available = ", ".join(sorted({name for t in all_tasks for name in t.splits}))
             raise InputError(
-                f"seqio task {self.task!r} has no split {getattr(self, option)!r}, only {there}; "
+                f"seqio task {self.task!r} has no split {getattr(self, option)!r}, only {available}; "
                 f"set --config.task.{option}=..."
             )
-        texts = [[(t.name, *pair) for pair in _read(t, getattr(self, option))] for t in having]
-        in_turn = [item for turn in itertools.zip_longest(*texts) for item in turn if item is not None]
+        texts = [[(t.name, *pair) for pair in _read(t, getattr(self, option))] for t in seqio_tasks]
+        interleaved = [item for turn in itertools.zip_longest(*texts) for item in turn if item is not None]
         return [
-            self._problem(f"{split}-{i}", inputs, targets, category=name if len(having) > 1 else "")
-            for i, (name, inputs, targets) in enumerate(in_turn)
+            self._problem(f"{split}-{i}", inputs, targets, category=name if len(seqio_tasks) > 1 else "")
+            for i, (name, inputs, targets) in enumerate(interleaved)
         ]
 
     def render(self, problem: Problem, hint: bool = False) -> str:
@@ -77,12 +77,12 @@ class SeqioTask(Task):
 
     def parse(self, text: str) -> str | None:
         if not self.direct:
-            _, marker, behind = text.rpartition(self.answer_marker)
-            text = behind.split("\n")[0] if marker else ""
+            _, marker, after = text.rpartition(self.answer_marker)
+            text = after.split("\n")[0] if marker else ""
         return " ".join(text.split()) or None
 
     def grade(self, problem: Problem, answer: str) -> bool:
-        """Equal but for case, the width of spaces, and one full stop at the end."""
+        """Whether the answers are equal, ignoring case, the width of spaces, and one full stop at the end."""
         return _normal(answer) == _normal(problem.answer)
 
     def reference(self, problem: Problem) -> str | None:
@@ -90,11 +90,11 @@ class SeqioTask(Task):
         return None if text is None else f" {text}"
 
     def _problem(self, name: str, inputs: str, targets: str, category: str) -> Problem:
-        _, marker, behind = targets.rpartition(self.answer_marker)
-        answer = " ".join((behind.split("\n")[0] if marker else targets).split())
+        _, marker, after = targets.rpartition(self.answer_marker)
+        answer = " ".join((after.split("\n")[0] if marker else targets).split())
         if not answer:
             raise InputError(f"seqio task {self.task!r}: {name} has targets without an answer: {targets!r}")
-        # An empty line would end the completion, so the reference has none.
+        # A blank line would stop the completion, so the reference has none.
         rationale = "\n".join(line.rstrip() for line in targets.strip().split("\n") if line.strip())
         return Problem(name, inputs.strip(), answer, category, rationale=rationale if marker else None)
 
@@ -108,35 +108,35 @@ class SeqioTask(Task):
                 importlib.import_module(self.module)
             except ImportError as error:
                 raise InputError(
-                    f"module {self.module!r} cannot be imported ({error}); mend --config.task.module"
+                    f"module {self.module!r} cannot be imported ({error}); correct --config.task.module"
                 ) from error
         try:
-            found = seqio.get_mixture_or_task(self.task)
+            provider = seqio.get_mixture_or_task(self.task)
         except ValueError as error:
             raise InputError(
-                f"no seqio Task or Mixture {self.task!r} is registered; set --config.task.module to what registers it"
+                f"no seqio Task or Mixture {self.task!r} is registered; set --config.task.module to its module"
             ) from error
-        return list(found.tasks) if isinstance(found, seqio.Mixture) else [found]
+        return list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
 
 
 def _read(task: Any, split: str) -> list[tuple[str, str]]:
-    """(inputs, targets) of a seqio Task's split, in its order, as they were before any tokenizer."""
+    """(inputs, targets) of a seqio Task's split, in its order, as texts before tokenization. Raises InputError."""
     try:
         dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False)
     except (ValueError, KeyError) as error:
         raise InputError(f"seqio task {task.name!r}: split {split!r} cannot be read ({error})") from error
     names = []
     for feature in ("inputs", "targets"):
-        kept = f"{feature}_pretokenized"
-        names.append(kept if kept in dataset.element_spec else feature)
+        text_name = f"{feature}_pretokenized"
+        names.append(text_name if text_name in dataset.element_spec else feature)
         if names[-1] not in dataset.element_spec:
-            there = ", ".join(dataset.element_spec)
-            raise InputError(f"seqio task {task.name!r} has no feature {feature!r}, only {there}")
+            available = ", ".join(dataset.element_spec)
+            raise InputError(f"seqio task {task.name!r} has no feature {feature!r}, only {available}")
         spec = dataset.element_spec[names[-1]]
         if spec.dtype.name != "string" or spec.shape.rank:
             raise InputError(
                 f"seqio task {task.name!r}: {names[-1]!r} is not text but {spec.dtype.name} of shape {spec.shape}; "
-                "tokenize with seqio.preprocessors.tokenize, which keeps the text, or not at all"
+                "use seqio.preprocessors.tokenize, which keeps the text, or no tokenization"
             )
     try:
         examples = [tuple(example[name].decode() for name in names) for example in dataset.as_numpy_iterator()]

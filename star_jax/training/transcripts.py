@@ -1,11 +1,10 @@
-"""What the embedded base model is shown before STaR begins, and so what it cannot have learnt elsewhere.
+"""Training texts of the embedded base model (training/pretrain.py): all it knows before STaR begins.
 
-*Gold* transcripts are worked sums of a few lengths (one and two digits, in configs/arithmetic.py).
-*Form only* transcripts, of two digits and more, have operands and carries copied right while the digits of
-the sum are arbitrary. Half of them show those arbitrary digits as the hint, so that writing what a hint
-says is learnt; the other half is unhinted and carries no loss on the sum's digits. A base made of these
-knows the form at every length, can justify an answer it is given, and can add only what gold showed it.
-No pair of the dev or test split occurs in any of them.
+*Gold* transcripts are correct scratchpads of a few lengths (one and two digits in configs/arithmetic.py).
+*Form-only* transcripts, of two and more digits, have correct operands and carries, but random digits of the sum. In
+half of them the hint states these random digits, which teaches the model to write what a hint states; the other half
+has no hint, and no loss on the digits of the sum. A base trained on these knows the format at every length and can
+justify a given answer, but can add only the lengths of the gold transcripts. No pair of dev or test occurs in them.
 """
 
 import random
@@ -15,14 +14,17 @@ from star_jax.errors import InputError
 from star_jax.records import Example, Problem, Source
 from star_jax.tasks.arithmetic import Arithmetic, make_problem, scratchpad
 
-HINTED_GOLD = 0.15  # share of the gold transcripts that show the answer
-HINTED_FORM = 0.5
+HINTED_GOLD = 0.15  # share of the gold transcripts with a hint
+HINTED_FORM = 0.5  # share of the form-only transcripts with a hint
 
 
 def transcripts(task: Arithmetic, gold: Sequence[float], count: int, seed: int) -> list[Example]:
-    """`count` pretraining examples. `gold[d - 1]` is the share of worked d-digit sums, the rest is form only.
+    """`count` pretraining examples, a function of `task`, `gold` and `seed`.
 
-    Raises InputError when `gold` names a length the task does not have.
+    Args:
+      gold: `gold[d - 1]` is the share of correct scratchpads of d digits; the rest is form only.
+
+    Raises InputError if `gold` has shares for lengths that the task does not have.
     """
     if len(gold) > task.max_digits or any(gold[: task.min_digits - 1]):
         raise InputError(
@@ -40,7 +42,7 @@ def transcripts(task: Arithmetic, gold: Sequence[float], count: int, seed: int) 
             problem = make_problem(f"base-{i:06d}", *next(pairs[kind + 1]), digits=kind + 1)
             examples.append(_example(task, problem, task.reference(problem), hint=rng.random() < HINTED_GOLD))
         else:
-            digits = rng.choices(form_lengths, form_lengths)[0]  # longer forms take more learning
+            digits = rng.choices(form_lengths, form_lengths)[0]  # more of the longer forms, which are harder to learn
             examples.append(_form_only(task, f"base-{i:06d}", next(pairs[digits]), digits, rng))
     return examples
 
@@ -48,17 +50,17 @@ def transcripts(task: Arithmetic, gold: Sequence[float], count: int, seed: int) 
 def _form_only(task: Arithmetic, name: str, pair: tuple[int, int], digits: int, rng: random.Random) -> Example:
     sum_digits = [rng.randint(0, 9) for _ in range(digits)] + [rng.randint(0, 1)]
     if not sum_digits[-1] and digits > 1:
-        sum_digits[-2] = rng.randint(1, 9)  # an answer does not begin with 0
+        sum_digits[-2] = rng.randint(1, 9)  # an answer has no leading zero
     text = scratchpad(*pair, sum_digits)
     problem = make_problem(name, *pair, digits=digits)
     if rng.random() < HINTED_FORM:
-        told = Problem(problem.id, problem.question, text.rsplit("\n", 1)[1], problem.category)
-        return _example(task, told, text, hint=True)
+        hinted = Problem(problem.id, problem.question, text.rsplit("\n", 1)[1], problem.category)
+        return _example(task, hinted, text, hint=True)
     return _example(task, problem, text, hint=False, unweighted=sum_spans(text))
 
 
 def sum_spans(text: str) -> tuple[tuple[int, int], ...]:
-    """Character spans [start, end) of the sum's digits in a scratchpad: between comma and carry, and the last lines."""
+    """Spans [start, end), in characters, of the sum's digits: between comma and carry, and in the last lines."""
     spans, start = [], 0
     for line in text.split("\n"):
         if "C:" in line:

@@ -12,6 +12,7 @@ from star_jax.errors import InputError
 from star_jax.tasks.arithmetic import make_problem, operands, scratchpad
 from star_jax.tokenizers.simple import SymbolTokenizer
 from star_jax.training.transcripts import sum_spans, transcripts
+from tests.support.tables import every_row
 
 TASK = tasks.make("arithmetic", train_per_length=300)
 DIRECT = tasks.make("arithmetic", train_per_length=300, direct=True)
@@ -35,7 +36,7 @@ def worked(a: int, b: int) -> str:
     return "\n".join(out)
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@every_row("split", SPLITS)
 def test_operands_have_the_digits_of_their_category(split):
     for problem in TASK.problems(split):
         digits = int(problem.category.split()[0])
@@ -59,7 +60,7 @@ def test_splits_have_their_sizes():
     assert sizes == {"1 digit": 10, **{f"{d} digits": 200 for d in range(2, 6)}}
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@every_row("split", SPLITS)
 def test_problems_are_the_same_in_every_run_and_others_with_another_seed(split):
     again = tasks.make("arithmetic", train_per_length=300)
     other = tasks.make("arithmetic", train_per_length=300, seed=1)
@@ -77,7 +78,7 @@ def test_a_hint_is_the_answer_behind_target():
     assert TASK.render(problem, hint=True) == "Input:\n3 4 + 5 6\nTarget: 9 0\n"
 
 
-@pytest.mark.parametrize("pair", [(0, 0), (9, 9), (5, 5), (34, 56), (99, 99), (10, 90), (305, 695), (99999, 99999)])
+@every_row("pair", [(0, 0), (9, 9), (5, 5), (34, 56), (99, 99), (10, 90), (305, 695), (99999, 99999)])
 def test_the_scratchpad_of_edge_cases_is_that_of_another_adder(pair):
     assert scratchpad(*pair) == worked(*pair)
 
@@ -128,12 +129,12 @@ PARSED = [
 ]
 
 
-@pytest.mark.parametrize(("text", "answer"), PARSED)
+@every_row(("text", "answer"), PARSED)
 def test_parse(text, answer):
     assert TASK.parse(text) == answer
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("text", "answer"),
     [("9 0", "9 0"), ("9 0\n", "9 0"), ("0", "0"), ("", None), ("90", None), ("9 0 ", None), (" 9 0", None),
      ("9 0\n9 0", None), ("9 0 .", None), (GOOD, None), ("Input:", None)],
@@ -142,14 +143,14 @@ def test_parse_of_direct_answers(text, answer):
     assert DIRECT.parse(text) == answer
 
 
-@pytest.mark.parametrize("task", [TASK, DIRECT], ids=["scratchpad", "direct"])
+@every_row("task", [TASK, DIRECT])
 def test_every_reference_is_parsed_and_right(task):
     for problem in task.problems("dev"):
         answer = task.parse(task.reference(problem))
         assert answer == problem.answer and task.grade(problem, answer)
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("text", "consistent"),
     [
         (GOOD, True),
@@ -168,8 +169,8 @@ def test_steps_are_consistent_only_when_all_of_them_are_right(text, consistent):
     assert DIRECT.consistent(problem, text) is None
 
 
-@pytest.mark.parametrize("direct", [False, True])
-@pytest.mark.parametrize("most", [1, 2, 3, 4, 5, 8])
+@every_row("direct", [False, True])
+@every_row("most", [1, 2, 3, 4, 5, 8])
 def test_the_budget_holds_every_reference_and_its_stop(most, direct):
     task = tasks.make("arithmetic", max_digits=most, train_per_length=20, direct=direct)
     tokenizer = SymbolTokenizer(task.symbols)
@@ -181,7 +182,7 @@ def test_the_budget_holds_every_reference_and_its_stop(most, direct):
         assert len(ids) + len(tokenizer.encode(task.stop[0])) <= task.max_new_tokens
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("options", "reason"),
     [
         ({"min_digits": 3, "max_digits": 2}, "min_digits <= max_digits"),
@@ -256,7 +257,7 @@ def test_only_unhinted_form_carries_no_loss_on_the_sum():
             assert not is_gold(example) or example.unweighted in ((), sum_spans(example.completion))
 
 
-@pytest.mark.parametrize("pair", [(3, 4), (5, 5), (34, 56), (99999, 99999), (12345, 10001)])
+@every_row("pair", [(3, 4), (5, 5), (34, 56), (99999, 99999), (12345, 10001)])
 def test_unweighted_spans_cover_exactly_the_sums_digits(pair):
     rng = random.Random(0)
     digits = [rng.randint(0, 9) for _ in str(pair[0])] + [1]

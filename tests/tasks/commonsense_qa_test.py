@@ -9,6 +9,7 @@ import pytest
 
 from star_jax import tasks
 from star_jax.errors import InputError
+from tests.support.tables import every_row
 
 OFFICIAL = {"train": ("train_rand_split.jsonl", 9741), "test": ("dev_rand_split.jsonl", 1221)}
 LINE = {
@@ -44,7 +45,7 @@ def raw(shared_dir, split):
     return values
 
 
-@pytest.mark.parametrize("split", OFFICIAL)
+@every_row("split", OFFICIAL)
 def test_every_official_problem_reads_as_in_its_file(shared_dir, split):
     problems = official(shared_dir).problems(split)
     for problem, values in zip(problems, raw(shared_dir, split), strict=True):
@@ -58,8 +59,9 @@ def test_every_official_problem_reads_as_in_its_file(shared_dir, split):
         assert (problem.id, problem.answer) == (values["id"], values["answerKey"].lower())
 
 
-@pytest.mark.parametrize("split", OFFICIAL)
-@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.slow
+@every_row("split", OFFICIAL)
+@every_row("direct", [False, True])
 def test_every_reference_is_right_and_every_other_letter_wrong(shared_dir, split, direct):
     task = official(shared_dir, direct=direct)
     for problem in task.problems(split):
@@ -147,8 +149,6 @@ def test_an_unknown_split_is_refused():
         tasks.make("commonsense_qa").problems("validation")
 
 
-@pytest.mark.parametrize(
-    "text", [" The choice marked (CORRECT) is x. Therefore, the answer is x (e).", " x (CORRECT) (e)."]
-)
+@every_row("text", [" The choice marked (CORRECT) is x. Therefore, the answer is x (e).", " x (CORRECT) (e)."])
 def test_a_completion_that_repeats_the_hint_s_mark_has_no_answer(text):
     assert tasks.make("commonsense_qa").parse(text) is None and tasks.make("jsonl").parse(text) is None

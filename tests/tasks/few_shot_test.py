@@ -10,6 +10,7 @@ from star_jax.errors import InputError
 from star_jax.tasks import few_shot
 from star_jax.tasks.arithmetic import make_problem
 from star_jax.tasks.few_shot import PACKAGED, PromptSet
+from tests.support.tables import every_row
 
 TASK = tasks.make("arithmetic")
 DIRECT = tasks.make("arithmetic", direct=True)
@@ -25,7 +26,7 @@ def folder(tmp_path):
     return str(tmp_path)
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("shots", "direct", "plain", "hinted"),
     [
         (0, False, "", ""),
@@ -39,7 +40,7 @@ def test_the_first_shots_each_with_a_blank_line_behind(folder, shots, direct, pl
     assert few_shot.load("t", shots, direct, folder) == PromptSet(plain, hinted)
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("name", "shots", "direct", "reason"),
     [
         ("t", 3, False, "t_hint.txt holds 2 shots, 3 are asked for; lower --config.prompt.shots"),
@@ -85,14 +86,14 @@ def packaged(name):
     return [(shot, (int(a), int(b))) for shot, (a, b) in zip(shots, sums, strict=True)]
 
 
-@pytest.mark.parametrize(("name", "task", "hint"), KINDS)
+@every_row(("name", "task", "hint"), KINDS)
 def test_packaged_shots_are_what_the_task_writes(name, task, hint):
     for shot, (a, b) in packaged(name):
         problem = make_problem("shot", a, b, digits=len(str(a)))
         assert shot == task.render(problem, hint) + task.reference(problem)
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in KINDS])
+@every_row("name", [name for name, _, _ in KINDS])
 def test_packaged_shots_are_two_of_each_length_and_mixed(name):
     lengths = [len(str(a)) for _, (a, _) in packaged(name)]
     assert sorted(lengths) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
@@ -100,13 +101,13 @@ def test_packaged_shots_are_two_of_each_length_and_mixed(name):
     assert all(first != second for first, second in itertools.pairwise(lengths))
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in KINDS])
+@every_row("name", [name for name, _, _ in KINDS])
 def test_packaged_shots_hold_no_dev_or_test_pair(name):
     held_out = {pair for digits in range(1, 6) for split in TASK.held_out(digits).values() for pair in split}
     assert not held_out & {pair for _, pair in packaged(name)}
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in KINDS])
+@every_row("name", [name for name, _, _ in KINDS])
 def test_packaged_files_have_one_blank_line_between_shots(name):
     text = (PACKAGED / name).read_text(encoding="utf-8")
     assert text == "\n\n".join(shot for shot, _ in packaged(name)) + "\n"

@@ -11,10 +11,12 @@ import pytest
 
 from star_jax import tasks
 from star_jax.errors import InputError
-from star_jax.evaluation.judging import judge
+from star_jax.evaluation.judging import SamplingPass, judge
 from star_jax.records import Problem
+from star_jax.sampling.sampler import Sample
 from star_jax.tasks.gsm8k import Gsm8k
 from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
+from tests.support.tables import every_row
 
 TASK = tasks.make("gsm8k")
 DIRECT = tasks.make("gsm8k", direct=True)
@@ -28,16 +30,8 @@ def problem_with(answer):
 
 
 def verdict(task, answer, text):
-    drawn = {
-        "truncated": False,
-        "iteration": 1,
-        "sample_index": 0,
-        "hinted": False,
-        "log_probability": 0.0,
-        "tokens": 1,
-        "seed": "",
-    }
-    return judge(task, problem_with(answer), text=text, **drawn).verdict
+    sample = Sample(text, token_ids=(), token_log_probs=(), truncated=False)
+    return judge(task, problem_with(answer), sample, SamplingPass("sample", seed=0, iteration=1), 0).verdict
 
 
 COMPLETIONS = {
@@ -99,18 +93,18 @@ def test_the_table_is_as_large_as_it_should_be():
     assert len(set(TABLE)) == len(TABLE) >= 150
 
 
-@pytest.mark.parametrize(("answer", "expected", "text"), TABLE)
+@every_row(("answer", "expected", "text"), TABLE)
 def test_a_completion_is_judged_as_a_person_would(answer, expected, text):
     assert verdict(TASK, answer, text) == expected
     assert verdict(DIRECT, answer, text) == expected
 
 
-@pytest.mark.parametrize(("answer", "expected", "text"), [row for row in TABLE if row[1] != "unparsable"])
+@every_row(("answer", "expected", "text"), [row for row in TABLE if row[1] != "unparsable"])
 def test_the_last_number_is_looked_for_only_without_a_marked_answer(answer, expected, text):
     assert LOOSE.parse(text) == TASK.parse(text)
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("text", "answer"),
     [
         ("72", "72"), ("The answer is 72", "72"), ("The answer is 72.", "72"), ("so $1,080.50.", "1080.5"),
@@ -124,19 +118,19 @@ def test_the_last_number_of_an_unmarked_text(text, answer):
     assert LOOSE.parse(text) == answer
 
 
-@pytest.mark.parametrize("answer", ["72", "72.0", "72.00", " 72", "$72", "144/2", "72 clips"])
+@every_row("answer", ["72", "72.0", "72.00", " 72", "$72", "144/2", "72 clips"])
 def test_answers_are_compared_as_numbers(answer):
     assert TASK.grade(problem_with("72"), answer) and TASK.grade(problem_with("72.0"), answer)
     assert not TASK.grade(problem_with("73"), answer)
     assert TASK.grade(problem_with("1,080"), "1,080") and TASK.grade(problem_with("1,080"), "1080.0")
 
 
-@pytest.mark.parametrize("answer", ["", "none", "72 or 73", "7 2", "####", "72" * 40])
+@every_row("answer", ["", "none", "72 or 73", "7 2", "####", "72" * 40])
 def test_what_is_no_number_is_not_right(answer):
     assert not TASK.grade(problem_with("72"), answer)
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("text", "consistent"),
     [
         (SOLUTION, True),
@@ -173,7 +167,7 @@ def test_the_question_is_put_as_it_is():
     assert TASK.render(TASK.make_problem({**ROW, "question": question}, "x")) == f"Q: {question}\nA:"
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("solution", "category"),
     [
         ("#### 1", "0 steps"), ("One.\n#### 1", "1 step"), ("One. #### 1", "1 step"),
@@ -199,18 +193,18 @@ def line_with(**values):
     return json.dumps({**ROW, **values}).encode()
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("line", "reason"),
     [
         (line_with(answer="So 72."), "the answer has no '####'"),
         (line_with(answer="So.\n### 72"), "the answer has no '####'"),
-        (line_with(answer="So.\n####"), "does not state one number behind '####'"),
-        (line_with(answer="So.\n#### seventy-two"), "does not state one number behind '####'"),
-        (line_with(answer="So.\n####\n72"), "does not state one number behind '####'"),
-        (line_with(answer="So.\n#### 72 or 73"), "does not state one number behind '####'"),
-        (line_with(answer="So.\n#### 72\n#### 73"), "does not state one number behind '####'"),
-        (line_with(answer="So.\n#### 1,08"), "does not state one number behind '####'"),
-        (line_with(answer="So.\n#### " + "9" * 5000), "does not state one number behind '####'"),
+        (line_with(answer="So.\n####"), "does not state exactly one number after '####'"),
+        (line_with(answer="So.\n#### seventy-two"), "does not state exactly one number after '####'"),
+        (line_with(answer="So.\n####\n72"), "does not state exactly one number after '####'"),
+        (line_with(answer="So.\n#### 72 or 73"), "does not state exactly one number after '####'"),
+        (line_with(answer="So.\n#### 72\n#### 73"), "does not state exactly one number after '####'"),
+        (line_with(answer="So.\n#### 1,08"), "does not state exactly one number after '####'"),
+        (line_with(answer="So.\n#### " + "9" * 5000), "does not state exactly one number after '####'"),
         (line_with(answer="So.\nQ: why?\n#### 72"), "begins with 'Q:'"),
         (b'{"question": "How many?"}', "key 'answer' is missing"),
         (b'{"answer": "#### 72"}', "key 'question' is missing"),
@@ -254,7 +248,7 @@ def test_a_folder_without_its_files_is_named(tmp_path):
         tasks.make("gsm8k", data_dir=str(tmp_path)).problems("test")
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("options", "reason"),
     [
         ({"answer_rule": "first"}, "task.answer_rule must be marker or last_number, got 'first'"),
@@ -308,7 +302,8 @@ def test_every_real_problem_is_rendered_and_its_hint_is_the_number_alone(rows):
         assert "<<" not in hinted and "####" not in hinted
 
 
-@pytest.mark.parametrize("task", [TASK, DIRECT, LOOSE], ids=["marker", "direct", "last_number"])
+@pytest.mark.slow
+@every_row("task", [TASK, DIRECT, LOOSE])
 def test_every_real_reference_is_right_and_its_neighbours_are_wrong(rows, task):
     for row, problem in rows:
         text = task.reference(problem)
@@ -321,6 +316,7 @@ def test_every_real_reference_is_right_and_its_neighbours_are_wrong(rows, task):
             assert answer == str(other) and not task.grade(problem, answer)
 
 
+@pytest.mark.slow
 def test_the_real_steps_check_out_but_for_two(rows):
     """Those two divide by "//", which is no sign of the calculator's. Every other annotation is exact."""
     found = {problem.id: TASK.consistent(problem, TASK.reference(problem)) for _, problem in rows}
@@ -345,6 +341,7 @@ def test_the_classes_are_the_numbers_of_steps(rows):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_budgets_hold_the_real_references(rows, shared_dir):
     tokenizer = Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
     tokens = [len(tokenizer.encode(TASK.reference(p))) + 1 for _, p in rows]  # with the end of text
@@ -353,7 +350,8 @@ def test_the_budgets_hold_the_real_references(rows, shared_dir):
     assert all(len(tokenizer.encode(DIRECT.reference(p))) + stop <= 16 for _, p in rows)
 
 
-@pytest.mark.parametrize("held_out", [1, 500, 7472])
+@pytest.mark.slow
+@every_row("held_out", [1, 500, 7472])
 def test_the_held_out_split_is_disjoint_and_nothing_is_lost(folder, rows, held_out):
     task = tasks.make("gsm8k", data_dir=folder, held_out=held_out)
     train, dev, test = (task.problems(split) for split in ("train", "dev", "test"))
@@ -369,7 +367,7 @@ def test_there_is_no_dev_split_without_held_out(folder):
             tasks.make("gsm8k", data_dir=data_dir).problems("dev")
     with pytest.raises(InputError, match="unknown split 'validation'"):
         tasks.make("gsm8k", data_dir=folder).problems("validation")
-    with pytest.raises(InputError, match="leave none to train on"):
+    with pytest.raises(InputError, match="leave none for training"):
         tasks.make("gsm8k", data_dir=folder, held_out=7473).problems("dev")
 
 

@@ -7,6 +7,7 @@ import pytest
 from star_jax import tasks
 from star_jax.errors import InputError
 from star_jax.records import Problem
+from tests.support.tables import every_row
 
 SUM = {"question": "How many are 3 and 2?", "answer": 5}
 INK = {"question": "What absorbs ink?", "choices": ["an inkwell", "a blotter", "Blotter paper"], "answer": "b"}
@@ -41,7 +42,7 @@ def test_the_prompts():
     assert TASK.stop == DIRECT.stop == ("\n\n", "\nQ:")
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("text", "answer"),
     [
         (" 3 + 2 = 5.\n#### 5", "5"),
@@ -64,7 +65,7 @@ def test_parse(text, answer):
     assert TASK.parse(text) == answer
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("text", "answer"),
     [(" 5", "5"), (" 5.\n", "5."), (" (b).", "b"), ("B", "b"), (" a blotter", "a blotter"), ("", None), (" \n", None),
      ("#### 5", "5")],
@@ -73,7 +74,7 @@ def test_parse_of_direct_answers(text, answer):
     assert DIRECT.parse(text) == answer
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("reference", "answer", "right"),
     [
         (5, "5", True),
@@ -116,7 +117,7 @@ def test_answers_with_choices_want_the_letter():
         assert not TASK.grade(problem, answer)
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("choices", "answer", "letter"),
     [
         (["x", "y"], "b", "b"),
@@ -134,7 +135,7 @@ def test_the_answer_is_a_letter_or_a_choice(choices, answer, letter):
     assert make({"question": "?", "choices": choices, "answer": answer}).answer == letter
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("values", "reference", "direct"),
     [
         (SUM, " #### 5", " 5"),
@@ -192,7 +193,7 @@ def test_a_dev_split_is_held_out_of_train(tmp_path):
     assert (len(train), len(dev), len(train | dev)) == (15, 5, 20)
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("options", "split", "reason"),
     [
         ({}, "train", "set --config.task.train=FILE"),
@@ -216,7 +217,7 @@ def test_budgets():
     assert TASK.max_new_tokens == 256 and tasks.make("jsonl", max_tokens=64).max_new_tokens == 64
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("answer", "text", "right"),
     [
         ("Vitamin (C)", "#### c", False),

@@ -11,6 +11,7 @@ import pytest
 from star_jax.tasks import few_shot
 from star_jax.tasks.few_shot import PACKAGED
 from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
+from tests.support.tables import every_row
 
 COUNTS = {"arithmetic": 10, "commonsense_qa": 10, "gsm8k": 8}
 KINDS = ("", "_hint", "_direct")
@@ -103,8 +104,8 @@ def test_these_are_all_packaged_files():
     assert sorted(p.name for p in PACKAGED.glob("*.txt")) == sorted(f"{n}{kind}.txt" for n in COUNTS for kind in KINDS)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", COUNTS)
+@every_row("kind", KINDS)
+@every_row("name", COUNTS)
 def test_one_blank_line_between_shots_and_one_newline_at_the_end(name, kind):
     text = (PACKAGED / f"{name}{kind}.txt").read_bytes().decode("ascii")
     assert text == "\n\n".join(shots(name, kind)) + "\n"
@@ -112,12 +113,12 @@ def test_one_blank_line_between_shots_and_one_newline_at_the_end(name, kind):
     assert not re.search(r"[ \t\r]\n|  |\n\n\n", text)
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@every_row("name", COUNTS)
 def test_every_shot_has_the_format_of_its_task(name):
     assert len({normal(part["question"]) for part in parsed(name)}) == COUNTS[name]
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@every_row("name", COUNTS)
 def test_hinted_and_direct_shots_are_the_same_problems_in_the_same_order(name):
     plain = list(zip(shots(name), parsed(name), strict=True))
     assert shots(name, "_hint") == [hinted(name, shot, part) for shot, part in plain]
@@ -191,14 +192,14 @@ def test_gsm8k_shows_every_operation_a_decimal_and_solutions_of_two_to_six_steps
     assert {len(solution) for solution in steps} >= {2, 6}
 
 
-@pytest.mark.parametrize("name", DATA)
+@every_row("name", DATA)
 def test_no_question_is_in_the_data(data, name):
     everything = "\n".join(normal(question) for question in questions(data, name))
     for part in parsed(name):
         assert normal(part["question"]) not in everything
 
 
-@pytest.mark.parametrize("name", DATA)
+@every_row("name", DATA)
 def test_no_question_is_nearly_one_of_the_data(data, name):
     grams = [four_grams(question) for question in questions(data, name)]
     for part in parsed(name):
@@ -211,7 +212,7 @@ def test_no_commonsense_qa_shot_has_the_choices_of_the_data(data):
     assert not theirs & {frozenset(map(normal, choices(part))) for part in parsed("commonsense_qa")}
 
 
-@pytest.mark.parametrize(("name", "count", "budget"), [("commonsense_qa", 7, 850), ("gsm8k", 8, 1300)])
+@every_row(("name", "count", "budget"), [("commonsense_qa", 7, 850), ("gsm8k", 8, 1300)])
 def test_the_shots_fit_their_token_budget(shared_dir, name, count, budget):
     folder = shared_dir / "data" / "gpt2"
     if not folder.is_dir():

@@ -10,6 +10,7 @@ from star_jax import tasks
 from star_jax.errors import InputError
 from star_jax.records import Problem
 from star_jax.tasks import few_shot
+from tests.support.tables import every_row
 
 TEXTS = {
     "train": [
@@ -63,7 +64,7 @@ def make(name, **options):
     return tasks.make("seqio_task", task=name, **options)
 
 
-@pytest.mark.parametrize("kind", ["text", "tokenized"])
+@every_row("kind", ["text", "tokenized"])
 def test_problems_are_the_texts_with_or_without_a_tokenizer(kind):
     task = make(register(kind=kind))
     assert task.problems("train") == [
@@ -88,7 +89,7 @@ def test_prompts_and_references():
     assert other.max_new_tokens == 9
 
 
-@pytest.mark.parametrize("direct", [False, True])
+@every_row("direct", [False, True])
 def test_every_reference_is_right_and_not_cut_by_a_stop(direct):
     task = make(register(), direct=direct)
     for problem in task.problems("train"):
@@ -97,7 +98,7 @@ def test_every_reference_is_right_and_not_cut_by_a_stop(direct):
             assert task.grade(problem, task.parse(text)) and not any(stop in text for stop in task.stop)
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("text", "answer", "direct_answer"),
     [
         (" 3 and 4 is\n#### 7", "7", "3 and 4 is #### 7"),
@@ -122,7 +123,7 @@ def test_another_marker():
     assert task.parse("It flies. The answer is a bird") == "a bird" and task.parse("#### 7") is None
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("answer", "right"),
     [
         ("New York", True),
@@ -170,7 +171,7 @@ def test_a_module_that_registers_the_task_is_imported(tmp_path, monkeypatch):
         sys.modules.pop("my_seqio_tasks", None)
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("kind", "split", "options", "reason"),
     [
         ("text", "test", {}, "has no split 'test', only train, validation; set --config.task.test_split=..."),
@@ -187,7 +188,7 @@ def test_what_is_amiss_is_named(kind, split, options, reason):
         make(register(kind=kind), **options).problems(split)
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("texts", "reason"),
     [
         ([("q", "so ####")], "train-0 has targets without an answer"),
@@ -205,7 +206,7 @@ def test_an_unknown_task_is_named():
         make("no such task").problems("train")
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("options", "reason"),
     [
         ({}, "set --config.task.task=..."),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from star_jax import tasks
 from star_jax.records import Problem
+from tests.support.tables import every_row
 
 TASKS = {
     "arithmetic": tasks.make("arithmetic"),
@@ -51,7 +52,7 @@ def test_any_text_is_read(name, text):
     read(name, text)
 
 
-@pytest.mark.parametrize("name", ["arithmetic", "arithmetic direct", "commonsense_qa"])
+@every_row("name", ["arithmetic", "arithmetic direct", "commonsense_qa"])
 def test_a_reference_is_right_and_consistent(name):
     """Where it does not come with the data."""
     task, problem = TASKS[name], PROBLEMS[name.split()[0]]
@@ -59,10 +60,9 @@ def test_a_reference_is_right_and_consistent(name):
     assert task.grade(problem, task.parse(reference)) and task.consistent(problem, reference) in (True, None)
 
 
-@pytest.mark.parametrize(
-    "word", ["the answer is (b) ", "(b)", "#### 12\n", "<<1+1=2>>", "9**9**9", "<scratch>", "\n", "\ud800"], ids=ascii
-)
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.slow
+@every_row("word", ["the answer is (b) ", "(b)", "#### 12\n", "<<1+1=2>>", "9**9**9", "<scratch>", "\n", "\ud800"])
+@every_row("name", TASKS)
 def test_a_megabyte_of_anything_ends(name, word):
     """Quadratic time would be 10^10 steps and more, and the alarm would ring."""
 

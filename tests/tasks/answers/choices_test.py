@@ -9,6 +9,7 @@ import pytest
 from star_jax.records import Problem
 from star_jax.tasks.answers import choices
 from star_jax.tasks.answers.choices import Choice, agrees, parse_choice
+from tests.support.tables import every_row
 
 INK = Problem(
     id="ink",
@@ -271,20 +272,20 @@ NOT_CHOSEN = [
 ]
 
 
-@pytest.mark.parametrize(("text", "letter", "named"), CHOSEN)
+@every_row(("text", "letter", "named"), CHOSEN)
 def test_a_choice_a_person_would_accept_is_read(text, letter, named):
     choice = parse_choice(text)
     assert choice == letter
     assert named is None or choice.named == named
 
 
-@pytest.mark.parametrize("text", NOT_CHOSEN)
+@every_row("text", NOT_CHOSEN)
 def test_what_chooses_nothing_or_several_is_not_read(text):
     assert parse_choice(text) is None
 
 
-@pytest.mark.parametrize("letter", choices.LETTERS)
-@pytest.mark.parametrize("form", ["({})", " ({}).", "{}", "{}.", "{})", "[{}]", "the answer is ({}).", "Answer: {}"])
+@every_row("letter", choices.LETTERS)
+@every_row("form", ["({})", " ({}).", "{}", "{}.", "{})", "[{}]", "the answer is ({}).", "Answer: {}"])
 def test_every_letter_is_read_in_either_case(letter, form):
     for written in (letter, letter.upper()):
         assert parse_choice(form.format(written)) == letter
@@ -298,7 +299,7 @@ def test_a_choice_is_its_letter():
         assert (again, again.named) == ("e", "blotter")
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("text", "right"),
     [
         (" Therefore, the answer is blotter (e).", True),
@@ -332,7 +333,7 @@ def test_the_letter_must_be_right_and_no_other_choice_named(text, right):
     assert choice is None or agrees(INK, choice) is right
 
 
-@pytest.mark.parametrize("letter", "abcd")
+@every_row("letter", "abcd")
 def test_choices_of_equal_text_do_not_contradict_each_other(letter):
     twice = dataclasses.replace(INK, choices=("a bed", "Bed", "bed.", "the bed"), answer=letter)
     assert agrees(twice, f" the answer is bed ({letter}).")
@@ -340,7 +341,7 @@ def test_choices_of_equal_text_do_not_contradict_each_other(letter):
     assert not any(agrees(twice, f" the answer is bed ({other}).") for other in "abcd" if other != letter)
 
 
-@pytest.mark.parametrize(
+@every_row(
     "texts",
     [
         ("A", "B", "AB", "O"),
@@ -372,7 +373,8 @@ def test_a_problem_and_its_hint():
     assert choices.render(INK, hint=True) == plain.replace("blotter", "blotter (CORRECT)")
 
 
-@pytest.mark.parametrize(
+@pytest.mark.slow
+@every_row(
     "unit",
     ["(", "a", " ", "\n", ".", ". ", '"', "-", "*", "_a_ ", "a ", "E. ", "e) ", "(a)", "(a) ", "((a", "(a)(b)",
      "not (a) ", "answer ", "answer is ", "answer: the ", "answer---", "the answer is (",
@@ -380,7 +382,7 @@ def test_a_problem_and_its_hint():
      "it is (a) ", "because (b) ", "(b) is wrong. ", "A: ", "(e) good good good good ",
      "the answer is b, or maybe it. ", "or a ", "s(e)", "\\text{", "\u0301"],
 )  # fmt: skip
-@pytest.mark.parametrize(("before", "behind"), [("", ""), ("the answer is (a) ", ""), ("the answer is ", " (e)")])
+@every_row(("before", "behind"), [("", ""), ("the answer is (a) ", ""), ("the answer is ", " (e)")])
 def test_long_texts_of_any_kind_are_read_in_linear_time(unit, before, behind):
     """A quarter of a megabyte: seconds at the most, but hours where time grows with its square."""
     parse_choice(before + unit * (250_000 // len(unit)) + behind)

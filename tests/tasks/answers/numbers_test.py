@@ -16,6 +16,7 @@ from star_jax.tasks.answers.numbers import (
     last_number,
     parse_number,
 )
+from tests.support.tables import every_row
 
 ONE_NUMBER = [
     # plain numerals
@@ -76,12 +77,12 @@ NOT_ONE_NUMBER = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "number"), ONE_NUMBER)
+@every_row(("text", "number"), ONE_NUMBER)
 def test_a_number_is_read_as_a_person_reads_it(text, number):
     assert canonical(parse_number(text)) == number
 
 
-@pytest.mark.parametrize("text", NOT_ONE_NUMBER)
+@every_row("text", NOT_ONE_NUMBER)
 def test_what_is_not_surely_one_number_is_none(text):
     assert parse_number(text) is None
 
@@ -91,7 +92,7 @@ def test_the_table_is_as_large_as_it_should_be():
     assert len(ONE_NUMBER) >= 100 and len(NOT_ONE_NUMBER) >= 100
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("number", "text"),
     [
         (Fraction(72), "72"), (Fraction(-5), "-5"), (Fraction(0), "0"), (Fraction(1, 2), "0.5"),
@@ -115,7 +116,7 @@ def test_what_canonical_writes_is_read_as_the_same_number():
         assert parse_number(f"The answer is ${text}.") == number
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("text", "number"),
     [
         ("72", "72"), ("The answer is 72.", "72"), ("5 or 6", "6"), ("first 5, then $1,080.50.", "1080.5"),
@@ -130,7 +131,7 @@ def test_the_last_number(text, number):
     assert canonical(last_number(text)) == number
 
 
-@pytest.mark.parametrize("text", ["", "none", "...", "$", "-", "1/0", "7" * (MOST_DIGITS + 1), "٧٢"])
+@every_row("text", ["", "none", "...", "$", "-", "1/0", "7" * (MOST_DIGITS + 1), "٧٢"])
 def test_no_last_number(text):
     assert last_number(text) is None
 
@@ -164,12 +165,12 @@ NO_VALUES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("expression", "value"), VALUES)
+@every_row(("expression", "value"), VALUES)
 def test_evaluate(expression, value):
     assert evaluate(expression) == value
 
 
-@pytest.mark.parametrize("expression", NO_VALUES)
+@every_row("expression", NO_VALUES)
 def test_what_is_no_plain_sum_has_no_value(expression):
     assert evaluate(expression) is None
 
@@ -252,7 +253,7 @@ ANNOTATIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "found"), ANNOTATIONS)
+@every_row(("text", "found"), ANNOTATIONS)
 def test_calculations(text, found):
     assert calculations(text) == [Calculation(*values) for values in found]
 
@@ -266,8 +267,9 @@ BLOCKS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("tail", ["", "7", " x"])
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.slow
+@every_row("tail", ["", "7", " x"])
+@every_row("block", BLOCKS)
 def test_a_megabyte_of_anything_is_read_in_linear_time(block, tail):
     """At these sizes quadratic time would be 10^10 to 10^12 steps. Nothing is timed: it ends or it does not."""
     size = 200_000 if tail else 1_000_000
