@@ -1,4 +1,4 @@
-"""tests/benchmarks: their short forms run, on this machine, and say what they would measure on a larger one."""
+"""tests/benchmarks: every script runs at a tiny size and prints its tables."""
 
 import importlib.util
 import os
@@ -17,6 +17,7 @@ from star_jax.preflight import budget
 from tests.support.runs import small_config
 
 BENCHMARKS = Path(__file__).parent
+ROOT = BENCHMARKS.parents[1]
 GPTJ = ["--layers=2", "--d_model=64", "--problems=12", "--slots=4", "--new_tokens=8", "--prefix=32", "--body=16",
         "--rows=2", "--row_tokens=64", "--steps=2", "--probe_mib=4", "--probe_side=64"]  # fmt: skip
 
@@ -29,8 +30,18 @@ def load(name: str):
     return module
 
 
-def test_the_iteration_s_table_says_where_the_time_went(tmp_path, capsys):
-    """From a tiny base; every phase has a row, and what is compiled is compiled in the first iteration."""
+def run(script: str, *flags: str) -> str:
+    """Standard output of a script on one device."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    command = [sys.executable, BENCHMARKS / script, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_iteration_s_table_shows_where_the_time_goes(tmp_path, capsys):
+    """From a tiny base; every phase has a row, and everything is compiled by the end of iteration 1."""
     star.run(small_config(star__iterations=0), tmp_path / "run")
     flags = ["--digits=2", "--problems=60", "--steps=3", "--iterations=2"]
     load("iteration").main([f"--base={tmp_path / 'run' / 'base'}", *flags])
@@ -40,34 +51,43 @@ def test_the_iteration_s_table_says_where_the_time_went(tmp_path, capsys):
         assert re.fullmatch(rf"{name:14}( +\d+\.\d\d s +\d+\.\d%){{3}}", rows[name]), printed
     assert "compilations after iteration 1: 0 (bar: 0)" in printed
     assert re.search(r"^storing  .* s +[0-9.]+%", printed, re.MULTILINE) and "run_dir and checkpoints: " in printed
-    shares = [float(n) for n in re.findall(r"([\d.]+)%", rows["outside"])]
+    shares = [float(share) for share in re.findall(r"([\d.]+)%", rows["outside"])]
     assert all(0 < share < 100 for share in shares)
 
 
-def test_the_sampling_pass_draws_the_same_tokens_on_all_sides(shared_dir):
-    """The plain loop's tokens are ours; and with stops the script asserts that refilling changes none."""
+@pytest.mark.slow
+def test_all_sides_of_the_sampling_pass_sample_the_same_tokens(shared_dir):
+    """The plain loop's tokens are ours; for texts that stop, the script asserts that refilling changes no token."""
     data = [f"--data={shared_dir / 'data/commonsense_qa'}", f"--tokenizer={shared_dir / 'data/gpt2'}"]
     sizes = ("layers=1", "problems=4", "new_tokens=4", "slots=4", "stopping_problems=6", "runs=1", "peers=plain")
-    command = [sys.executable, BENCHMARKS / "sampling_pass.py", *data, *(f"--{size}" for size in sizes)]
-    env = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parents[1]), "XLA_FLAGS": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    plain = next(line for line in done.stdout.splitlines() if line.startswith("plain JAX loop, batch 4"))
+    printed = run("sampling_pass.py", *data, *(f"--{size}" for size in sizes))
+    plain = next(line for line in printed.splitlines() if line.startswith("plain JAX loop, batch 4"))
     assert plain.split()[-1] == "100.00%"
-    assert "6 problems that stop after" in done.stdout and "a queue for each set of slots" in done.stdout
+    assert "6 problems that stop after" in printed and "a queue for each set of slots" in printed
 
 
+@pytest.mark.slow
 def test_the_sampler_s_table_at_a_tiny_size():
-    """The script asserts that both sides draw the same tokens."""
-    command = [sys.executable, BENCHMARKS / "sampler.py", "--problems=8", "--slots=4", "--shots=1"]
-    env = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parents[1]), "XLA_FLAGS": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert re.fullmatch(r"plain / ours: [\d.]+", done.stdout.splitlines()[-1])
+    """The script asserts that both sides sample the same tokens."""
+    printed = run("sampler.py", "--problems=8", "--slots=4", "--shots=1")
+    assert re.fullmatch(r"plain / ours: [\d.]+", printed.splitlines()[-1])
 
 
-def test_the_browser_of_rationales_table_at_a_tiny_size(capsys):
-    """Every action has its times; without a Chromium the sizes are there alone."""
+@pytest.mark.slow
+def test_both_sides_of_the_train_step_have_the_same_losses():
+    """The script asserts that; the table ends with the ratios."""
+    pytest.importorskip("torch", reason="transformers' side needs torch")
+    pytest.importorskip("transformers", reason="transformers is the other side")
+    sizes = ("layers=2", "d_model=32", "heads=2", "vocabulary=400", "rows=2", "row_tokens=40", "steps=1")
+    printed = run("train_step.py", *(f"--{size}" for size in sizes))
+    assert "2 rows of 40 tokens, 32 of 80 with loss" in printed
+    last = printed.splitlines()[-1]
+    assert re.fullmatch(r"ours / transformers: [\d.]+ x the tokens/s, -?[\d.]+ x the memory", last), last
+
+
+@pytest.mark.slow
+def test_the_report_browser_s_table_at_a_tiny_size(capsys):
+    """Every action has its times; without Chromium only the sizes are printed."""
     pytest.importorskip("playwright", reason="needs playwright (pip install -e '.[test]')")
     load("report_browser").main(["--problems=60", "--train_problems=30", "--iterations=1", "--repeats=1"])
     printed = capsys.readouterr().out
@@ -78,13 +98,14 @@ def test_the_browser_of_rationales_table_at_a_tiny_size(capsys):
         assert re.search(r"^slowest answer \d+ ms: (under|OVER) the bar of 300 ms$", printed, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_gpt_j_s_tables_at_a_tiny_size(capsys):
     load("gptj").main([*GPTJ, "--torch_device=cpu"])
     printed = capsys.readouterr().out
     numbers = r"[\d,]+(?:\.\d+)?"
     for line in (
         rf"matrix product {numbers} TFLOP/s, copy {numbers} TB/s",
-        rf"decode: +{numbers} tokens/s, -?{numbers} ms a step; floor {numbers} ms \({numbers} GB\), "
+        rf"decode: +{numbers} tokens/s, -?{numbers} ms per step; floor {numbers} ms \({numbers} GB\), "
         rf"-?{numbers}% of it; products {numbers} ms",
         rf"prefill: +{numbers} tokens/s, {numbers} TFLOP/s, {numbers}% of the matrix rate",
         rf"bfloat16 weights, bfloat16 first moment, remat full: {numbers} \+ {numbers} GiB, fits",
@@ -97,29 +118,28 @@ def test_gpt_j_s_tables_at_a_tiny_size(capsys):
 
 
 def test_gpt_j_s_benchmark_needs_neither_seqio_nor_tensorflow_nor_ml_collections():
-    """A machine with a GPU may have jax, flax, optax and orbax alone."""
+    """A machine with a GPU may have nothing but jax, flax, optax and orbax."""
     hide = "for name in ('seqio', 'tensorflow', 'clu', 'ml_collections', 'tqdm', 'torch'): sys.modules[name] = None"
     find = "sys.path.insert(0, sys.argv[1]); sys.path.insert(0, sys.argv[2])"
     code = f"import sys\n{hide}\n{find}\nimport gptj, star_jax.weights.checkpoint"
-    paths = [str(BENCHMARKS), str(BENCHMARKS.parents[1])]
+    paths = [str(BENCHMARKS), str(ROOT)]
     done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("slots", [64, 256, 512])
-def test_the_least_work_of_gpt_j_6b_by_hand(slots):
-    """12.1 GB of weights in bfloat16 less the embedding's 0.4, and 458,752 bytes of keys and values a token."""
+def test_the_least_work_of_gpt_j_6b_by_hand():
+    """12.1 GB of bfloat16 weights less the embedding's 0.4, and 458,752 bytes of keys and values for each token."""
+    least_work = load("least_work")
     cfg = ModelConfig(**GPTJ_6B, compute_dtype="bfloat16")
     lengths = budget.Lengths(prefix=785, body=55, new=96)
-    least_work = load("least_work")
-    work = least_work.sampling(cfg, slots, slots, lengths)
     weights = 2 * (budget.parameter_count(decoder.GPT(cfg)) - 50400 * 4096)
     assert weights == pytest.approx(12.1e9 - 0.413e9, rel=2e-3)
-    assert work.decode_steps == 95
-    own = 458_752 * (785 + slots * (55 + 48))
-    assert work.decode_bytes / 95 == pytest.approx(weights + own)
     blocks, head = 28 * 12 * 4096**2, 50400 * 4096  # biases and norms are a thousandth
-    a_token = 2 * (blocks + head) + 4 * 28 * 4096 * (785 + 55 + 95 / 2)
-    assert work.decode_flops == pytest.approx(slots * 95 * a_token, rel=1e-3)
-    more = least_work.sampling(cfg, 2 * slots, slots, lengths)
-    assert more.decode_bytes == 2 * work.decode_bytes and more.decode_flops == 2 * work.decode_flops
+    token_flops = 2 * (blocks + head) + 4 * 28 * 4096 * (785 + 55 + 95 / 2)
+    for slots in (64, 256, 512):
+        work = least_work.sampling(cfg, slots, slots, lengths)
+        assert work.decode_steps == 95
+        assert work.decode_bytes / 95 == pytest.approx(weights + 458_752 * (785 + slots * (55 + 48)))
+        assert work.decode_flops == pytest.approx(slots * 95 * token_flops, rel=1e-3)
+        twice = least_work.sampling(cfg, 2 * slots, slots, lengths)
+        assert twice.decode_bytes == 2 * work.decode_bytes and twice.decode_flops == 2 * work.decode_flops

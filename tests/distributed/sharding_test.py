@@ -1,4 +1,4 @@
-"""star_jax.distributed.sharding: every mesh computes the same, and the parameters lie where the table says."""
+"""star_jax.distributed.sharding: every mesh computes the same, and parameters are sharded as the table says."""
 
 import math
 
@@ -17,13 +17,10 @@ from star_jax.weights import placement
 from tests.support.models import numpy_params
 
 CONFIG = ModelConfig(n_layers=1, d_model=16, n_heads=8, d_mlp=32, rotary_dim=2, vocab_size=24)
-MESHES = [
-    MeshConfig(data=8),
-    MeshConfig(fsdp=8),
-    MeshConfig(tensor=8),
-    MeshConfig(fsdp=2, tensor=4),
-    MeshConfig(data=2, fsdp=2, tensor=2),
-]
+ALL_AXES = MeshConfig(data=2, fsdp=2, tensor=2)
+MESHES = [MeshConfig(data=8), MeshConfig(fsdp=8), MeshConfig(tensor=8), MeshConfig(fsdp=2, tensor=4), ALL_AXES]
+# The mesh with all axes is enough for the quick suite.
+SOME_SLOW = [config if config == ALL_AXES else pytest.param(config, marks=pytest.mark.slow) for config in MESHES]
 TOKENS = np.random.default_rng(0).integers(0, 24, (8, 6)).astype(np.int32)
 
 
@@ -48,23 +45,24 @@ def loss_and_logits(model, params, tokens_BT):
 
 
 @pytest.fixture(scope="module")
-def on_one_device(model, params):
+def one_device(model, params):
+    """(loss, logits)."""
     return jax.device_get(jax.jit(loss_and_logits, static_argnums=0)(model, params, TOKENS))
 
 
-@pytest.mark.parametrize("config", MESHES, ids=name_of)
-def test_a_sharded_forward_pass_equals_one_device(model, params, on_one_device, config):
+@pytest.mark.parametrize("config", SOME_SLOW, ids=name_of)
+def test_a_sharded_forward_pass_equals_one_device(model, params, one_device, config):
     mesh = sharding.make_mesh(config)
     placed = jax.device_put(params, placement.param_shardings(model, mesh))
     with sharding.use(mesh):
-        found = jax.jit(loss_and_logits, static_argnums=0)(model, placed, sharding.put_rows(mesh, TOKENS))
-    loss, logits_BTV = jax.device_get(found)
-    assert abs(loss - on_one_device[0]) < 1e-5
-    assert np.max(np.abs(logits_BTV - on_one_device[1])) < 1e-5
+        results = jax.jit(loss_and_logits, static_argnums=0)(model, placed, sharding.put_rows(mesh, TOKENS))
+    loss, logits_BTV = jax.device_get(results)
+    assert abs(loss - one_device[0]) < 1e-5
+    assert np.max(np.abs(logits_BTV - one_device[1])) < 1e-5
 
 
-def test_no_parameter_lies_twice_along_one_mesh_axis(model):
-    """Two logical axes of one parameter on one mesh axis would be an error only on that mesh."""
+def test_no_parameter_uses_a_mesh_axis_twice(model):
+    """Two logical axes of one parameter on one mesh axis are an error, but only on a mesh that has that axis."""
     axes = dict(sharding.RULES)
     specs = jax.tree.leaves(
         jax.tree.map(tuple, flat_specs(model), is_leaf=is_spec), is_leaf=lambda x: isinstance(x, tuple)
@@ -93,10 +91,12 @@ def is_spec(x):
     return isinstance(x, PartitionSpec)
 
 
-def test_parameters_lie_as_the_table_says(model):
-    """Heads, mlp and vocabulary are split along tensor, the model axis along fsdp."""
-    found = placement.param_shardings(model, sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
-    specs = {jax.tree_util.keystr(k, simple=True, separator="/"): s.spec for k, s in jax.tree.leaves_with_path(found)}
+def test_parameters_are_sharded_as_the_table_says(model):
+    """Heads, mlp and vocabulary over tensor, the model axis over fsdp."""
+    shardings = placement.param_shardings(model, sharding.make_mesh(ALL_AXES))
+    specs = {
+        jax.tree_util.keystr(k, simple=True, separator="/"): s.spec for k, s in jax.tree.leaves_with_path(shardings)
+    }
     assert specs["embedding/embedding"] == PartitionSpec("tensor", "fsdp")
     assert specs["head/kernel"] == PartitionSpec("fsdp", "tensor")
     for name in ("query", "key", "value"):
@@ -106,29 +106,28 @@ def test_parameters_lie_as_the_table_says(model):
     assert specs["blocks/mlp/out/kernel"] == PartitionSpec(None, "tensor", "fsdp")
 
 
-@pytest.mark.parametrize("config", MESHES, ids=name_of)
-def test_no_kernel_is_replicated_where_it_could_be_split(model, params, config):
+def test_no_kernel_is_replicated_that_can_be_sharded(model, params):
     """A device holds 1 / (fsdp x tensor) of every kernel and of the embedding."""
-    mesh = sharding.make_mesh(config)
-    placed = jax.device_put(params, placement.param_shardings(model, mesh))
-    ways = config.fsdp * config.tensor
-    for path, leaf in jax.tree.leaves_with_path(placed):
-        here = math.prod(leaf.sharding.shard_shape(leaf.shape))
-        if leaf.size > CONFIG.d_mlp * CONFIG.n_layers:
-            assert here * ways == leaf.size, jax.tree_util.keystr(path)
+    wrong = []
+    for config in MESHES:
+        placed = jax.device_put(params, placement.param_shardings(model, sharding.make_mesh(config)))
+        for path, leaf in jax.tree.leaves_with_path(placed):
+            shard = math.prod(leaf.sharding.shard_shape(leaf.shape))
+            if leaf.size > CONFIG.d_mlp * CONFIG.n_layers and shard * config.fsdp * config.tensor != leaf.size:
+                wrong.append((name_of(config), jax.tree_util.keystr(path)))
+    assert not wrong
 
 
-def test_fresh_parameters_are_made_where_they_will_live(model):
-    """init_params gives plain arrays, placed as param_shardings says."""
-    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    made, places = placement.init_params(model, mesh, seed=3), placement.param_shardings(model, mesh)
-    assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), made, places)))
-    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(made))
+def test_fresh_parameters_are_initialized_sharded(model):
+    """init_params returns plain arrays with the shardings of param_shardings."""
+    mesh = sharding.make_mesh(ALL_AXES)
+    params, shardings = placement.init_params(model, mesh, seed=3), placement.param_shardings(model, mesh)
+    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), params, shardings))
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
 
 
-def test_activation_constraints_are_in_the_program_under_use(model, params):
-    """Without the mesh and the table made current, the model's logical constraints do nothing."""
-    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+def test_activation_constraints_have_an_effect_only_inside_use(model, params):
+    mesh = sharding.make_mesh(ALL_AXES)
 
     def constraints():
         loss = jax.jit(lambda params, tokens_BT: loss_and_logits(model, params, tokens_BT)[0])
@@ -137,26 +136,25 @@ def test_activation_constraints_are_in_the_program_under_use(model, params):
 
     assert constraints() == []
     with sharding.use(mesh):
-        found = constraints()
-    wanted = {
-        "behind the embedding and the blocks": ('[{"data", "fsdp"}, {}, {}]', 2),
+        lines = constraints()
+    expected = {
+        "after the embedding and the blocks": ('[{"data", "fsdp"}, {}, {}]', 2),
         "queries, keys and values": ('[{"data", "fsdp"}, {"tensor"}, {}, {}]', 3),
         "between the MLP's products, and logits": ('[{"data", "fsdp"}, {}, {"tensor"}]', 2),
     }
-    for what, (place, count) in wanted.items():
-        assert sum(place in line for line in found) >= count, what
+    for name, (spec, count) in expected.items():
+        assert sum(spec in line for line in lines) >= count, name
     with sharding.use(mesh, local_rows=True):
         assert not any('"data"' in line for line in constraints())
     assert constraints() == []
 
 
-@pytest.mark.parametrize("local_rows", [False, True])
-@pytest.mark.parametrize("config", [MeshConfig(data=1), MeshConfig(data=2, fsdp=2, tensor=2)], ids=name_of)
-def test_outside_of_a_program_a_current_mesh_changes_nothing(model, params, on_one_device, config, local_rows):
-    """Weights that are not on the mesh, as in a notebook: constraints on them were a TypeError of jax's."""
-    with sharding.use(sharding.make_mesh(config), local_rows):
-        logits_BTV = decoder.apply(model, jax.tree.map(jax.numpy.asarray, params), TOKENS)
-    assert np.max(np.abs(logits_BTV - on_one_device[1])) < 1e-5
+def test_outside_jit_a_current_mesh_changes_nothing(model, params, one_device):
+    """Weights that are not on the mesh, as in a notebook: constraints on them were a TypeError of JAX."""
+    for config, local_rows in ((ALL_AXES, False), (ALL_AXES, True), (MeshConfig(data=1), False)):
+        with sharding.use(sharding.make_mesh(config), local_rows):
+            logits_BTV = decoder.apply(model, jax.tree.map(jax.numpy.asarray, params), TOKENS)
+        assert np.max(np.abs(logits_BTV - one_device[1])) < 1e-5, (config, local_rows)
 
 
 STEPS = 5
@@ -166,17 +164,16 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=1)
 def losses_on(model, config, rows_RT, microbatches=1):
     """The losses of five steps from the same weights, on one mesh."""
     mesh = sharding.make_mesh(config)
-    places = placement.param_shardings(model, mesh)
-    state = step.initial_state(OPTIMIZER, jax.tree.map(sharding.put, numpy_params(CONFIG), places))
+    shardings = placement.param_shardings(model, mesh)
+    state = step.initial_state(OPTIMIZER, jax.tree.map(sharding.put, numpy_params(CONFIG), shardings))
     batch = {name: sharding.put_rows(mesh, array) for name, array in rows_RT.items()}
-    found = []
+    losses = []
     with sharding.use(mesh):
         for _ in range(STEPS):
             state, metrics = step.train_step(model, OPTIMIZER, state, batch, np.float32(0.01), 1e-4, microbatches)
-            found.append(float(metrics["loss"]))
-    lie_so = jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), state.params, places)
-    assert jax.tree.all(lie_so)
-    return found
+            losses.append(float(metrics["loss"]))
+    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state.params, shardings))
+    return losses
 
 
 @pytest.fixture(scope="module")
@@ -196,14 +193,13 @@ def one_device_s_losses(model, rows):
     return losses_on(model, MeshConfig(data=1), rows)
 
 
-@pytest.mark.parametrize("config", MESHES, ids=name_of)
+@pytest.mark.parametrize("config", SOME_SLOW, ids=name_of)
 def test_five_train_steps_have_one_device_s_losses(model, rows, one_device_s_losses, config):
     assert losses_on(model, config, rows) == pytest.approx(one_device_s_losses, rel=1e-5)
     assert one_device_s_losses[-1] < one_device_s_losses[0]
 
 
-@pytest.mark.parametrize("config", [MeshConfig(data=1), MeshConfig(data=2, fsdp=2, tensor=2)], ids=name_of)
-@pytest.mark.parametrize("microbatches", [2, 4])
+@pytest.mark.parametrize("config, microbatches", [(MeshConfig(data=1), 2), (ALL_AXES, 4)])
 def test_microbatches_change_no_loss(model, rows, one_device_s_losses, config, microbatches):
     assert losses_on(model, config, rows, microbatches) == pytest.approx(one_device_s_losses, rel=1e-5)
 
@@ -215,20 +211,20 @@ def test_microbatches_that_do_not_divide_are_refused():
         sharding.check_rows(mesh, 8, 4)
 
 
-@pytest.mark.parametrize("tensor", [1, 2, 4])
-def test_weights_for_sampling_are_split_by_tensor_alone_and_cast(model, params, tensor):
-    """From a training mesh that splits them three ways; every group of `tensor` devices has them all."""
-    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    drawing = sharding.sampling_mesh(mesh, tensor)
-    assert dict(drawing.shape) == {"data": 8 // tensor, "fsdp": 1, "tensor": tensor}
+def test_weights_for_sampling_are_cast_and_sharded_over_tensor_only(model, params):
+    """From a training mesh with all axes; every group of `tensor` devices holds a whole copy."""
+    mesh = sharding.make_mesh(ALL_AXES)
     placed = jax.tree.map(sharding.put, params, placement.param_shardings(model, mesh))
-    moved = placement.to_sampling(model, placed, drawing, "bfloat16")
-    for (path, leaf), old in zip(jax.tree.leaves_with_path(moved), jax.tree.leaves(params), strict=True):
-        assert leaf.dtype == jax.numpy.bfloat16
-        np.testing.assert_array_equal(leaf, old.astype(jax.numpy.bfloat16))
-        kept = math.prod(leaf.sharding.shard_shape(leaf.shape))
-        whole = not any(axis == "tensor" for axis in leaf.sharding.spec)
-        assert kept * (1 if whole else tensor) == leaf.size, jax.tree_util.keystr(path)
+    for tensor in (1, 2, 4):
+        sampling_mesh = sharding.sampling_mesh(mesh, tensor)
+        assert dict(sampling_mesh.shape) == {"data": 8 // tensor, "fsdp": 1, "tensor": tensor}
+        moved = placement.to_sampling(model, placed, sampling_mesh, "bfloat16")
+        for (path, leaf), old in zip(jax.tree.leaves_with_path(moved), jax.tree.leaves(params), strict=True):
+            assert leaf.dtype == jax.numpy.bfloat16
+            np.testing.assert_array_equal(leaf, old.astype(jax.numpy.bfloat16))
+            shards = tensor if "tensor" in leaf.sharding.spec else 1
+            shard = math.prod(leaf.sharding.shard_shape(leaf.shape))
+            assert shard * shards == leaf.size, (tensor, jax.tree_util.keystr(path))
 
 
 def test_a_sampling_mesh_that_does_not_divide_is_refused():
@@ -241,14 +237,14 @@ def test_make_mesh_gives_data_the_devices_the_others_leave():
     assert sharding.make_mesh(MeshConfig(data=1)).size == 1
 
 
-@pytest.mark.parametrize("config", [MeshConfig(data=9), MeshConfig(fsdp=3, tensor=3), MeshConfig(data=4, fsdp=4)])
-def test_make_mesh_refuses_more_devices_than_there_are(config):
-    with pytest.raises(InputError, match="does not fit 8 devices"):
-        sharding.make_mesh(config)
+def test_make_mesh_refuses_more_devices_than_there_are():
+    for config in (MeshConfig(data=9), MeshConfig(fsdp=3, tensor=3), MeshConfig(data=4, fsdp=4)):
+        with pytest.raises(InputError, match="does not fit 8 devices"):
+            sharding.make_mesh(config)
 
 
-def test_put_rows_splits_rows_over_data_and_fsdp_and_refuses_what_does_not_divide():
-    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+def test_put_rows_shards_rows_over_data_and_fsdp_and_refuses_a_remainder():
+    mesh = sharding.make_mesh(ALL_AXES)
     placed = sharding.put_rows(mesh, TOKENS)
     assert placed.sharding.shard_shape(placed.shape) == (2, 6)
     np.testing.assert_array_equal(placed, TOKENS)
@@ -256,26 +252,26 @@ def test_put_rows_splits_rows_over_data_and_fsdp_and_refuses_what_does_not_divid
         sharding.put_rows(mesh, TOKENS[:6])
 
 
-@pytest.mark.parametrize("config", [MeshConfig(data=1), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "eight"])
-def test_weights_come_back_from_the_host_s_memory_bit_for_bit_and_stay_there(config):
-    """Fine-tuning gives its weights' buffers up: neither copy may share them with the other."""
-    mesh, model = sharding.make_mesh(config), decoder.GPT(CONFIG)
-    first = jax.device_put(numpy_params(CONFIG), placement.param_shardings(model, mesh))
-    kept = placement.to_host(first)
-    give_up = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
-    for params in (first, placement.from_host(kept), placement.from_host(kept)):
-        places = placement.param_shardings(model, mesh)
-        assert jax.tree.all(jax.tree.map(lambda x, place: x.sharding == place, params, places))
-        jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), numpy_params(CONFIG))
-        give_up(params)
-        assert jax.tree.leaves(params)[0].is_deleted()
-    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(kept)} == {"pinned_host"}
+def test_weights_come_back_from_host_memory_unchanged_and_the_copy_stays():
+    """Fine-tuning donates its weights' buffers: neither copy may share them with the other."""
+    donate = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+    for config in (MeshConfig(data=1), ALL_AXES):
+        mesh, model = sharding.make_mesh(config), decoder.GPT(CONFIG)
+        shardings = placement.param_shardings(model, mesh)
+        first = jax.device_put(numpy_params(CONFIG), shardings)
+        host = placement.to_host(first)
+        for params in (first, placement.from_host(host), placement.from_host(host)):
+            assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s, params, shardings))
+            jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), numpy_params(CONFIG))
+            donate(params)
+            assert jax.tree.leaves(params)[0].is_deleted()
+        assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(host)} == {"pinned_host"}
 
 
-def test_the_host_s_bytes_count_every_copy():
-    """A mesh of copies keeps one for each of them."""
+def test_host_bytes_count_every_copy():
+    """A host copy is made of each model copy of the mesh."""
     model, size = decoder.GPT(CONFIG), sum(leaf.nbytes for leaf in jax.tree.leaves(numpy_params(CONFIG)))
     for config, copies in ((MeshConfig(data=1), 1), (MeshConfig(data=4, tensor=2), 4)):
-        places = placement.param_shardings(model, sharding.make_mesh(config))
-        taken = placement.host_bytes(jax.device_put(numpy_params(CONFIG), places))
-        assert size * copies <= taken <= 1.2 * size * copies + 8192  # what is not split lies twice
+        shardings = placement.param_shardings(model, sharding.make_mesh(config))
+        host_bytes = placement.host_bytes(jax.device_put(numpy_params(CONFIG), shardings))
+        assert size * copies <= host_bytes <= 1.2 * size * copies + 8192  # norms are replicated
