@@ -1,22 +1,23 @@
-"""GPT-J-6B on the accelerator at hand, with random weights: decoding, prefill, train step, and one loop of the paper.
+"""GPT-J-6B with random weights on this machine's accelerator: decoding, prefill, train step, one loop of the paper.
 
     python tests/benchmarks/gptj.py                                       (bandwidth and matrix rate are measured first)
     python tests/benchmarks/gptj.py --slots=256 --bandwidth=4.8 --matrix_rate=989        (an H200's data sheet instead)
     python tests/benchmarks/gptj.py --layers=2 --d_model=64 --problems=24 --slots=8 --new_tokens=8 --prefix=32 \\
         --steps=2 --rows=2 --row_tokens=128 --probe_mib=16 --probe_side=256              (any machine, half a minute)
 
-Decoding: as many rows as slots behind one prefix of 785 tokens (CommonsenseQA's seven shots), bodies of 55 tokens,
-96 new tokens; seconds of the whole less those of the same program where every row's first token ends it. Its floor:
-each step reads all bfloat16 weights (12.1 GB less the embedding), the prefix's keys and values once and each row's own,
-at the speed of a copy. The products' time at the matrix rate is told beside it: from some 200 rows on it is longer.
-Prefill: up to that first token, against the speed of a matrix product. Train step: 8 x 1,024 tokens, Adam; weights,
-moments and what the blocks keep as wide as the memory allows. MFU: 6 FLOPs a weight and token and attention's,
-recomputation not counted, over the matrix rate.
-The loop: the paper's first on CommonsenseQA, 9,741 problems sampled, all of them rationalized (the worst case), weights
-back from the host's memory, 40 steps. Bar: three minutes on an H200. Compilation is told apart: a run pays it once.
+Decoding: one row per slot after a prefix of 785 tokens (CommonsenseQA's seven shots), bodies of 55 tokens, 96 new
+tokens. Its time is that of the whole program less that of the same program when every row's first token ends it. Its
+floor: each step reads all bfloat16 weights (12.1 GB less the embedding), the prefix's keys and values once and those of
+each row, at the speed of a copy. The time of the matrix products is printed next to it: from some 200 rows on it is
+longer.
+Prefill: prefix and bodies up to the first token, against the speed of a matrix product.
+Train step: 8 x 1,024 tokens, Adam; dtypes and activation checkpoints as large as memory allows. MFU: 6 FLOPs per weight
+and token plus attention's, without recomputation, over the matrix rate.
+The loop: the paper's first on CommonsenseQA, 9,741 problems sampled, all rationalized (the worst case), weights
+restored from host memory, 40 steps. Bar: three minutes on an H200. Compilation is timed separately: a run pays it once.
 
-Needs jax, flax, optax and orbax; neither data nor a tokenizer, seqio, TensorFlow or ml_collections. Where torch sees a
-GPU, transformers' generate draws the same. README's table and LOG.md have an H200's figures.
+Needs jax, flax, optax and orbax; no data, tokenizer files, seqio, TensorFlow or ml_collections. If torch sees a GPU,
+transformers' generate samples the same lengths. README.md and LOG.md of this folder have an H200's figures.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import importlib.util
 import os
 import time
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")  # three quarters else; read when JAX starts
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")  # default: 0.75; read when JAX starts
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ from star_jax.training.step import initial_state, train_step
 from star_jax.weights import placement
 
 BAR = 180.0  # seconds of the loop on an H200
-# (weights, Adam's first moment, what the blocks keep for the backward pass), the widest first; second moment: float32.
+# (weights, Adam's first moment, model.remat), the most memory first. The second moment is always float32.
 TRAINING = (
     ("float32", "float32", "dots"),
     ("float32", "float32", "full"),
@@ -59,7 +60,7 @@ TRAINING = (
 def main(argv: list[str] | None = None) -> None:
     """Prints the tables."""
     args = arguments(argv)
-    peer = transformers_line(args)  # before JAX takes the device's memory
+    peer = transformers_line(args)  # first: JAX then reserves the device's memory
     settings = sizes(args)
     cfg = settings.model
     model, mesh = decoder.GPT(cfg), sharding.make_mesh(config.MeshConfig(data=1))
@@ -73,14 +74,14 @@ def main(argv: list[str] | None = None) -> None:
           f"{' (given)' if args.matrix_rate and args.bandwidth else ''}")  # fmt: skip
     params = random_params(model, mesh)
     for slots in args.slots:
-        decoding(args, model, params, slots, speed)
+        time_decoding(args, model, params, slots, speed)
     print(peer)
-    phases = {name: drawing(args, model, params, name) for name in ("sample", "rationalize")}
-    jax.tree.map(lambda leaf: leaf.delete(), params)  # training needs the room
-    phases |= training(args, settings, model, mesh, speed)
+    phases = {name: time_sampling_pass(args, model, params, name) for name in ("sample", "rationalize")}
+    jax.tree.map(lambda leaf: leaf.delete(), params)  # training needs the memory
+    phases |= time_training(args, settings, model, mesh, speed)
     total = sum(phases.values())
-    told = ", ".join(f"{name} {seconds:.2f}" for name, seconds in phases.items())
-    print(f"\none loop, {args.problems} problems, {args.steps} steps: {total:.1f} s: {told}"
+    parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in phases.items())
+    print(f"\none loop, {args.problems} problems, {args.steps} steps: {total:.1f} s: {parts}"
           f"  (bar: {BAR:.0f} s on an H200 at the sizes of GPT-J-6B)")  # fmt: skip
 
 
@@ -89,55 +90,57 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=config.GPTJ_6B["n_layers"])
     parser.add_argument("--d_model", type=int, default=config.GPTJ_6B["d_model"])
     parser.add_argument("--slots", type=lambda text: [int(n) for n in text.split(",")], default=[64, 256, 512])
-    parser.add_argument("--loop_slots", type=int, default=0, help="of the loop; 0: the last of --slots")
+    parser.add_argument("--loop_slots", type=int, default=0, help="slots in the loop; 0: the last of --slots")
     parser.add_argument("--prefix", type=int, default=785, help="tokens of the shots")
     parser.add_argument("--body", type=int, default=55, help="tokens of a problem")
     parser.add_argument("--new_tokens", type=int, default=96)
-    parser.add_argument("--prefill_tokens", type=int, default=1024, help="of bodies that a prefill takes at once")
-    parser.add_argument("--problems", type=int, default=9741, help="of the loop")
+    parser.add_argument("--prefill_tokens", type=int, default=1024, help="body tokens of one prefill")
+    parser.add_argument("--problems", type=int, default=9741, help="problems of the loop")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--row_tokens", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--bandwidth", type=float, default=0.0, help="of the chip's memory, TB/s; 0: measured")
-    parser.add_argument("--matrix_rate", type=float, default=0.0, help="of the chip in bfloat16, TFLOP/s; 0: measured")
-    parser.add_argument("--probe_mib", type=int, default=2048, help="array whose copy is timed")
-    parser.add_argument("--probe_side", type=int, default=8192, help="of the square matrices whose product is timed")
-    parser.add_argument("--torch_device", default="cuda", help="where transformers' generate runs; none: nowhere")
+    parser.add_argument("--bandwidth", type=float, default=0.0, help="memory bandwidth, TB/s; 0: measured")
+    parser.add_argument("--matrix_rate", type=float, default=0.0, help="bfloat16 matrix rate, TFLOP/s; 0: measured")
+    parser.add_argument("--probe_mib", type=int, default=2048, help="size of the array whose copy is timed")
+    parser.add_argument(
+        "--probe_side", type=int, default=8192, help="side of the square matrices whose product is timed"
+    )
+    parser.add_argument("--torch_device", default="cuda", help="device of transformers' generate; none: skip it")
     return parser.parse_args(argv)
 
 
 def sizes(args: argparse.Namespace) -> config.Config:
-    """GPT-J of the flags' sizes, bfloat16 activations, blocks recomputed."""
+    """GPT-J of the flags' sizes, bfloat16 activations, full recomputation."""
     heads = max(1, args.d_model // 256)
-    given = {**config.GPTJ_6B, "n_layers": args.layers, "d_model": args.d_model, "n_heads": heads}
-    given |= {"d_mlp": 4 * args.d_model, "rotary_dim": min(64, args.d_model // heads)}
-    cfg = config.ModelConfig(**given, compute_dtype="bfloat16", remat="full")
+    model_sizes = {**config.GPTJ_6B, "n_layers": args.layers, "d_model": args.d_model, "n_heads": heads}
+    model_sizes |= {"d_mlp": 4 * args.d_model, "rotary_dim": min(64, args.d_model // heads)}
+    cfg = config.ModelConfig(**model_sizes, compute_dtype="bfloat16", remat="full")
     rows = config.TrainConfig(batch_rows=args.rows, row_tokens=args.row_tokens)
     return config.Config(model=cfg, train=rows, mesh=config.MeshConfig(data=1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Of this device, a second."""
+    """Rates of this device, per second."""
 
     flops: float  # bfloat16 products
     bytes: float  # read and written
 
 
 def copy_rate(mib: int) -> float:
-    """Of an array's copy, bytes read and written; of a fused addition, should that be faster."""
+    """Bytes per second, read and written, of an array's copy or of a fused addition, whichever is faster."""
     source = jax.random.normal(jax.random.key(0), (mib * 2**19,), jnp.bfloat16)
-    ways = jnp.copy, jax.jit(lambda x: x + 1)
-    return 2.0 * source.nbytes / min(machine.best(lambda way=way: way(source), turns=3, calls=10) for way in ways)
+    functions = jnp.copy, jax.jit(lambda x: x + 1)
+    return 2.0 * source.nbytes / min(machine.best(lambda f=f: f(source), turns=3, calls=10) for f in functions)
 
 
 def random_params(model: decoder.GPT, mesh: Mesh, dtype: str = "bfloat16") -> decoder.Params:
-    """Normal weights of standard deviation 0.02, made on the device leaf by leaf; end-of-text is never drawn."""
+    """Normal weights of standard deviation 0.02, made on the device leaf by leaf; end-of-text is never sampled."""
     shapes, tree = jax.tree.flatten(placement.sharded_shapes(model, mesh, dtype))
     make = jax.jit(lambda key, like: 0.02 * jax.random.normal(key, like.shape, like.dtype), static_argnums=1)
     keys = jax.random.split(jax.random.key(0), len(shapes))
-    made = [jax.device_put(make(key, like), like.sharding) for key, like in zip(keys, shapes, strict=True)]
-    params = jax.tree.unflatten(tree, made)
+    leaves = [jax.device_put(make(key, like), like.sharding) for key, like in zip(keys, shapes, strict=True)]
+    params = jax.tree.unflatten(tree, leaves)
     head = params["head"]
     return {**params, "head": {**head, "bias": head["bias"].at[ByteTokenizer().end_of_text].set(-1e4)}}
 
@@ -173,8 +176,10 @@ def ending_at_once(params: DecodeParams) -> DecodeParams:
     return params._replace(rest={**params.rest, "head": {**head, "bias": bias}})
 
 
-def decoding(args: argparse.Namespace, model: decoder.GPT, params: decoder.Params, slots: int, speed: Speed) -> None:
-    """One row a slot: the whole, and what comes before the second token by itself."""
+def time_decoding(
+    args: argparse.Namespace, model: decoder.GPT, params: decoder.Params, slots: int, speed: Speed
+) -> None:
+    """Prints the rates of decoding and of prefill; one row per slot."""
     requests, (ours, weights) = requests_of(args, slots, seed=0), make_sampler(args, model, params, slots)
     started = time.perf_counter()
     assert {len(sample.token_ids) for sample in ours.sample(weights, requests)} == {args.new_tokens}
@@ -183,42 +188,42 @@ def decoding(args: argparse.Namespace, model: decoder.GPT, params: decoder.Param
     whole, prefill = (machine.best(lambda w=w: ours.sample(w, requests) and (), turns=2) for w in (weights, ending))
     lengths = budget.Lengths(args.prefix, args.body, args.new_tokens)
     work = least_work.sampling(model.config, slots, slots, lengths)
-    spent, floor, steps = whole - prefill, work.decode_bytes / speed.bytes, work.decode_steps
+    decode, floor, steps = whole - prefill, work.decode_bytes / speed.bytes, work.decode_steps
     print(f"\n{slots} slots, {memory()}; first call {first:.1f} s")
-    print(f"  decode:  {slots * steps / spent:10,.0f} tokens/s, {1e3 * spent / steps:.2f} ms a step; "
-          f"floor {1e3 * floor / steps:.2f} ms ({work.decode_bytes / steps / 1e9:.2f} GB), {floor / spent:.1%} of it; "
+    print(f"  decode:  {slots * steps / decode:10,.0f} tokens/s, {1e3 * decode / steps:.2f} ms per step; "
+          f"floor {1e3 * floor / steps:.2f} ms ({work.decode_bytes / steps / 1e9:.2f} GB), {floor / decode:.1%} of it; "
           f"products {1e3 * work.decode_flops / steps / speed.flops:.2f} ms")  # fmt: skip
     rate = work.prefill_flops / prefill  # the shared prefix is encoded in every call
     print(f"  prefill: {(args.prefix + slots * args.body) / prefill:10,.0f} tokens/s, {rate / 1e12:,.2f} TFLOP/s, "
           f"{rate / speed.flops:.1%} of the matrix rate")  # fmt: skip
 
 
-def drawing(args: argparse.Namespace, model: decoder.GPT, params: decoder.Params, name: str) -> float:
-    """Seconds of one pass of the loop over all problems, prefix included, once its programs are compiled."""
+def time_sampling_pass(args: argparse.Namespace, model: decoder.GPT, params: decoder.Params, name: str) -> float:
+    """Seconds of one pass over all problems, prefix included, after compilation."""
     slots = args.loop_slots or args.slots[-1]
     ours, weights = make_sampler(args, model, params, slots)
     requests = requests_of(args, args.problems, seed=len(name))
     ours.sample(weights, requests[:1])
     started = time.perf_counter()
-    drawn = ours.sample(weights, requests)
+    samples = ours.sample(weights, requests)
     seconds = time.perf_counter() - started
     lengths = budget.Lengths(args.prefix, args.body, args.new_tokens)
     steps = least_work.sampling(model.config, args.problems, slots, lengths).decode_steps
-    tokens = sum(len(draw.token_ids) for draw in drawn)
+    tokens = sum(len(sample.token_ids) for sample in samples)
     print(f"\n{name}: {args.problems} problems, {slots} slots: {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s; "
           f"{steps} decode steps at least")  # fmt: skip
     return seconds
 
 
-def training(
+def time_training(
     args: argparse.Namespace, settings: config.Config, model: decoder.GPT, mesh: Mesh, speed: Speed
 ) -> dict[str, float]:
-    """Seconds of the loop's restart ("load") and steps ("fine_tune")."""
-    settings = choose_widths(settings)
+    """Seconds of the loop's restart from base ("load") and of its steps ("fine_tune")."""
+    settings = choose_training(settings)
     model, weights, adam = decoder.GPT(settings.model), settings.train.param_dtype, settings.optimizer
-    made = random_params(model, mesh, weights)
-    base = placement.to_host(made)
-    jax.tree.map(lambda leaf: leaf.delete(), made)
+    params = random_params(model, mesh, weights)
+    base = placement.to_host(params)
+    jax.tree.map(lambda leaf: leaf.delete(), params)
     batch = {name: sharding.put_rows(mesh, array) for name, array in rows_of(args, model).items()}
 
     def step(state):
@@ -234,22 +239,22 @@ def training(
         for _ in range(args.steps):
             state, metrics = step(state)
         jax.block_until_ready(state)
-        spent = time.perf_counter() - started
-    one, tokens = spent / args.steps, args.rows * args.row_tokens
+        fine_tune = time.perf_counter() - started
+    step_seconds, tokens = fine_tune / args.steps, args.rows * args.row_tokens
     plain = dataclasses.replace(settings, model=dataclasses.replace(settings.model, remat="none"))
-    mfu, hardware = (budget.train_flops(c) / one / speed.flops for c in (plain, settings))
+    mfu, hardware = (budget.train_flops(c) / step_seconds / speed.flops for c in (plain, settings))
     print(f"\ntrain step: {args.rows} x {args.row_tokens} tokens, {weights} weights, {adam.moment_dtype} first moment, "
           f"remat {settings.model.remat}, loss {float(metrics['loss']):.3f}, {memory()}")  # fmt: skip
-    print(f"  first {first:.1f} s, then {one:.3f} s; {tokens / one:,.0f} tokens/s; MFU {mfu:.1%}, "
+    print(f"  first {first:.1f} s, then {step_seconds:.3f} s; {tokens / step_seconds:,.0f} tokens/s; MFU {mfu:.1%}, "
           f"with recomputation {hardware:.1%}")  # fmt: skip
-    return {"load": load, "fine_tune": spent}
+    return {"load": load, "fine_tune": fine_tune}
 
 
-def choose_widths(settings: config.Config) -> config.Config:
-    """The widest of TRAINING that fits the device by its count of bytes; says what each takes."""
+def choose_training(settings: config.Config) -> config.Config:
+    """The first of TRAINING that fits the device by the count of bytes; prints what each takes."""
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     chosen = None
-    print(f"\ntraining on this device ({f'{limit / 2**30:.1f} GiB' if limit else 'its memory is not told'}):")
+    print(f"\ntraining on this device ({f'{limit / 2**30:.1f} GiB' if limit else 'its memory is unknown'}):")
     for weights, first, remat in TRAINING:
         option = dataclasses.replace(
             settings,
@@ -257,16 +262,16 @@ def choose_widths(settings: config.Config) -> config.Config:
             train=dataclasses.replace(settings.train, param_dtype=weights),
             optimizer=dataclasses.replace(settings.optimizer, moment_dtype=first),
         )
-        held, more = budget.train_bytes(option, dict(data=1, fsdp=1, tensor=1))
-        fits = not limit or held + more < limit
-        print(f"  {weights} weights, {first} first moment, remat {remat}: {held / 2**30:.2f} + {more / 2**30:.2f} GiB, "
-              f"{'fits' if fits else 'does not fit'}")  # fmt: skip
+        arguments, temporaries = budget.train_bytes(option, dict(data=1, fsdp=1, tensor=1))
+        fits = not limit or arguments + temporaries < limit
+        print(f"  {weights} weights, {first} first moment, remat {remat}: {arguments / 2**30:.2f} + "
+              f"{temporaries / 2**30:.2f} GiB, {'fits' if fits else 'does not fit'}")  # fmt: skip
         chosen = chosen or (option if fits else None)
     return chosen or option
 
 
 def rows_of(args: argparse.Namespace, model: decoder.GPT) -> dict[str, np.ndarray]:
-    """A batch of rows full of one segment each, with loss on all of it."""
+    """A batch of rows of one segment each, with loss on all tokens."""
     shape = (args.rows, args.row_tokens)
     ids = np.random.default_rng(1).integers(0, model.config.vocab_size, shape).astype(np.int32)
     positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
@@ -276,10 +281,10 @@ def rows_of(args: argparse.Namespace, model: decoder.GPT) -> dict[str, np.ndarra
 
 
 def transformers_line(args: argparse.Namespace) -> str:
-    """transformers' generate on the same lengths, random bfloat16 weights; or that it is absent."""
+    """The result of transformers' generate with the same lengths and random bfloat16 weights, or why there is none."""
     name = "transformers' generate"
     if args.torch_device == "none":
-        return f"\n{name}: not asked for"
+        return f"\n{name}: not requested"
     if not all(importlib.util.find_spec(module) for module in ("torch", "transformers")):
         return f"\n{name}: torch or transformers is absent"
     import torch
@@ -298,11 +303,11 @@ def transformers_line(args: argparse.Namespace) -> str:
         torch.set_default_dtype(torch.float32)
         rows = min(args.slots)
         ids = torch.randint(0, cfg.vocab_size, (rows, args.prefix + args.body))
-        how = dict(max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens, do_sample=False, pad_token_id=0)
+        options = dict(max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens, do_sample=False, pad_token_id=0)
         seconds = []
         for _ in range(2):
             started = time.perf_counter()
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), **how).cpu()
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), **options).cpu()
             seconds.append(time.perf_counter() - started)
     new = rows * (out.shape[1] - ids.shape[1])
     del model
@@ -314,7 +319,7 @@ def transformers_line(args: argparse.Namespace) -> str:
 def memory() -> str:
     stats = jax.devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use")
-    return "memory not told by this device" if peak is None else f"peak memory {peak / 2**30:.1f} GiB"
+    return "peak memory unknown" if peak is None else f"peak memory {peak / 2**30:.1f} GiB"
 
 
 if __name__ == "__main__":

@@ -3,17 +3,17 @@
     python tests/benchmarks/iteration.py --base=runs/arithmetic/base
     python tests/benchmarks/iteration.py --base=runs/arithmetic/base --problems=2000 --steps=200        a minute
 
-Runs configs/arithmetic.py through star.run, from a stored base (without --base the demo's own is pretrained first, two
-minutes), in a directory of its own. The seconds by phase are the run's own, from its metrics.jsonl. Sampling,
-rationalizing and evaluating are draws of the compiled sampler with the judging of what it drew; fine_tune is the train
-steps. All else is overhead: "outside" is its share of an iteration's wall time, and the bar is 5 %.
+Runs configs/arithmetic.py through star.run in a temporary directory, from a stored base (without --base the demo's base
+is pretrained first, two minutes). Seconds by phase are those of the run's metrics.jsonl. The phases sample, rationalize
+and evaluate are the compiled sampler and the judging of its samples; fine_tune is the train steps. All else is
+overhead: "outside" is its share of an iteration's wall time. The bar is 5 %.
 
-"storing" is the run_dir's and the checkpoints' part, in whatever phase: files, their checksums and fsyncs, the log's
-lines, Orbax's saves as far as the loop waits for them (one inside a fine-tuning every --checkpoint_every steps), and
-what a restart would read. The bar is 3 % of the wall time.
+"storing" is the share of the run directory and of the checkpoints, in any phase: files, their checksums and fsyncs, the
+log's lines, the part of Orbax's saves that the loop waits for (in fine-tuning one every --checkpoint_every steps), and
+what a restart reads. The bar is 3 % of the wall time.
 
-Compilations are the backend's, counted by jax.monitoring and dealt to the iterations by the clock; the bar is none
-after iteration 1 (iteration 0 evaluates the base). A compilation that a persistent cache answers counts too.
+Compilations are counted by jax.monitoring and assigned to iterations by time. The bar is 0 after iteration 1 (iteration
+0 evaluates the base). Programs from a persistent cache count too.
 """
 
 import argparse
@@ -34,18 +34,18 @@ from star_jax.runs.run_directory import RunDirectory
 from star_jax.weights import checkpoint, train_state
 
 ROOT = Path(__file__).parents[2]
-WORK = ("sample", "rationalize", "evaluate", "fine_tune")  # what an iteration is for
-BAR, STORING_BAR = 0.05, 0.03  # of the wall time, for all else; for the run_dir and the checkpoints
+WORK = ("sample", "rationalize", "evaluate", "fine_tune")  # all other phases are overhead
+BAR, STORING_BAR = 0.05, 0.03  # shares of the wall time: overhead; run directory and checkpoints
 
 
 class Compilations:
-    """The times at which the backend was asked to compile a program, since this was made."""
+    """The times at which programs were compiled since this object was created."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        jax.monitoring.register_event_duration_secs_listener(self._record)
 
-    def _heard(self, event: str, _: float, **__: Any) -> None:
+    def _record(self, event: str, _: float, **__: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             self.times.append(time.time())
 
@@ -53,11 +53,11 @@ class Compilations:
         return sum(begin < t <= end for t in self.times)
 
     def close(self) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._heard)
+        jax.monitoring.unregister_event_duration_listener(self._record)
 
 
 class Storing:
-    """When the run_dir and the checkpoints were at work: their functions are wrapped for as long as this is open."""
+    """When the run directory and the checkpoints were at work: their functions are wrapped until `close`."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[float, float]] = []  # of the outermost calls, in the main thread
@@ -83,18 +83,18 @@ class Storing:
         def timed(*args: Any, **named: Any) -> Any:
             if self._inside or threading.current_thread() is not threading.main_thread():
                 return real(*args, **named)
-            self._inside, begun = True, time.time()
+            self._inside, started = True, time.time()
             try:
                 return real(*args, **named)
             finally:
                 self._inside = False
-                self.spans.append((begun, time.time()))
+                self.spans.append((started, time.time()))
 
         setattr(owner, name, timed)
 
     def between(self, begin: float, end: float) -> float:
-        """Seconds."""
-        return sum(until - since for since, until in self.spans if begin < until <= end)
+        """Seconds of the calls that ended in an interval."""
+        return sum(stop - start for start, stop in self.spans if begin < stop <= end)
 
     def close(self) -> None:
         for owner, name, real in self._real:
@@ -102,7 +102,7 @@ class Storing:
 
 
 def settings(args: argparse.Namespace) -> config.Config:
-    """The demo's config with the sizes of the flags."""
+    """The demo's config with the flags' sizes."""
     path = ROOT / "configs" / "arithmetic.py"
     spec = importlib.util.spec_from_file_location("arithmetic", path)
     assert spec and spec.loader
@@ -121,27 +121,27 @@ def settings(args: argparse.Namespace) -> config.Config:
 
 
 def measure(args: argparse.Namespace, workdir: Path) -> tuple[float, list[dict[str, Any]]]:
-    """(wall seconds, for each iteration its phases, "compilations", "storing" and, as "total", its wall seconds)."""
-    compiled, storing, begun = Compilations(), Storing(), time.time()
+    """(wall seconds; for each iteration its phases, "compilations", "storing", and "total": its wall seconds)."""
+    compilations, storing, started = Compilations(), Storing(), time.time()
     try:
         star.run(settings(args), workdir)
     finally:
-        compiled.close()
+        compilations.close()
         storing.close()
-    wall, since, found = time.time() - begun, begun, []
+    wall, since, iterations = time.time() - started, started, []
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         if line["stage"] == "phases":
             seconds = {k: v for k, v in line.items() if k not in ("time", "stage", "iteration", "step")}
-            # A line is written when its iteration has ended.
-            counted = {"compilations": compiled.between(since, line["time"])}
-            found.append({**seconds, **counted, "storing": storing.between(since, line["time"])})
+            # This line is written at the end of its iteration.
+            counts = {"compilations": compilations.between(since, line["time"])}
+            iterations.append({**seconds, **counts, "storing": storing.between(since, line["time"])})
             since = line["time"]
-    return wall, found
+    return wall, iterations
 
 
 def table(iterations: list[dict[str, Any]]) -> str:
-    """Seconds and shares by phase, a column an iteration; then what is outside of the work, and compilations."""
+    """Seconds and shares by phase, one column for each iteration; then overhead, storing and compilations."""
     names = dict.fromkeys(name for phases in iterations for name in phases)
     rows = [f"{'':14}" + "".join(f"{f'iteration {n}':>18}" for n in range(len(iterations)))]
     for name in (name for name in names if name not in ("total", "compilations", "storing")):
@@ -162,25 +162,27 @@ def outside(phases: dict[str, Any]) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints the table and the two bars."""
+    """Prints the table and the bars."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="", help="a stored base, e.g. of a finished run of the demo")
     parser.add_argument("--iterations", type=int, default=3)
-    parser.add_argument("--problems", type=int, default=10_000, help="an iteration")
+    parser.add_argument("--problems", type=int, default=10_000, help="per iteration")
     parser.add_argument("--steps", type=int, default=1000, help="of iteration 1; a fifth more each iteration")
-    parser.add_argument("--checkpoint_every", type=int, default=200, help="steps; the demo itself makes none")
-    parser.add_argument("--digits", type=int, default=0, help="the longest sums, with few problems; 0: the demo's task")
+    parser.add_argument("--checkpoint_every", type=int, default=200, help="steps; the demo has no checkpoints")
+    parser.add_argument(
+        "--digits", type=int, default=0, help="digits of the longest sums, with few problems; 0: the demo's task"
+    )
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        wall, found = measure(args, Path(folder) / "run")
+        wall, iterations = measure(args, Path(folder) / "run")
     machine = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
-    print(f"{machine}: {args.problems} problems, {args.steps} steps, {wall:.1f} s in all")
-    print(table(found))
-    shares = [outside(phases) for phases in found[1:]]
+    print(f"{machine}: {args.problems} problems, {args.steps} steps, {wall:.1f} s in total")
+    print(table(iterations))
+    shares = [outside(phases) for phases in iterations[1:]]
     print(f"outside of sampling and training: {max(shares):.1%} at most (bar: {BAR:.0%})")
-    stored = max(phases["storing"] / phases["total"] for phases in found[1:])
+    stored = max(phases["storing"] / phases["total"] for phases in iterations[1:])
     print(f"run_dir and checkpoints: {stored:.1%} at most (bar: {STORING_BAR:.0%})")
-    print(f"compilations after iteration 1: {sum(p['compilations'] for p in found[2:])} (bar: 0)")
+    print(f"compilations after iteration 1: {sum(p['compilations'] for p in iterations[2:])} (bar: 0)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks know of the machine: its rates, and the allocator's settings that a fair comparison needs."""
+"""This machine's rates, and the allocator settings of a fair comparison with torch."""
 
 import os
 import sys
@@ -10,15 +10,15 @@ MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**35)}
 
 
 def keep_freed_memory() -> None:
-    """Starts the script again with MALLOC set, unless it is: torch loses up to half its speed to page faults else."""
+    """Starts the script again with MALLOC set, without which torch loses up to half its speed to page faults."""
     if any(os.environ.get(name) != value for name, value in MALLOC.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})
 
 
 def best(function: Callable[[], Any], turns: int = 7, calls: int = 1) -> float:
-    """Seconds of one of `calls` that wait for the device and not for each other, of the fastest of some turns.
+    """Seconds of one call: the mean over `calls` of them, which wait only for the device, in the fastest of `turns`.
 
-    The first call, which compiles, is left out.
+    One more call before them compiles.
     """
     import jax
 
@@ -38,6 +38,7 @@ def matrix_rate(side: int, dtype: str = "float32") -> float:
     import jax
     import jax.numpy as jnp
 
-    # Drawn, for a chip can be faster on ones; waited for once, for starting a call takes as long as a small one.
+    # Random numbers: a chip can be faster on constants. Ten calls for each wait: launching one takes as long as a small
+    # product.
     square, product = jax.random.normal(jax.random.key(0), (side, side), dtype), jax.jit(jnp.matmul)
     return 2.0 * side**3 / best(lambda: product(square, square), turns=3, calls=10)

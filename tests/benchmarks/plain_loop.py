@@ -1,7 +1,7 @@
-"""The sampling loop that one writes in an afternoon: the shared prefix once, then batches that wait for their longest.
+"""A plain JAX sampling loop: the shared prefix is encoded once, then each batch waits for its longest row.
 
-GPT-J in plain jax.numpy over star_jax's parameter tree, a cache of [B, H, S, K] a layer, one compiled scan of greedy
-steps. No slots, no refilling, no tuning: what the benchmarks hold star_jax's sampler against.
+GPT-J in jax.numpy over star_jax's parameter tree, a cache [B, H, S, K] for each layer, one compiled scan of greedy
+steps. No slots, no refilling, no tuning: the baseline of star_jax's sampler.
 """
 
 import functools
@@ -11,19 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def draw(params, prefix, bodies, new_tokens, batch, rotary_dim):
-    """Greedy tokens [len(bodies), new_tokens], after the ids `prefix` and each of the `bodies`; no stops."""
-    own = max(map(len, bodies))
+def sample(params, prefix, bodies, new_tokens, batch, rotary_dim):
+    """Greedy tokens [len(bodies), new_tokens] after the ids `prefix` and each of the `bodies`; no stops."""
+    body_tokens = max(map(len, bodies))
     shared = _encode(params, jnp.asarray(prefix)[None], rotary_dim)
-    drawn = []
+    tokens = []
     for start in range(0, len(bodies), batch):
         rows = bodies[start : start + batch]
-        tokens_BT, lengths_B = np.zeros((batch, own), np.int32), np.ones((batch,), np.int32)
+        tokens_BT, lengths_B = np.zeros((batch, body_tokens), np.int32), np.ones((batch,), np.int32)
         for i, row in enumerate(rows):
-            tokens_BT[i, own - len(row) :], lengths_B[i] = row, len(row)
-        out = _draw_batch(params, shared, tokens_BT, lengths_B, new_tokens, rotary_dim, len(prefix))
-        drawn.append(np.asarray(out)[: len(rows)])
-    return np.concatenate(drawn)
+            tokens_BT[i, body_tokens - len(row) :], lengths_B[i] = row, len(row)
+        out = _sample_batch(params, shared, tokens_BT, lengths_B, new_tokens, rotary_dim, len(prefix))
+        tokens.append(np.asarray(out)[: len(rows)])
+    return np.concatenate(tokens)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -35,7 +35,7 @@ def _encode(params, tokens_BT, rotary_dim):
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
-def _draw_batch(params, shared, tokens_BT, lengths_B, new_tokens, rotary_dim, prefix):
+def _sample_batch(params, shared, tokens_BT, lengths_B, new_tokens, rotary_dim, prefix):
     own = tokens_BT.shape[1]
     index_T = jnp.arange(own)
     real_BT = index_T[None] >= own - lengths_B[:, None]
@@ -59,8 +59,8 @@ def _draw_batch(params, shared, tokens_BT, lengths_B, new_tokens, rotary_dim, pr
 
 
 def _blocks(params, tokens_BT, positions_BT, mask_BTS, rotary_dim, shared=None, cache=None, slot=0):
-    """(logits [B, V] of the last place, [[keys, values] of [B, H, S, K]] a layer)."""
-    x_BTD, found = params["embedding"]["embedding"][tokens_BT], []
+    """(logits [B, V] of the last token, [keys, values] of [B, H, S, K] for each layer)."""
+    x_BTD, layers = params["embedding"]["embedding"][tokens_BT], []
     for n in range(params["blocks"]["norm"]["scale"].shape[0]):
         layer = jax.tree.map(lambda leaf, n=n: leaf[n], params["blocks"])
         normed = _norm(x_BTD, layer["norm"])
@@ -69,7 +69,7 @@ def _blocks(params, tokens_BT, positions_BT, mask_BTS, rotary_dim, shared=None, 
         if cache is not None:
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=2)
             k, v = (write(old, new) for old, new in zip(cache[n], (k, v), strict=True))
-        found.append([k, v])
+        layers.append([k, v])
         scores = jnp.where(mask_BTS[:, None], jnp.einsum("BHTK,BHSK->BHTS", q, k), -1e30)
         size = 0
         if shared is not None:
@@ -82,7 +82,7 @@ def _blocks(params, tokens_BT, positions_BT, mask_BTS, rotary_dim, shared=None, 
         into, out = layer["mlp"]["in"], layer["mlp"]["out"]
         wide = jax.nn.gelu(normed @ into["kernel"] + into["bias"])
         x_BTD += jnp.einsum("BHTK,HKD->BTD", y, layer["attention"]["out"]) + wide @ out["kernel"] + out["bias"]
-    return _norm(x_BTD[:, -1], params["final_norm"]) @ params["head"]["kernel"] + params["head"]["bias"], found
+    return _norm(x_BTD[:, -1], params["final_norm"]) @ params["head"]["kernel"] + params["head"]["bias"], layers
 
 
 def _norm(x, leaf):

@@ -1,11 +1,11 @@
-"""How fast the report's browser of rationales answers, in Chromium, on a run made by hand.
+"""Response times of the report's browser of rationales in Chromium, on a synthetic run.
 
     python tests/benchmarks/report_browser.py                        10,000 problems x 3 iterations, both collections
     python tests/benchmarks/report_browser.py --problems=1221 --train_problems=9741 --iterations=30      paper-size
 
-The run's texts are made of random words, about 400 characters each; of the train problems, half are rationalized. A row
-of the second table is one action, repeated: the milliseconds from the event to the next frame that shows its answer,
-taken by performance.now() in the page. The bar is 300 ms for all but the first load of a block ("first", to compare).
+Texts are random words, about 400 characters each; half of the train problems are rationalized. A row of the second
+table is one action, repeated: milliseconds by performance.now() in the page, from the event to the next frame that shows
+its result. The bar is 300 ms for all but the first load of a block ("first", for comparison).
 """
 
 import argparse
@@ -26,7 +26,7 @@ from star_jax.records import Completion, Example, Problem, write_lines
 BAR = 300  # milliseconds
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CLASSES = ("1 digit", "2 digits", "3 digits")
-# Acts, and resolves with the milliseconds until a frame shows the answer.
+# Performs an action and resolves with the milliseconds until a frame shows its result.
 TIMED = """async (act) => {
   const root = document.querySelector(".browser");
   const form = root.querySelector("form").elements;
@@ -36,31 +36,31 @@ TIMED = """async (act) => {
   };
   const press = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
   root.scrollIntoView();
-  const begun = performance.now();
+  const started = performance.now();
   new Function("change", "press", "root", act)(change, press, root);
   while (root.getAttribute("aria-busy") !== "false") await new Promise((go) => setTimeout(go));
   await new Promise((go) => requestAnimationFrame(() => setTimeout(go)));
-  return performance.now() - begun;
+  return performance.now() - started;
 }"""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", type=int, default=10_000, help="of the evaluation")
+    parser.add_argument("--problems", type=int, default=10_000, help="evaluated problems")
     parser.add_argument("--train_problems", type=int, default=10_000)
-    parser.add_argument("--iterations", type=int, default=3, help="behind the base")
-    parser.add_argument("--characters", type=int, default=400, help="of a text, in the mean")
-    parser.add_argument("--repeats", type=int, default=7, help="of each action")
+    parser.add_argument("--iterations", type=int, default=3, help="iterations after the base")
+    parser.add_argument("--characters", type=int, default=400, help="mean length of a text")
+    parser.add_argument("--repeats", type=int, default=7, help="repetitions of each action")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"
         make_run(workdir, args)
         seconds = []
         for _ in range(2):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             path = report.write(workdir)
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(time.perf_counter() - started)
         beside = list(path.parent.glob("report_texts/*.js"))
         print(f"{args.problems:,} + {args.train_problems:,} problems, {args.iterations} iterations, "
               f"{sum(p.stat().st_size for p in workdir.rglob('*.jsonl')) / 1e6:,.1f} MB of JSON lines")  # fmt: skip
@@ -80,11 +80,11 @@ def in_chromium(path: Path, iterations: int, repeats: int) -> None:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         print(f"Chromium {browser.version}")
         page = browser.new_page(viewport={"width": 1200, "height": 900})
-        begun = time.perf_counter()
+        started = time.perf_counter()
         page.goto(path.as_uri())
-        opened = time.perf_counter() - begun
+        opened = time.perf_counter() - started
         page.wait_for_selector(".browser[aria-busy=false]", timeout=60_000)
-        print(f"opened in {opened:.2f} s, first rationales shown after {time.perf_counter() - begun:.2f} s")
+        print(f"opened in {opened:.2f} s, first rationales shown after {time.perf_counter() - started:.2f} s")
         print(f"{'action':46}{'first':>8}{'median':>8}{'max':>8}  ms  (bar: {BAR})")
         slowest = 0.0
         for collection in ("evaluation", "training"):
@@ -96,33 +96,33 @@ def in_chromium(path: Path, iterations: int, repeats: int) -> None:
 
 
 def actions(collection: str, iterations: int) -> dict[str, tuple[str, str]]:
-    """Action -> what does it, and what takes it back; both are timed."""
+    """Action -> JavaScript that performs it, and JavaScript that reverts it; both are timed."""
     filters = [("category", "1", ""), ("verdict", "wrong", ""), ("verdict", "steps", ""), ("solved", "never", "")]
     filters += [("search", "Reason", ""), ("search", "no such words", ""), ("iteration", "1", str(iterations))]
     if collection == "evaluation":
         filters += [("verdict", "gained", ""), ("verdict", "lost", "")]
     else:
         filters += [("kept", "kept", ""), ("source", "rationalized", "")]
-    found = {f"{name}: {value}": (change(name, value), change(name, back)) for name, value, back in filters}
+    by_filter = {f"{name}: {value}": (change(name, value), change(name, back)) for name, value, back in filters}
     return {
-        **found,
+        **by_filter,
         "page turned": ('press("n")', 'press("p")'),
         "history": ('root.querySelector("a.open").click()', 'press("Escape")'),
     }
 
 
 def change(name: str, value: str) -> str:
-    """JavaScript that sets a field and says so."""
+    """JavaScript that sets a field and dispatches its event."""
     return f"change({json.dumps(name)}, {json.dumps(value)})"
 
 
 def timed(page: Page, act: str) -> float:
-    """Milliseconds."""
+    """Milliseconds that an action takes."""
     return page.evaluate(TIMED, act)
 
 
 def row(page: Page, name: str, acts: tuple[str, str], repeats: int) -> float:
-    """Prints an action's times, of it and of what takes it back; returns the longest but for the first."""
+    """Prints the times of an action and its reversal; returns the longest after the first."""
     first, _ = (timed(page, act) for act in acts)
     taken = [timed(page, act) for _ in range(repeats) for act in acts]
     print(f"{'  ' + name:46}{first:8.0f}{statistics.median(taken):8.0f}{max(taken):8.0f}")
@@ -130,54 +130,54 @@ def row(page: Page, name: str, acts: tuple[str, str], repeats: int) -> float:
 
 
 def make_run(workdir: Path, args: argparse.Namespace) -> None:
-    """What the report reads of a run: problems, draws, kept examples, evaluations."""
-    draw = random.Random(0)
+    """Writes what the report reads of a run: problems, samples, kept examples, evaluations."""
+    rng = random.Random(0)
     letters = "etaoinshrdlucmfwypvbgkjqxz"
-    words = ["".join(draw.choices(letters, range(26, 0, -1), k=draw.randint(2, 9))) for _ in range(8_000)] + ["reason"]
+    words = ["".join(rng.choices(letters, range(26, 0, -1), k=rng.randint(2, 9))) for _ in range(8_000)] + ["reason"]
     put(workdir / "config.json", {"star": {"iterations": args.iterations}})
     sizes = {"dev": args.problems, "train": args.train_problems}
     for split, size in sizes.items():
-        problems = [Problem(f"{split}-{i}", text(draw, words, 120), "answer", CLASSES[i % 3]) for i in range(size)]
+        problems = [Problem(f"{split}-{i}", text(rng, words, 120), "answer", CLASSES[i % 3]) for i in range(size)]
         put(workdir / f"problems_{split}.jsonl", problems)
     for number in range(args.iterations + 1):
         folder = workdir / f"iter_{number:03d}"
 
         def completions(split: str, indices: Any, hinted: bool, number: int = number) -> list[Completion]:
-            return [completion(draw, words, f"{split}-{i}", number, hinted, args.characters) for i in indices]
+            return [completion(rng, words, f"{split}-{i}", number, hinted, args.characters) for i in indices]
 
         evaluated = completions("dev", range(args.problems), False)
         right = sum(c.verdict == "right" for c in evaluated)
         put(folder / "eval_dev.jsonl", evaluated)
         put(folder / "eval_dev.json", {"n": len(evaluated), "accuracy": right / max(1, len(evaluated))})
         if number:
-            drawn = completions("train", range(args.train_problems), False)
+            samples = completions("train", range(args.train_problems), False)
             hinted = completions("train", range(args.train_problems // 2), True)
-            kept = [kept_example(c) for c in drawn + hinted if c.verdict == "right"]
-            put(folder / "samples.jsonl", drawn)
+            kept = [kept_example(c) for c in samples + hinted if c.verdict == "right"]
+            put(folder / "samples.jsonl", samples)
             put(folder / "rationalizations.jsonl", hinted)
             put(folder / "kept.jsonl", kept)
         (folder / "DONE").touch()
 
 
-def completion(draw: random.Random, words: list[str], name: str, number: int, hinted: bool, size: int) -> Completion:
-    """A draw at random; later iterations are right more often."""
-    right = draw.random() < 0.3 + 0.1 * number / (number + 1)
-    verdict = "right" if right else draw.choice(("wrong", "unparsable", "truncated"))
-    consistent = draw.random() < 0.9 if right else None
-    tokens = draw.randint(size // 8, size // 3 + 1)
-    rationale = text(draw, words, size)
+def completion(rng: random.Random, words: list[str], name: str, number: int, hinted: bool, size: int) -> Completion:
+    """A random completion; later iterations are right more often."""
+    right = rng.random() < 0.3 + 0.1 * number / (number + 1)
+    verdict = "right" if right else rng.choice(("wrong", "unparsable", "truncated"))
+    consistent = rng.random() < 0.9 if right else None
+    tokens = rng.randint(size // 8, size // 3 + 1)
+    rationale = text(rng, words, size)
     return Completion(name, number, 0, hinted, rationale, "answer" if right else None, verdict, consistent,
                       -0.5 * tokens, tokens, "seed")  # fmt: skip
 
 
 def kept_example(c: Completion) -> Example:
-    """The training example made of a draw."""
+    """The training example made of a rng."""
     return Example(c.problem_id, "prompt", c.text, c.iteration, "rationalized" if c.hinted else "sampled")
 
 
-def text(draw: random.Random, words: list[str], size: int) -> str:
-    """Words, about as many characters in the mean."""
-    return " ".join(draw.choices(words, k=max(1, round(size * draw.uniform(0.5, 1.5) / 6.5))))
+def text(rng: random.Random, words: list[str], size: int) -> str:
+    """Random words, `size` characters on average."""
+    return " ".join(rng.choices(words, k=max(1, round(size * rng.uniform(0.5, 1.5) / 6.5))))
 
 
 def put(path: Path, content: dict | list) -> None:

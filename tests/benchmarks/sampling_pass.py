@@ -1,19 +1,20 @@
-"""One CommonsenseQA pass: star_jax's sampler beside transformers and beside a plain JAX loop, in one run.
+"""One CommonsenseQA pass: star_jax's sampler next to transformers and to a plain JAX loop, in one run.
 
     python tests/benchmarks/sampling_pass.py --data=DIR/commonsense_qa --tokenizer=DIR/gpt2 [--peers=plain,generate]
 
 W: GPT-J of 8 layers, d_model 512, vocabulary 50,400, random weights of std 0.1, float32; seven shots as the prefix,
-the first 128 dev problems, 64 new tokens each, greedy, nothing stops early. All sides must draw the same tokens; the
-slowest are given the first problems of W only (--slow_problems), for only tokens a second are compared.
+the first 128 dev problems, 64 new tokens each, greedy, no early stop. All sides must sample the same tokens. The
+slowest sample the first problems of W only (--slow_problems), since tokens per second are compared.
 
-W with stops: 256 train problems of 20 to 96 new tokens: from the 20th on each ends a text with a chance of 1 in 20 (a
-stop automaton that counts to 20 and then stops at a twentieth of the vocabulary, another one for each place). Through
-the sampler as it is, and through the same one with queues of as many problems as it has slots: no refilling.
+W with stops: 256 train problems of 20 to 96 new tokens. From the 20th on each token ends a text with a chance of 1 in
+20 (a stop automaton that counts to 20 and then stops at a twentieth of the vocabulary, a different one at each
+position). They go through the sampler as it is, and through the same sampler with queues as long as it has slots: no
+refilling.
 
-The floor is the time that the least work takes at this machine's own rates, measured in the same run: every
-multiplication and byte of a pass with no idle row, no padding, and the prefix encoded once. Torch loses up to half its
-speed to page faults without MALLOC_MMAP_MAX_ and MALLOC_TRIM_THRESHOLD_, so the script sets them for all sides;
---plain_malloc leaves the allocator as users have it.
+The floor is the time of the least work at this machine's own rates, measured in the same run: all multiplications and
+bytes of a pass without idle rows and padding, with the prefix encoded once. Torch loses up to half its speed to page
+faults without MALLOC_MMAP_MAX_ and MALLOC_TRIM_THRESHOLD_, so the script sets them for all sides; --plain_malloc leaves
+the allocator at its defaults.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import least_work
 import machine
 import numpy as np
 import plain_loop
-from sampler import machine_speed, requests_of
+from sampler import machine_rates, requests_of
 
 from star_jax import config, tasks
 from star_jax.distributed import sharding
@@ -41,7 +42,7 @@ from star_jax.tokenizers import byte_level_bpe
 from star_jax.weights import placement
 
 SIZES = config.ModelConfig(8, 512, 8, 2048, 32, vocab_size=50400, max_positions=2048)
-SHORTEST, LONGEST, ODDS = 20, 96, 20  # of W with stops: tokens at least and most, 1 in ODDS ends a text
+SHORTEST, LONGEST, ODDS = 20, 96, 20  # of W with stops, in tokens; 1 token in ODDS ends a text
 
 
 def main() -> None:
@@ -55,14 +56,16 @@ def main() -> None:
     parser.add_argument("--stopping_problems", type=int, default=256)
     parser.add_argument("--new_tokens", type=int, default=64)
     parser.add_argument("--slots", type=int, default=64)
-    parser.add_argument("--runs", type=int, default=3, help="the median of so many counts")
-    parser.add_argument("--peers", default="plain,static,compiled,generate", help="a list; none for ours alone")
-    parser.add_argument("--plain_malloc", action="store_true", help="the allocator as users have it, for all sides")
+    parser.add_argument("--runs", type=int, default=3, help="timed runs, of which the median counts")
+    parser.add_argument(
+        "--peers", default="plain,static,compiled,generate", help="the other sides, with commas between; empty: none"
+    )
+    parser.add_argument("--plain_malloc", action="store_true", help="default allocator settings for all sides")
     args = parser.parse_args()
     if not args.plain_malloc:
         machine.keep_freed_memory()
     work = Work(args)
-    rates = machine_speed()
+    rates = machine_rates()
     print(f"this machine: {rates[0] / 1e9:.0f} GFLOP/s (matrix product), {rates[1] / 1e9:.1f} GB/s (copy)")
     whole_pass(args, work, rates)
     if args.stopping_problems:
@@ -86,63 +89,65 @@ class Work:
         self.decode_params = placement.to_decode_params(decoder.GPT(self.config), self.params, self.mesh)
 
     def sampler(self, **options) -> Sampler:
-        """Greedy, over all 50,400 rows of the vocabulary, as the other sides draw."""
+        """A greedy sampler over all 50,400 rows of the vocabulary, like the other sides."""
         sampler = Sampler(decoder.GPT(self.config), self.words, self.mesh, SamplerSpec(**options))
         sampler.engine = dataclasses.replace(sampler.engine, vocab_used=self.config.vocab_size)
         return sampler
 
 
 def random_params(cfg: config.ModelConfig) -> decoder.Params:
-    """Normal with a standard deviation of 0.1, so that tokens differ; norms as they begin."""
+    """Normal weights of standard deviation 0.1, so that tokens differ; norms at their initial values."""
     rng = np.random.default_rng(0)
     shapes = placement.unbox(placement.abstract_params(decoder.GPT(cfg)))
 
-    def draw(path, leaf):
+    def leaf_values(path, leaf):
         if "norm" in placement.leaf_name(path):
             return jnp.full(leaf.shape, float(path[-1].key == "scale"))
         return jnp.asarray(0.1 * rng.standard_normal(leaf.shape, dtype=np.float32))
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(leaf_values, shapes)
 
 
 def whole_pass(args: argparse.Namespace, work: Work, rates: tuple[float, float]) -> None:
-    """W, all sides in turn."""
+    """Times W on all sides in turn, and prints the table."""
     new, few = args.new_tokens, args.slow_problems
     ours = work.sampler(max_new_tokens=new, slots=args.slots, queue=512)
     ours._automaton_SV = jnp.zeros((2, work.words.vocab_size + 200), jnp.int32)  # no text stops
-    sides: dict[str, Callable[[], np.ndarray]] = {"star_jax": lambda: ours_draws(ours, work)}
+    sides: dict[str, Callable[[], np.ndarray]] = {"star_jax": lambda: sample_ours(ours, work)}
     for name in filter(None, args.peers.split(",")):
         sides |= peer(name, work, new, few)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    drawn = {}
+    tokens = {}
     for turn in range(args.runs + 1):  # the first one compiles
-        for name, draw in sides.items():
+        for name, sample in sides.items():
             started = time.perf_counter()
-            drawn[name] = draw()
+            tokens[name] = sample()
             seconds[name] += [time.perf_counter() - started] * (turn > 0)
     bodies = [len(body) for body in work.bodies]
     flops, moved = least_work.mixed_sampling(work.config, len(work.prefix), bodies, [new] * len(bodies), args.slots)
     floor = flops / rates[0]
-    print(f"{args.problems} problems behind {len(work.prefix)} tokens, {new} new ones each; bodies of "
+    print(f"{args.problems} problems after {len(work.prefix)} tokens, {new} new ones each; bodies of "
           f"{min(map(len, work.bodies))} to {max(map(len, work.bodies))}")  # fmt: skip
     print(
         f"least work: {flops / 1e9:,.0f} GFLOP, {moved / 1e9:,.0f} GB: {floor:.1f} s and {moved / rates[1]:.1f} s here"
     )
     print(f"{'side':30}{'tokens/s':>9}{'star_jax /':>11}{'of the floor':>13}{'equal tokens':>13}")
-    speed = {name: drawn[name].size / statistics.median(taken) for name, taken in seconds.items()}
+    speed = {name: tokens[name].size / statistics.median(taken) for name, taken in seconds.items()}
     for name in sides:
-        equal = np.mean(drawn[name] == drawn["star_jax"][: len(drawn[name])])
+        equal = np.mean(tokens[name] == tokens["star_jax"][: len(tokens[name])])
         share = floor * speed[name] / (args.problems * new)
         print(f"{name:30}{speed[name]:9.0f}{speed['star_jax'] / speed[name]:11.2f}{share:13.0%}{equal:13.2%}")
 
 
 def peer(name: str, work: Work, new: int, few: int) -> dict[str, Callable[[], np.ndarray]]:
-    """Label -> how that side draws."""
+    """Label -> function that samples W on that side."""
     prefix, bodies = work.prefix, work.bodies
     if name == "plain":
-        draw = functools.partial(plain_loop.draw, work.params, prefix, bodies, new, rotary_dim=work.config.rotary_dim)
+        sample = functools.partial(
+            plain_loop.sample, work.params, prefix, bodies, new, rotary_dim=work.config.rotary_dim
+        )
         return {
-            f"plain JAX loop, batch {n}": functools.partial(draw, batch=n)
+            f"plain JAX loop, batch {n}": functools.partial(sample, batch=n)
             for n in sorted({min(n, len(bodies)) for n in (32, 64, 128)})
         }
     import torch_peers
@@ -154,31 +159,31 @@ def peer(name: str, work: Work, new: int, few: int) -> dict[str, Callable[[], np
     length = len(prefix) + max(map(len, bodies)) + new
     batch = min(64, len(bodies))
     static = torch_peers.StaticPrefix(model, batch, length, compiled=name == "compiled")
-    return {f"transformers, {name}, {batch}": lambda: static.draw(prefix, bodies, new)}
+    return {f"transformers, {name}, {batch}": lambda: static.sample(prefix, bodies, new)}
 
 
-def ours_draws(sampler: Sampler, work: Work) -> np.ndarray:
+def sample_ours(sampler: Sampler, work: Work) -> np.ndarray:
     """Tokens [problems, new]."""
     samples = sampler.sample(work.decode_params, requests_of(work.dev, work.words))
     return np.array([sample.token_ids for sample in samples])
 
 
 def with_stops(args: argparse.Namespace, work: Work) -> None:
-    """The sampler as it is beside itself without refilling: each queue is over before the next one begins."""
-    table_SV = stopping(work.config.vocab_size)
+    """The sampler next to itself without refilling: each queue ends before the next one starts."""
+    automaton_SV = stop_automaton(work.config.vocab_size)
     sides = {}
     for name, queue in (("refilling", 512), ("a queue for each set of slots", args.slots)):
         sides[name] = work.sampler(max_new_tokens=LONGEST, slots=args.slots, queue=queue)
-        sides[name]._automaton_SV = table_SV
+        sides[name]._automaton_SV = automaton_SV
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    draws = {}
+    samples = {}
     for turn in range(args.runs + 1):
         for name, sampler in sides.items():
             started = time.perf_counter()
-            draws[name] = sampler.sample(work.decode_params, requests_of(work.train, work.words))
+            samples[name] = sampler.sample(work.decode_params, requests_of(work.train, work.words))
             seconds[name] += [time.perf_counter() - started] * (turn > 0)
-    first, second = ([draw.token_ids for draw in side] for side in draws.values())
-    assert first == second, "refilling changed what is drawn"
+    first, second = ([sample.token_ids for sample in side] for side in samples.values())
+    assert first == second, "refilling changed tokens"
     lengths = [len(ids) for ids in first]
     print(
         f"{len(lengths)} problems that stop after {min(lengths)} to {max(lengths)} tokens (mean {np.mean(lengths):.0f})"
@@ -188,13 +193,13 @@ def with_stops(args: argparse.Namespace, work: Work) -> None:
         print(f"{name:30}{sum(lengths) / median:9.0f}{medians[1] / median:11.2f}")
 
 
-def stopping(vocab_size: int) -> jax.Array:
-    """An automaton [states, V] that stops W's texts; its state is the number of tokens drawn, the last one: stop."""
-    drawn = np.arange(LONGEST, dtype=np.uint64)[:, None]
+def stop_automaton(vocab_size: int) -> jax.Array:
+    """The stop automaton [states, V] of W with stops. Its state is the number of tokens; the last state: stop."""
+    count_S1 = np.arange(LONGEST, dtype=np.uint64)[:, None]
     ids_V = np.arange(vocab_size, dtype=np.uint64)
-    mixed_SV = (ids_V[None] * np.uint64(2654435761) + drawn * np.uint64(40503)) >> np.uint64(7)
-    stops_SV = (drawn + 1 == LONGEST) | ((drawn + 1 >= SHORTEST) & (mixed_SV % np.uint64(ODDS) == 0))
-    table_SV = np.where(stops_SV, LONGEST, drawn + 1)
+    mixed_SV = (ids_V[None] * np.uint64(2654435761) + count_S1 * np.uint64(40503)) >> np.uint64(7)
+    stops_SV = (count_S1 + 1 == LONGEST) | ((count_S1 + 1 >= SHORTEST) & (mixed_SV % np.uint64(ODDS) == 0))
+    table_SV = np.where(stops_SV, LONGEST, count_S1 + 1)
     return jnp.asarray(np.concatenate([table_SV, np.full((1, vocab_size), LONGEST)]), jnp.int32)
 
 

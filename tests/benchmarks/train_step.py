@@ -1,25 +1,24 @@
-"""Our train step beside transformers' GPTJForCausalLM with torch's AdamW: the same weights and tokens, in one run.
+"""Our train step next to transformers' GPTJForCausalLM with torch's AdamW: the same weights and tokens, in one run.
 
     python tests/benchmarks/train_step.py [--remat=dots] [--microbatches=1]
 
 The model: a GPT-J of 8 layers, d_model 512, vocabulary 50,400, weights of standard deviation 0.1, float32. A step:
-8 packed rows of 512 tokens, four texts a row whose last 40 % carry the loss; AdamW without clipping. Each side lives
-in a process of its own; they take their steps by turns, so that what else the machine does hits both, and while one
-works the other waits. The first step (which compiles) is not timed. Both must have the same losses, step by step.
+8 packed rows of 512 tokens, four texts in each row, loss on the last 40 % of each text; AdamW without clipping. Each
+side is a process of its own. They step in turn, so other load on the machine affects both, and one waits while the
+other computes. The first step, which compiles, is not timed. Both must have the same losses at every step.
 
-Torch has as many threads as there are cores, its fused AdamW (Trainer's default) and keeps what it has freed
-(MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=32 GiB), without which each step would fetch its pages anew: this
-script starts itself again with these set. XLA asks for its temporaries in a thread, whose arena gives nothing over
-64 MiB back to it: our side has a single arena (MALLOC_ARENA_MAX=1), with which torch is slower. Peak memory is the
-process's high-water mark of resident memory, less what was resident behind the imports: weights, moments, loading and
-compiling are in it.
+Torch uses as many threads as there are cores, its fused AdamW (Trainer's default), and keeps freed memory
+(MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=32 GiB); otherwise each step faults its pages in again. This script restarts
+itself with these set. XLA allocates its temporaries in a thread whose malloc arena returns nothing above 64 MiB, so our
+side has a single arena (MALLOC_ARENA_MAX=1), with which torch is slower. Peak memory is the high-water mark of resident
+memory less what was resident after the imports; it includes weights, moments, loading and compiling.
 
-The least work of a step: 6 FLOPs a weight and token (the head's at tokens with loss alone, the embedding's never) and
-12 a feature of each pair of tokens that see each other. The least bytes are Adam's: weights,
-gradients and both moments read, all but the gradients written. The share reached is of this machine's matrix product,
-measured in the same run.
+The least work of a step: 6 FLOPs per weight and token (the head's weights only at tokens with loss, the embedding's
+never) and 12 per feature and pair of tokens of which one attends to the other. The least bytes are Adam's: weights,
+gradients and both moments read, weights and moments written. "of the least" is the share of this machine's matrix
+rate, measured in the same run.
 
-README's table and LOG.md have what it measured, on two machines.
+README.md and LOG.md of this folder have its figures on two machines.
 """
 
 import argparse
@@ -43,8 +42,8 @@ ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
 def main() -> None:
-    """Prints the table, or is one side where --side is given."""
-    args = parse(sys.argv[1:])
+    """Prints the table; with --side, serves that side's steps."""
+    args = parse_flags(sys.argv[1:])
     machine.keep_freed_memory()
     if args.side:
         serve({"ours": ours, "transformers": transformers}[args.side](args))
@@ -59,15 +58,17 @@ def main() -> None:
                 answer = side.ask("step")
                 losses[name], taken[name] = answer["loss"], answer["seconds"]
                 seconds[name] += [answer["seconds"]] * (turn > 0)
-            said = (f"{name} {taken[name]:.2f} s, loss {losses[name]:.6f}" for name in sides)
-            print(f"step {turn}: {'; '.join(said)}", flush=True)
-            tolerance = 1e-5 if turn == 0 else 1e-4  # Adam's first steps are signs: rounding turns a few of them
+            results = (f"{name} {taken[name]:.2f} s, loss {losses[name]:.6f}" for name in sides)
+            print(f"step {turn}: {'; '.join(results)}", flush=True)
+            tolerance = (
+                1e-5 if turn == 0 else 1e-4
+            )  # Adam's first steps are the gradients' signs, and rounding flips a few
             assert abs(losses["ours"] - losses["transformers"]) < tolerance * losses["transformers"], losses
         facts = {name: side.close() for name, side in sides.items()}
     table(args, {name: statistics.median(values) for name, values in seconds.items()}, facts)
 
 
-def parse(words: list[str]) -> argparse.Namespace:
+def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--d_model", type=int, default=512)
@@ -75,16 +76,16 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=50400)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--row_tokens", type=int, default=512, help="a multiple of 20")
-    parser.add_argument("--steps", type=int, default=3, help="timed ones")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps")
     parser.add_argument("--remat", default="dots", help="model.remat of our side")
     parser.add_argument("--microbatches", type=int, default=1, help="train.microbatches of our side")
-    parser.add_argument("--side", default="", help="ours or transformers: be that side, for the process that asks")
-    parser.add_argument("--weights", default="", help="where that side's weights are")
-    return parser.parse_args(words)
+    parser.add_argument("--side", default="", help="ours or transformers: serve that side (used by the script itself)")
+    parser.add_argument("--weights", default="", help="model directory of that side")
+    return parser.parse_args(argv)
 
 
 class Side:
-    """A process that takes steps when it is asked to."""
+    """A process that takes a train step on request."""
 
     def __init__(self, name: str, weights: Path) -> None:
         command = [sys.executable, __file__, *sys.argv[1:], f"--side={name}", f"--weights={weights}"]
@@ -92,24 +93,24 @@ class Side:
         env = os.environ | (ONE_ARENA if name == "ours" else {})
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
-    def ask(self, what: str) -> dict[str, Any]:
+    def ask(self, request: str) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout
         try:
-            print(what, file=self.process.stdin, flush=True)
+            print(request, file=self.process.stdin, flush=True)
             answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError) as error:
             raise SystemExit(f"the side {self.name} ended with status {self.process.wait()}") from error
         return answer
 
     def close(self) -> dict[str, Any]:
-        """Ends it; what is known of it then."""
+        """Ends the process and returns its facts."""
         facts = self.ask("facts")
         self.process.communicate()
         return facts
 
 
 def serve(side: Iterator[dict[str, Any]]) -> None:
-    """Answers each line of standard input: "step" with the loss and the seconds of one, "facts" with what is known."""
+    """Answers each line of standard input: "step" with the loss and seconds of a step, "facts" with memory figures."""
     facts = next(side)
     for line in sys.stdin:
         answer = facts
@@ -122,7 +123,7 @@ def serve(side: Iterator[dict[str, Any]]) -> None:
 
 
 def ours(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Facts, then a loss a step."""
+    """Yields facts, then the loss of each step."""
     import dataclasses
 
     import jax
@@ -153,11 +154,11 @@ def ours(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     while True:
         with sharding.use(mesh):
             state, metrics = step.train_step(model, adam, state, batch, *rest)
-            yield {"loss": float(metrics["loss"])}  # waits for the loss and so for the whole of a CPU's program
+            yield {"loss": float(metrics["loss"])}  # waits for the whole program on a CPU
 
 
 def transformers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Facts, then a loss a step."""
+    """Yields facts, then the loss of each step."""
     import torch
     from transformers import GPTJForCausalLM
 
@@ -186,7 +187,7 @@ def transformers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def resident(which: str = "VmRSS") -> int:
-    """Bytes of this process that are resident now; VmHWM: at most so far. (getrusage's maximum is the parent's too.)"""
+    """Resident bytes of this process now; VmHWM: their maximum. (getrusage's maximum includes the parent's.)"""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{which}:"))
 
@@ -200,7 +201,7 @@ def model_config(args: argparse.Namespace) -> Any:
 
 
 def write_weights(args: argparse.Namespace, directory: Path) -> None:
-    """Random weights as a Hugging Face directory, which both sides read."""
+    """Writes random weights as a Hugging Face directory, which both sides read."""
     import jax
 
     from star_jax.models import decoder
@@ -214,10 +215,10 @@ def write_weights(args: argparse.Namespace, directory: Path) -> None:
 
 
 def rows(args: argparse.Namespace) -> dict[str, np.ndarray]:
-    """PrefillMask rows: as many texts in each, the last 40 % of which carry the loss."""
+    """Packed rows of TEXTS texts each, with loss on the last 40 % of each text."""
     rng, shape = np.random.default_rng(1), (args.rows, args.row_tokens)
-    place_T = np.arange(args.row_tokens) * TEXTS / args.row_tokens
-    segments_T, within_T = 1 + place_T.astype(np.int32), place_T % 1
+    text_T = np.arange(args.row_tokens) * TEXTS / args.row_tokens
+    segments_T, within_T = 1 + text_T.astype(np.int32), text_T % 1
     starts_T = np.searchsorted(segments_T, segments_T)
     columns = {
         "positions_RT": np.arange(args.row_tokens) - starts_T,
@@ -246,7 +247,7 @@ def table(args: argparse.Namespace, seconds: dict[str, float], facts: dict[str, 
           f"{rate / 1e9:.0f} GFLOP/s (matrix product): {flops / rate:.2f} s")  # fmt: skip
     program = facts["ours"]["program"]
     print("our program, MiB: " + ", ".join(f"{name} {size / MIB:,.0f}" for name, size in program.items()))
-    print(f"{'side':14}{'s a step':>10}{'tokens/s':>10}{'of the least':>14}{'peak, MiB':>11}")
+    print(f"{'side':14}{'s per step':>10}{'tokens/s':>10}{'of the least':>14}{'peak, MiB':>11}")
     for name, taken in seconds.items():
         print(f"{name:14}{taken:10.2f}{tokens / taken:10,.0f}{flops / rate / taken:14.0%}"
               f"{facts[name]['peak'] / MIB:11,.0f}")  # fmt: skip
