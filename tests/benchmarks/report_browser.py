@@ -4,8 +4,8 @@
     python tests/benchmarks/report_browser.py --problems=1221 --train_problems=9741 --iterations=30      paper-size
 
 Texts are random words, about 400 characters each; half of the train problems are rationalized. A row of the second
-table is one action, repeated: milliseconds by performance.now() in the page, from the event to the next frame that shows
-its result. The bar is 300 ms for all but the first load of a block ("first", for comparison).
+table is one action, repeated: milliseconds by performance.now() in the page, from the event to the next frame with its
+result. The bar is 300 ms for all but the first load of a block ("first", for comparison).
 """
 
 import argparse

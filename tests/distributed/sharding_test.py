@@ -199,7 +199,9 @@ def test_five_train_steps_have_one_device_s_losses(model, rows, one_device_s_los
     assert one_device_s_losses[-1] < one_device_s_losses[0]
 
 
-@pytest.mark.parametrize("config, microbatches", [(MeshConfig(data=1), 2), (ALL_AXES, 4)])
+@pytest.mark.parametrize(
+    "config, microbatches", [pytest.param(MeshConfig(data=1), 2, marks=pytest.mark.slow), (ALL_AXES, 4)]
+)
 def test_microbatches_change_no_loss(model, rows, one_device_s_losses, config, microbatches):
     assert losses_on(model, config, rows, microbatches) == pytest.approx(one_device_s_losses, rel=1e-5)
 
