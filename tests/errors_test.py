@@ -1,9 +1,9 @@
-"""star_jax.errors: bad input ends a command in one line, a bug in a traceback."""
+"""star_jax.errors, star_jax.cli.parser: bad input ends a command with one line, a bug with a traceback."""
 
 import pytest
 
 from star_jax.cli.parser import exit_on_bad_input
-from star_jax.errors import InputError, disk_errors_as_input_errors, is_peer_failure
+from star_jax.errors import InputError, Stopped, disk_errors_as_input_errors, is_peer_failure
 
 
 def raising(error: BaseException):
@@ -13,19 +13,22 @@ def raising(error: BaseException):
     return main
 
 
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("give --config=FILE", "star_jax: give --config=FILE\n"),
-        ("first\n   second\tthird\n", "star_jax: first second third\n"),
-        ("", "star_jax: \n"),
-    ],
-)
-def test_bad_input_is_one_line_and_status_2(text, line, capsys):
-    with pytest.raises(SystemExit) as caught:
-        exit_on_bad_input(raising(InputError(text)))
-    out, err = capsys.readouterr()
-    assert (caught.value.code, out, err) == (2, "", line)
+def test_expected_errors_are_one_line_and_a_status(capsys):
+    wrong = []
+    for error, status, line in (
+        (InputError("give --config=FILE"), 2, "star_jax: give --config=FILE\n"),
+        (InputError("first\n   second\tthird\n"), 2, "star_jax: first second third\n"),
+        (InputError("red \x1b[31m text"), 2, "star_jax: red [31m text\n"),
+        (InputError(""), 2, "star_jax: \n"),
+        (KeyboardInterrupt(), 130, "star_jax: interrupted; the same command continues the run\n"),
+        (Stopped(), 0, "star_jax: stopped as requested; all results are stored, the same command continues the run\n"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            exit_on_bad_input(raising(error))
+        out, err = capsys.readouterr()
+        if (caught.value.code, out, err) != (status, "", line):
+            wrong.append((error, caught.value.code, out, err))
+    assert not wrong
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), SystemExit(3)])
@@ -36,13 +39,6 @@ def test_anything_else_passes_through(error, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_ctrl_c_is_one_line_and_the_shell_s_status(capsys):
-    with pytest.raises(SystemExit) as caught:
-        exit_on_bad_input(raising(KeyboardInterrupt()))
-    assert caught.value.code == 130
-    assert capsys.readouterr().err == "star_jax: interrupted; the same command continues the run\n"
-
-
 def test_a_main_that_succeeds_returns():
     called = []
     exit_on_bad_input(lambda: called.append(1))
@@ -50,8 +46,8 @@ def test_a_main_that_succeeds_returns():
 
 
 @pytest.mark.parametrize("kind", [ValueError, RuntimeError])
-def test_the_loss_of_another_process_is_no_matter_of_the_disk(kind, tmp_path):
-    """The runtime says it with errors that a damaged file or a full disk might raise, too."""
+def test_the_loss_of_another_process_is_not_a_disk_error(kind, tmp_path):
+    """The runtime reports it with error types that a damaged file or a full disk might raise too."""
     lost = kind("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
     with pytest.raises(kind, match="Gloo"), disk_errors_as_input_errors(tmp_path / "file", kind):
         raise lost

@@ -1,12 +1,11 @@
-"""star_jax.runs.atomic_files: a file is whole or not there, whoever writes it and whoever is killed."""
+"""star_jax.runs.atomic_files: a file is complete or missing, with several writers and after a kill."""
 
 import subprocess
 import sys
-from pathlib import Path
 
 from star_jax.runs import atomic_files
+from tests.support.commands import ROOT
 
-ROOT = Path(__file__).parents[2]
 WRITER = """
 import sys
 from pathlib import Path
@@ -16,13 +15,14 @@ for _ in range(60):
 """
 
 
-def test_what_a_killed_writer_left_aside_is_gone_after_the_next(tmp_path):
+def test_the_next_write_removes_the_temporary_file_of_a_killed_writer(tmp_path):
     path = tmp_path / "report.html"
-    # Killed in mid-file: the descriptor is never closed by us, and nothing is renamed.
+    # Killed before the rename.
     code = f"""
 import os, signal, sys
 from pathlib import Path
 from star_jax.runs import atomic_files
+from tests.support.commands import ROOT
 os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
 atomic_files.atomic_write(Path({str(path)!r}), "half", shared=True)
 """

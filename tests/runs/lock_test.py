@@ -7,15 +7,14 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from star_jax.errors import InputError
 from star_jax.runs import lock
 from star_jax.runs.lock import Lock
+from tests.support.commands import ROOT
 
-ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -35,7 +34,7 @@ def holder(directory):
     return process
 
 
-def test_another_process_is_named_and_holds_nothing_once_it_is_killed(tmp_path):
+def test_another_process_is_named_and_holds_nothing_after_a_kill(tmp_path):
     process = holder(tmp_path)
     try:
         with pytest.raises(
@@ -47,7 +46,7 @@ def test_another_process_is_named_and_holds_nothing_once_it_is_killed(tmp_path):
         process.wait()
     started = time.monotonic()
     Lock(tmp_path).release()
-    assert time.monotonic() - started < 5, "on one machine nobody waits for the dead"
+    assert time.monotonic() - started < 5, "on one machine a dead process's lock is free at once"
 
 
 def test_it_is_released(tmp_path):
@@ -68,13 +67,13 @@ def elsewhere(tmp_path, monkeypatch):
     held.release()
 
 
-def test_another_machine_that_counts_is_refused(elsewhere):
+def test_a_lock_of_another_machine_with_a_heartbeat_is_refused(elsewhere):
     directory, _ = elsewhere
     with pytest.raises(InputError, match="another run is at work there"):
         Lock(directory, beat=0.05, watch=30.0)
 
 
-def test_another_machine_that_counts_no_more_is_dead_and_learns_it_if_it_is_not(elsewhere):
+def test_a_lock_without_a_heartbeat_is_taken_and_its_holder_notices(elsewhere):
     directory, held = elsewhere
     held._stop.set()
     held._thread.join()
@@ -90,35 +89,35 @@ def test_another_machine_that_counts_no_more_is_dead_and_learns_it_if_it_is_not(
     taken.release()
 
 
-def test_two_machines_that_find_a_dead_one_do_not_both_go_on(elsewhere):
+def test_of_two_processes_that_take_the_same_lock_one_continues(elsewhere):
     directory, held = elsewhere
     held._stop.set()
     held._thread.join()
-    found, refused = [], []
+    locks, refusals = [], []
 
     def take():
         try:
-            found.append(Lock(directory, beat=0.05, watch=0.3))
+            locks.append(Lock(directory, beat=0.05, watch=0.3))
         except InputError as error:
-            refused.append(error)
+            refusals.append(error)
 
     threads = [threading.Thread(target=take) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found and len(found) + len(refused) == 2
+    assert locks and len(locks) + len(refusals) == 2
     deadline = time.monotonic() + 20
-    while sum(not other._lost for other in found) > 1:
+    while sum(not other._lost for other in locks) > 1:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.3)
-    assert sum(not other._lost for other in found) == 1
-    for other in found:
+    assert sum(not other._lost for other in locks) == 1
+    for other in locks:
         other.release()
 
 
-def test_half_a_name_is_no_holder(tmp_path):
+def test_a_torn_entry_is_no_holder(tmp_path):
     (tmp_path / "LOCK").write_text(json.dumps({"machine": "x", "pid": 1})[:10])
     Lock(tmp_path).release()
 

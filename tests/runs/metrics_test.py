@@ -1,4 +1,4 @@
-"""star_jax.runs.metrics: every value logged can be read again, as JSON and by TensorBoard."""
+"""star_jax.runs.metrics: the lines of metrics.jsonl, the wall time of phases, progress bars."""
 
 import json
 import re
@@ -16,7 +16,7 @@ def lines(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_line_holds_its_place_and_its_values(tmp_path):
+def test_a_line_holds_stage_iteration_step_and_values(tmp_path):
     log = MetricsLog(tmp_path)
     log.log("fine_tune", 2, 10, {"loss": 0.5, "tokens": 7})
     log.log("filter", 2, 0, {"kept": 3})
@@ -33,14 +33,14 @@ def test_a_second_log_of_the_run_appends(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
-def test_nothing_else_is_written_without_sinks(tmp_path):
+def test_nothing_else_is_written_without_trackers(tmp_path):
     log = MetricsLog(tmp_path)
     log.log("evaluate", 0, 0, {"accuracy": 0.1})
     log.close()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_place_that_cannot_be_written_is_bad_input(tmp_path):
+def test_a_file_that_cannot_be_written_is_bad_input(tmp_path):
     with pytest.raises(InputError, match=re.escape(f"{tmp_path / 'absent' / 'metrics.jsonl'}: cannot be written")):
         MetricsLog(tmp_path / "absent").log("filter", 1, 0, {})
 
@@ -61,7 +61,7 @@ def test_tensorboard_events_do_not_import_tensorflow(tmp_path):
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
 
 
-def test_all_of_the_time_is_some_phase_s_and_the_innermost_s(monkeypatch):
+def test_time_is_charged_to_the_innermost_phase(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     phases = Phases()
@@ -83,6 +83,6 @@ def test_all_of_the_time_is_some_phase_s_and_the_innermost_s(monkeypatch):
     assert phases.take() == {"other": 65, "evaluate": 42, "save": 20}
     with phases("evaluate"):
         work(1)
-        assert phases.take() == {"other": 0, "evaluate": 1}  # an open phase goes on
+        assert phases.take() == {"other": 0, "evaluate": 1}  # an active phase stays active
         work(1)
     assert phases.take() == {"evaluate": 1, "other": 0}

@@ -14,7 +14,7 @@ from star_jax.runs.metrics import MetricsLog
 from star_jax.runs.trackers import TensorBoard, WeightsAndBiases
 
 CONFIG = {"seed": 3, "star": {"iterations": 2}}
-BLOCK, HEAD = 32768, 7  # of W&B's files: a log of LevelDB's kind, behind a head of seven bytes
+BLOCK, HEAD = 32768, 7  # bytes of W&B's files: a log in LevelDB's format, after a header
 
 
 def fill(log: MetricsLog) -> None:
@@ -22,8 +22,8 @@ def fill(log: MetricsLog) -> None:
     log.log("fine_tune", 3, 20, {"loss": 0.25})
     log.log("evaluate", 3, 0, {"accuracy": 0.75})
     log.close()
-    log.close()  # twice does no harm
-    log.log("evaluate", 4, 0, {"accuracy": 0.5})  # and it goes on after it was closed
+    log.close()  # a second time has no effect
+    log.log("evaluate", 4, 0, {"accuracy": 0.5})  # a value after `close` opens it again
     log.close()
 
 
@@ -50,25 +50,25 @@ def offline(monkeypatch, tmp_path):
 
 
 def wandb_records(workdir: Path) -> list:
-    """What W&B's own files hold, in the order they were begun."""
+    """The records of W&B's own files, in the order of their creation."""
     import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
     wandb.teardown()  # its service closes a finished run's file after `finish` has returned
-    found = []
+    records = []
     for path in sorted(workdir.glob("wandb/offline-run-*/*.wandb")):
-        content, place, whole = path.read_bytes(), HEAD, b""
-        while place + HEAD <= len(content):
-            if BLOCK - place % BLOCK < HEAD:  # the rest of a block that no head fits in
-                place += BLOCK - place % BLOCK
+        content, offset, message = path.read_bytes(), HEAD, b""
+        while offset + HEAD <= len(content):
+            if BLOCK - offset % BLOCK < HEAD:  # the rest of a block, too short for a header
+                offset += BLOCK - offset % BLOCK
                 continue
-            length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
-            whole += content[place + HEAD : place + HEAD + length]
-            place += HEAD + length
-            if kind in (1, 4):  # whole, or the last part
-                found.append(Record.FromString(whole))
-                whole = b""
-    return found
+            length, kind = int.from_bytes(content[offset + 4 : offset + 6], "little"), content[offset + 6]
+            message += content[offset + HEAD : offset + HEAD + length]
+            offset += HEAD + length
+            if kind in (1, 4):  # a complete message, or its last part
+                records.append(Record.FromString(message))
+                message = b""
+    return records
 
 
 def history(workdir: Path) -> dict[str, list[tuple[int, float]]]:
@@ -91,7 +91,7 @@ def test_weights_and_biases_gets_the_same_names_and_values(offline):
     assert history(offline) == WRITTEN
 
 
-def test_a_run_that_goes_on_stays_the_same_run(offline):
+def test_a_continued_run_is_the_same_run(offline):
     for iteration in (1, 2):
         log = MetricsLog(offline, [WeightsAndBiases(offline, "a_project", CONFIG)])
         log.log("evaluate", iteration, 0, {"accuracy": iteration / 4})
@@ -104,7 +104,7 @@ def test_a_run_that_goes_on_stays_the_same_run(offline):
     assert history(offline)["evaluate/accuracy"] == [(1, 0.25), (2, 0.5)]
 
 
-def test_no_login_is_one_line_with_the_way_out(offline):
+def test_a_missing_login_is_one_line_with_the_remedy(offline):
     """In a process of its own: wandb reads its environment once."""
     code = "import sys, pathlib; from star_jax.cli.parser import exit_on_bad_input as e; "
     code += "from star_jax.runs.trackers import *; "
