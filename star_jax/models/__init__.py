@@ -1,1 +1,1 @@
-"""The decoder and its attention. Parameters are plain trees of arrays; nothing here knows tasks, files or runs."""
+"""The decoder and its attention. Parameters are plain trees of arrays; no module depends on tasks, files or runs."""

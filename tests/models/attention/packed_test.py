@@ -155,7 +155,9 @@ def packed_rows():
     return tokens_BT, np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ids_BT.shape), ids_BT
 
 
-@pytest.mark.parametrize("remat", ["none", pytest.param("dots", marks=pytest.mark.slow), "full"])
+@pytest.mark.parametrize(
+    "remat", [pytest.param("none", marks=pytest.mark.slow), pytest.param("dots", marks=pytest.mark.slow), "full"]
+)
 def test_packed_hidden_is_the_reference_pass_under_any_remat(remat):
     """Logits from `packed_hidden` against `__call__`, values and gradients."""
     model, rows = decoder.GPT(dataclasses.replace(MODEL, remat=remat)), packed_rows()

@@ -83,7 +83,9 @@ def test_keys_outside_of_the_mask_are_not_used():
     np.testing.assert_array_equal(y_BHTK, expected)
 
 
-@pytest.mark.parametrize("rows", [1, 64, 70])
+@pytest.mark.parametrize(
+    "rows", [pytest.param(1, marks=pytest.mark.slow), pytest.param(64, marks=pytest.mark.slow), 70]
+)
 def test_the_prefix_kernel_takes_any_number_of_rows(rows):
     """Rows are visited in blocks of 16 or 64; the last block is padded."""
     q_BHK, k_HPK, v_HPK = normal_arrays((rows, 2, SIZE), (2, 48, SIZE), (2, 48, SIZE))
@@ -97,7 +99,9 @@ def test_the_prefix_kernel_takes_any_number_of_rows(rows):
     np.testing.assert_allclose(state.out, out_BHK, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [MeshConfig(data=8), MeshConfig(data=2, tensor=4)])
+@pytest.mark.parametrize(
+    "config", [pytest.param(MeshConfig(data=8), marks=pytest.mark.slow), MeshConfig(data=2, tensor=4)]
+)
 def test_heads_may_be_sharded(config):
     """As in the engine: rows by a shard_map over `data`, heads by the compiler."""
     mesh = sharding.make_mesh(config)
@@ -116,6 +120,7 @@ def test_heads_may_be_sharded(config):
     np.testing.assert_allclose(y_BHTK, expected, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_decode_steps_are_the_same_by_the_kernels(monkeypatch):
     """Logits and the cache, over more steps than the ring has slots."""
     model, params = decoder.GPT(TINY), decoder.split_layers(numpy_params(TINY))
