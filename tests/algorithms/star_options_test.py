@@ -166,6 +166,7 @@ def with_moments(base, tmp_path_factory):
     return directory, checkpoint.Moments(first, second, 7)
 
 
+@pytest.mark.slow
 def test_adam_starts_with_the_base_s_moments(with_moments):
     """The first update is Adam's eighth, by hand in float64."""
     directory, moments = with_moments

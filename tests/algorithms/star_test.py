@@ -124,6 +124,7 @@ def test_stopped_before_any_file_and_started_again_gives_the_same(base, finished
     assert_same_result(finished, tmp_path)
 
 
+@pytest.mark.slow
 def test_stopped_inside_sampling_samples_only_what_is_missing(base, finished, tmp_path, monkeypatch):
     real, calls = sampler.Sampler._read, []
 
@@ -172,6 +173,7 @@ def test_more_iterations_continue_a_finished_run_and_compile_nothing_again(base,
     assert [t - end_of_third[-1] for t in times if t > end_of_third[-1]] == []
 
 
+@pytest.mark.slow
 def test_restart_from_previous_starts_from_its_weights_in_memory_or_from_disk(base, finished, tmp_path, monkeypatch):
     starts, loads, tune, load = [], [], fine_tune.fine_tune, checkpoint.load_model
 
@@ -327,6 +329,7 @@ def test_shots_precede_every_prompt_until_they_are_dropped(base, tmp_path, monke
     assert sorted(with_shots) == sorted(text for text in encoded_texts if text.startswith("\n\nInput"))
 
 
+@pytest.mark.slow
 def test_a_base_that_solves_nothing_ends_in_one_clear_line(tmp_path):
     base_stages = (dict(steps=1, learning_rate=0.0, gold=(1.0,)),)
     with pytest.raises(InputError, match="kept nothing"):

@@ -20,6 +20,7 @@ from star_jax.sampling import sampler as sampling
 from star_jax.sampling.sampler import Sample
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tasks.arithmetic import Arithmetic
+from star_jax.tokenizers.base import Tokenizer
 from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
 from star_jax.tokenizers.simple import ByteTokenizer, SymbolTokenizer
 from tests.support.models import TINY, numpy_params
@@ -114,6 +115,7 @@ def test_no_text_depends_on_slots_queue_prefill_or_order(lively, bodies, expecte
         assert_same(alone, expected[WARM][:8])
 
 
+@pytest.mark.slow
 def test_groups_of_rows_sample_what_one_group_samples(lively, bodies, expected, monkeypatch):
     """Large models split their rows into groups on CPUs; refills reach every group."""
     monkeypatch.setattr(platforms, "kv_row_groups", lambda rows, row_bytes: 3)
@@ -129,6 +131,7 @@ def together_and_alone(lively):
     return [TextSampler(*lively, SYMBOLS, decoding=WARM, **option, **COMMON) for option in options]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 2**31)), min_size=1, max_size=24))
 @settings(max_examples=25, deadline=None, derandomize=True)
 def test_slots_for_any_lengths_and_ends(together_and_alone, asked):
@@ -140,9 +143,8 @@ def test_slots_for_any_lengths_and_ends(together_and_alone, asked):
     assert len(together) == len(asked) and all(1 <= len(sample.token_ids) <= BUDGET for sample in together)
 
 
-@pytest.mark.parametrize(
-    "slots, tokens", [(8, 500), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(16, 40), (3, 64)])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("slots, tokens", [(8, 500), (16, 40), (3, 64)])
 def test_few_slots_are_idle_while_requests_wait(lively, bodies, slots, tokens):
     """Before the last request has a slot, fewer than a quarter of them are free, so this many steps are enough."""
     sampler = TextSampler(
@@ -252,7 +254,7 @@ def test_of_equally_likely_tokens_all_stay():
         assert kept_BV.tolist() == [[False, True, True, False, False], [True, True, True, False, False]]
 
 
-class Pieces:
+class Pieces(Tokenizer):
     """A tokenizer with any pieces; a text for it to encode is a list of ids. The last id is end-of-text."""
 
     def __init__(self, pieces):
@@ -266,6 +268,9 @@ class Pieces:
 
     def stop_bytes(self, stop):
         return stop.encode()
+
+    def spec(self):
+        raise NotImplementedError
 
 
 def chain(follower: dict[int, int], vocab_size: int) -> tuple[decoder.GPT, decoder.Params]:
