@@ -94,7 +94,7 @@ def test_no_iterations_measure_the_base_alone_and_import_no_tensorflow(base, tmp
     assert done.stdout.splitlines()[-1] == "[]"
     run_dir = RunDirectory(tmp_path)
     assert run_dir.has(0, "eval_dev.json") and not run_dir.path(1).exists()
-    assert "no iteration was asked for" in (tmp_path / "report.html").read_text()
+    assert "no iteration was requested" in (tmp_path / "report.html").read_text()
     stored = run_dir.read_json(tmp_path / "config.json")["model"]
     assert (stored["n_layers"], stored["d_model"], stored["architecture"]) == (1, 32, "gptj")
 
