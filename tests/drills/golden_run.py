@@ -48,7 +48,7 @@ def main() -> int:
     """Prints the digests, or the table; 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--code", type=Path, default=ROOT, help="the checkout whose code runs (default: this one)")
-    parser.add_argument("--runs", default="drill,qa,demo", help="which of them, with commas between")
+    parser.add_argument("--runs", default="drill,qa,demo", help="runs to do, with commas between")
     parser.add_argument("--data", type=Path, default=os.environ.get("STAR_DATA_DIR", ROOT.parent / "shared" / "data"))
     parser.add_argument("--save", type=Path, help="a JSON file for the digests")
     parser.add_argument("--against", type=Path, help="a JSON file of digests to compare with")
@@ -148,8 +148,8 @@ RUNS = {"demo": run_demo, "qa": run_qa, "drill": run_drill}
 
 
 def digests_of(workdir: Path) -> dict[str, str]:
-    """Path below the run -> digest, of every file of FILES and of every model's parameters."""
-    found: dict[str, str] = {}
+    """Path in the run directory -> digest, for every file of FILES and for every model's parameters."""
+    digests: dict[str, str] = {}
     for folder in sorted(workdir.glob("iter_*")):
         for name in FILES:
             if (folder / name).exists():
@@ -157,10 +157,10 @@ def digests_of(workdir: Path) -> dict[str, str]:
                     (folder / name).read_text().splitlines() if name.endswith("l") else [(folder / name).read_text()]
                 )
                 content = "\n".join(json.dumps(first_format(json.loads(line)), sort_keys=True) for line in lines)
-                found[f"{folder.name}/{name}"] = hashlib.sha256(content.encode()).hexdigest()[:16]
+                digests[f"{folder.name}/{name}"] = hashlib.sha256(content.encode()).hexdigest()[:16]
     for path in sorted(workdir.rglob("model.json")):
-        found[f"{path.parent.relative_to(workdir)} parameters"] = json.loads(path.read_text())["fingerprint"]
-    return found
+        digests[f"{path.parent.relative_to(workdir)} parameters"] = json.loads(path.read_text())["fingerprint"]
+    return digests
 
 
 def first_format(value: Any) -> Any:

@@ -229,7 +229,7 @@ class Drill:
             print(f"{stage:16}" + "".join(f"{self.kills[kind, stage]:12}" for kind in kinds))
         print(
             f"{self.killed()} kills of {runs} runs, {self.missed} more too late; {differing} runs differ; "
-            f"slowest exit after SIGTERM {self.slowest_stop:.1f} s; {time.monotonic() - self.started:.0f} s in total"
+            f"slowest answer to SIGTERM {self.slowest_stop:.1f} s; {time.monotonic() - self.started:.0f} s in total"
         )
 
 
