@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The arm of configs/arithmetic_gptj.py with the sizes of whatever base.path holds."""
+    """The variant of configs/arithmetic_gptj.py with the sizes of the model at base.path."""
     config = runpy.run_path(str(Path(__file__).with_name("arithmetic_gptj.py")))["get_config"](variant)
     sizes = dict.fromkeys(("n_layers", "d_model", "n_heads", "d_mlp", "rotary_dim", "vocab_size", "max_positions"), 0)
     config.model.update(dict(**sizes, architecture="gpt2", compute_dtype="float32", remat="none"))

@@ -4,9 +4,9 @@ Command:  launch/run.sh --config=configs/arithmetic_gptj.py[:no_rationalization|
               --config.base.path=MODEL
           MODEL: a Hugging Face GPT-J directory, or what star_jax.convert wrote.
 Hardware: the paper's was one TPU v3-8; see configs/gsm8k_gptj.py. Not run yet: no such machine was at hand.
-Expect:   the paper: 89.5 % over 1 to 5 digits after 16 iterations; :direct, answers only, 76.3 %;
-          :no_rationalization climbs one length after the other (its Figure 4); :more_digits adds sums of 6 to 8 digits
-          in iteration 20 and measures 9 and 10 digits too (its Figure 5).
+Expect:   the paper: 89.5 % over 1 to 5 digits after 16 iterations; 76.3 % for :direct (answers only);
+          :no_rationalization learns one length after the other (Figure 4); :more_digits adds sums of 6 to 8 digits in
+          iteration 20 and also evaluates 9 and 10 digits (Figure 5).
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from star_jax.config import at_gptj_6b, default
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of an arm: "" (with rationalization) or one of the variants above."""
+    """The config of a variant: "" (with rationalization) or one of the variants above."""
     config = at_gptj_6b(default("arithmetic"))
     config.evaluation.report_split = "test"
     config.prompt.shots = 10

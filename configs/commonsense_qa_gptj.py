@@ -4,8 +4,8 @@ Command:  launch/run.sh \
               --config=configs/commonsense_qa_gptj.py[:no_rationalization|:direct|:few_shot|:few_shot_direct] \
               --config.base.path=MODEL --config.task.data_dir=DATA
           with MODEL and DATA of configs/commonsense_qa.py.
-Hardware: the paper's was one TPU v3-8. Weights and Adam's moments are float32 and split over all devices (97 GB in
-          all with the gradients), activations are bfloat16 and recomputed. Not run yet: no such machine was at hand.
+Hardware: the paper's was one TPU v3-8. Weights and Adam's moments are float32, sharded over all devices (97 GB with
+          the gradients); activations are bfloat16 and recomputed. Not run yet: no such machine was at hand.
 Expect:   see configs/commonsense_qa.py.
 """
 

@@ -3,8 +3,8 @@
 Command:  launch/run.sh --config=configs/gsm8k.py[:no_rationalization|:direct|:few_shot|:few_shot_direct] \
               --config.base.path=MODEL --config.task.data_dir=DATA
           MODEL: a Hugging Face GPT-J or GPT-2 directory, or what star_jax.convert wrote; DATA: the folder of
-          train.jsonl and test.jsonl, or leave it out where `datasets` is installed.
-          A GPT-2, of 1,024 positions, takes --config.prompt.shots=4 and no more.
+          train.jsonl and test.jsonl; omit it to download them (needs `datasets`).
+          A GPT-2 has 1,024 positions, enough for --config.prompt.shots=4.
 Hardware: what the base model needs; configs/gsm8k_gptj.py is for GPT-J-6B.
 Expect:   the paper, GPT-J-6B: 10.7 % with rationalization, 10.1 % :no_rationalization, 5.8 % :direct, 3.1 %
           :few_shot, 3.0 % :few_shot_direct. Not measured here: no weights were at hand.
@@ -18,7 +18,7 @@ from star_jax.config import default
 def get_config(variant: str = "") -> ConfigDict:
     """The config of a row: "" (36 iterations without and 10 with rationalization) or one of the variants above."""
     config = default("gsm8k")
-    config.task.held_out = 500  # selects the iteration; the test file is only reported
+    config.task.held_out = 500  # they select the iteration; the test file is only reported
     config.evaluation.report_split = "test"
     config.prompt.shots = 8
     config.train.checkpoint_every = 200

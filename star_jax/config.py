@@ -1,7 +1,8 @@
-"""Every option, once: a field of a frozen dataclass with its unit or consequence beside it.
+"""All options: each is defined once, as a field of a frozen dataclass with its unit or consequence.
 
-`default()` turns the defaults into a ConfigDict for the files in configs/; `from_dict` turns what comes back
-into a `Config` and refuses a wrong key, type or value at the door. Only `default` needs ml_collections.
+`default` returns the defaults as a ConfigDict, for the files in configs/. `from_dict` converts a ConfigDict, or a
+stored config.json, to a `Config`, and raises InputError for a wrong name, type or value. Only `default` needs
+ml_collections.
 """
 
 from __future__ import annotations
@@ -21,21 +22,23 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The model. What is left out (0 or "") is the base model's at base.path."""
+    """The model. 0 or "" stands for the value of the base model at base.path."""
 
     n_layers: int = 0
     d_model: int = 0
     n_heads: int = 0
     d_mlp: int = 0
-    rotary_dim: int = 0  # gptj: features of each head that rotate; even
-    vocab_size: int = 0  # rows of the embedding; may exceed the tokenizer's (padding)
+    rotary_dim: int = 0  # gptj: number of rotary features of each head, even; gpt2: 0
+    vocab_size: int = 0  # rows of the embedding; at least the tokenizer's ids (the rest is padding)
     max_positions: int = 0  # longest text, prompt included, in tokens
-    architecture: str = ""  # "gptj" or "gpt2", see model.py; "" without a base: "gptj"
-    compute_dtype: str = "float32"  # of activations and caches; see train.param_dtype and sampling.weights_dtype
-    # What the backward pass recomputes: "none"; "dots", all but matrix products, and attention where no kernel does it;
-    # "full", whole blocks: least memory, a third more FLOPs
+    architecture: str = ""  # "gptj" or "gpt2" (models/decoder.py); "" without a base: "gptj"
+    compute_dtype: str = (
+        "float32"  # of activations and KV caches; for weights see train.param_dtype, sampling.weights_dtype
+    )
+    # What the backward pass recomputes. "none": nothing. "dots": all but matrix products (and attention, if no kernel
+    # computes it). "full": whole blocks; least memory, a third more FLOPs.
     remat: str = "none"
-    scan_unroll: int = 1  # layers a turn of the training scan: more is faster to run and slower to compile
+    scan_unroll: int = 1  # layers per step of the scan in training; more runs faster and compiles slower
 
     @property
     def head_dim(self) -> int:
@@ -56,11 +59,11 @@ class ModelConfig:
             raise InputError("model: d_model must divide by n_heads; rotary_dim must be even and at most a head's size")
 
     def check_complete(self) -> None:
-        """Raises InputError unless a model can be made of these sizes."""
+        """Raises InputError unless all sizes are given and fit the architecture."""
         self.check()
         _at_least(1, self, *(name for name in SIZES if name != "rotary_dim"))
         if self.is_gpt2 != (self.rotary_dim == 0):
-            raise InputError(f"model.rotary_dim is {self.rotary_dim}: a gptj rotates, a gpt2 does not (0)")
+            raise InputError(f"model.rotary_dim is {self.rotary_dim}: it must be at least 2 for gptj and 0 for gpt2")
 
 
 FLOATS = ("float32", "bfloat16")
@@ -70,7 +73,7 @@ GPTJ_6B = dict(
     n_heads=16,
     d_mlp=16384,
     rotary_dim=64,
-    vocab_size=50400,  # 50,257 of them are GPT-2's tokens
+    vocab_size=50400,  # GPT-2's 50,257 tokens, padded
     max_positions=2048,
     architecture="gptj",
 )
@@ -79,11 +82,11 @@ SIZES = ("n_layers", "d_model", "n_heads", "d_mlp", "rotary_dim", "vocab_size", 
 
 @dataclasses.dataclass(frozen=True)
 class BaseStage:
-    """One stage of pretraining a tiny base on transcripts of the task (tasks/arithmetic_base.py)."""
+    """One stage of pretraining a tiny base model on transcripts of the arithmetic task (training/transcripts.py)."""
 
     steps: int = 100
-    learning_rate: float = 1e-3  # peak, then by the optimizer's decay over this stage
-    gold: tuple[float, ...] = (1.0,)  # shares of worked sums of 1, 2, ... digits; the rest shows the form only
+    learning_rate: float = 1e-3  # peak; decays over this stage as optimizer.decay says
+    gold: tuple[float, ...] = (1.0,)  # shares of correct sums of 1, 2, ... digits; the rest is form only
 
     def check(self) -> None:
         _at_least(1, self, "steps")
@@ -94,11 +97,11 @@ class BaseStage:
 
 @dataclasses.dataclass(frozen=True)
 class BaseConfig:
-    """Where the base model M comes from."""
+    """The base model M, from which fine-tuning starts."""
 
-    path: str = ""  # a directory with a model (a run's base/ or params/, or a converted one); "": pretrain by `stages`
+    path: str = ""  # a Hugging Face directory, a run's base/ or params/, or a converted model; "": pretrain by `stages`
     stages: tuple[BaseStage, ...] = ()
-    examples: int = 10_000  # transcripts per stage; a stage with more steps than they fill goes over them again
+    examples: int = 10_000  # transcripts per stage; repeated if the steps need more
 
     def check(self) -> None:
         _at_least(1, self, "examples")
@@ -106,10 +109,10 @@ class BaseConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """Few-shot prompts."""
+    """Few-shot prompts (star_jax/tasks/README.md)."""
 
-    shots: int = 0  # shots in front of every problem; 0: none
-    directory: str = ""  # of <task>.txt, <task>_hint.txt, <task>_direct.txt; "": the package's own
+    shots: int = 0  # number of shots before every problem; 0: none
+    directory: str = ""  # folder of <task>.txt, <task>_hint.txt, <task>_direct.txt; "": star_jax/tasks/prompts
 
     def check(self) -> None:
         _at_least(0, self, "shots")
@@ -117,28 +120,28 @@ class PromptConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StarConfig:
-    """Algorithm 1."""
+    """Algorithm 1 of the paper: what is sampled, kept and trained on in each iteration."""
 
-    iterations: int = 5  # 0: only the base is evaluated (the few-shot rows)
-    problems_per_iteration: int = 0  # drawn afresh each iteration, in a seeded order; 0: all train problems
-    samples_per_problem: int = 1  # completions a problem
-    keep_per_problem: int = 1  # distinct right completions kept a problem; 0: all of them
-    min_kept: int = 1  # an iteration that keeps fewer examples ends the run with advice
-    rationalize: bool = True  # a second try with the answer as a hint for what failed
+    iterations: int = 5  # 0: only evaluate the base (the paper's few-shot rows)
+    problems_per_iteration: int = 0  # a fresh seeded selection in each iteration; 0: all train problems
+    samples_per_problem: int = 1  # completions per problem
+    keep_per_problem: int = 1  # distinct right completions kept per problem; 0: all
+    min_kept: int = 1  # an iteration that keeps fewer examples stops the run with advice
+    rationalize: bool = True  # sample failed problems again with the answer as a hint
     rationalize_from: int = 1  # the first iteration that rationalizes (GSM8K: 36 loops without, then 10 with)
-    require_consistent: bool = False  # a right answer whose steps fail the task's check is not kept, and tried again
-    restart_from: str = "base"  # "base" (paper) or "previous": the weights fine-tuning starts from
-    few_shot_train: bool = False  # the few-shot prefix is part of the training text (without loss)
-    prompt_after_first_iteration: bool = True  # False: shots in iteration 1 and for the base only (no_prompt)
-    direct: bool = False  # no rationales: train on every problem's reference answer, sample nothing
-    keep_weights: int = 0  # latest iterations whose weights stay on disk, beside the best's; 0: all iterations
-    keep_previous: int = 0  # earlier iterations whose kept examples are trained on again (copy_n)
-    schedule: str = "exponential"  # of fine-tuning steps: "exponential", "linear" or "epochs"
+    require_consistent: bool = False  # treat a right answer with wrong steps (Task.consistent) as failed
+    restart_from: str = "base"  # weights that fine-tuning starts from: "base" (paper) or "previous"
+    few_shot_train: bool = False  # training texts include the few-shot prefix (without loss)
+    prompt_after_first_iteration: bool = True  # False: shots only for the base and in iteration 1
+    direct: bool = False  # no rationales: train on the reference answer of every problem, sample nothing
+    keep_weights: int = 0  # number of latest iterations whose weights stay on disk (and the best's); 0: all
+    keep_previous: int = 0  # number of previous iterations whose kept examples are trained on again
+    schedule: str = "exponential"  # of fine-tuning steps per iteration: "exponential", "linear" or "epochs"
     steps: int = 40  # steps of iteration 1 (exponential, linear)
-    step_growth: float = 1.2  # exponential: factor an iteration
-    step_increment: int = 20  # linear: further steps an iteration
-    epochs: float = 1.0  # epochs: passes over the kept examples
-    max_steps: int = 0  # no iteration has more (GSM8K: 7912); 0: no cap
+    step_growth: float = 1.2  # exponential: factor per iteration
+    step_increment: int = 20  # linear: additional steps per iteration
+    epochs: float = 1.0  # epochs: passes over the kept examples per iteration
+    max_steps: int = 0  # cap on the steps of an iteration (GSM8K: 7912); 0: none
 
     def check(self) -> None:
         _at_least(
@@ -161,18 +164,19 @@ class StarConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How train problems are drawn; evaluation is greedy."""
+    """Sampling. Temperature, top-k and top-p apply to train problems; evaluation is greedy."""
 
     temperature: float = 0.0  # 0: greedy (paper)
     top_k: int = 0  # 0: all tokens
     top_p: float = 1.0  # 1: all tokens
-    max_new_tokens: int = 0  # token budget of one completion; 0: the task's own
-    slots: int = 128  # rows that decode together, on each group of `tensor` devices
-    queue: int = 2048  # problems handed to each such group at a time; a crash loses two such at most
-    prefill_tokens: int = 512  # of problems' bodies, at once; free slots, up to a quarter, are gathered to fill it
-    # Devices among which heads, mlp and vocabulary are split, inside a process; the others draw apart. -1: all of them
+    max_new_tokens: int = 0  # token budget of one completion; 0: the task's
+    slots: int = 128  # rows that decode together, for each group of `tensor` devices
+    queue: int = 2048  # problems per call of the engine for each such group; a crash loses at most two calls
+    prefill_tokens: int = 512  # tokens of one prefill; waits for at most a quarter of the slots to fill it
+    # Devices of one process over which heads, MLP and vocabulary are sharded; groups of them sample independently.
+    # -1: all devices of the process.
     tensor: int = 1
-    weights_dtype: str = "float32"  # the weights are cast to it once an iteration
+    weights_dtype: str = "float32"  # weights are cast to it once per iteration
 
     def check(self) -> None:
         _one_of(self, "weights_dtype", FLOATS)
@@ -186,19 +190,19 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam (paper, appendix)."""
+    """Adam and its schedule (paper, appendix)."""
 
     learning_rate: float = 1e-6  # peak
     warmup_steps: int = 100
     decay: str = "constant"  # after the warm-up: "constant", "linear" or "cosine"
-    decay_share: float = 1.0  # share of the steps behind the warm-up that decay, at their end; constant before
-    end_fraction: float = 0.0  # of the peak at the last step, for linear and cosine
+    decay_share: float = 1.0  # the last share of the steps after warm-up in which the rate decays; constant before
+    end_fraction: float = 0.0  # learning rate at the last step / peak, for linear and cosine
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0  # decoupled (AdamW)
     clip_norm: float = 1.0  # global gradient norm; 0: no clipping
-    # Of Adam's first moment. The second stays float32: in bfloat16 it could not change by a thousandth (1 - b2).
+    # Of Adam's first moment. The second is float32: bfloat16 cannot represent its changes, a thousandth (1 - b2).
     moment_dtype: str = "float32"
 
     def check(self) -> None:
@@ -210,15 +214,15 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One fine-tuning."""
+    """Fine-tuning: batches, precision, logs and checkpoints."""
 
-    batch_rows: int = 8  # packed rows a step
-    microbatches: int = 1  # parts of a step's rows, one after the other: activations of a part, gradients twice
-    # Of the trained weights. bfloat16 loses what changes a weight by less than 1/256: at the paper's rate, nearly all
+    batch_rows: int = 8  # packed rows per step
+    microbatches: int = 1  # gradient accumulation: activations of one part in memory, gradients twice
+    # Of the trained weights. bfloat16 loses changes below 1/256 of a weight: nearly all, at the paper's learning rate.
     param_dtype: str = "float32"
-    row_tokens: int = 1024  # tokens a row; a longer example is left out and counted
+    row_tokens: int = 1024  # tokens per row; longer examples are skipped and counted
     log_every: int = 10  # steps
-    checkpoint_every: int = 0  # steps between checkpoints inside a fine-tuning; 0: none, a crash repeats it
+    checkpoint_every: int = 0  # steps between checkpoints inside a fine-tuning; 0: none
 
     def check(self) -> None:
         _at_least(1, self, "batch_rows", "log_every", "microbatches")
@@ -229,11 +233,11 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured after every iteration; the best iteration is chosen by it."""
+    """Evaluation of every iteration. The accuracy on `split` selects the best iteration."""
 
     split: str = "dev"
-    problems: int = 0  # the first so many of the split; 0: all
-    report_split: str = ""  # a further split, only reported and never selected on, measured as often; "": none
+    problems: int = 0  # number of problems, from the start of the split; 0: all
+    report_split: str = ""  # another split to evaluate and report, which selects nothing; "": none
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -265,17 +269,19 @@ class ReplicationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis."""
+    """Devices along each axis of the training mesh."""
 
-    data: int = -1  # copies of the model; -1: all devices the other two leave
-    fsdp: int = 1  # ways the parameters and the optimizer state are split, with the batch; -1: all that are left
-    tensor: int = 1  # ways heads, mlp and vocabulary are split
+    data: int = -1  # data parallelism; -1: all devices that the other axes leave
+    fsdp: int = 1  # parameters, optimizer state and batch are sharded over it; -1: as above
+    tensor: int = 1  # heads, MLP and vocabulary are sharded over it
 
     def check(self) -> None:
         _at_least(-1, self, "data", "fsdp")
         _at_least(1, self, "tensor")
         if 0 in (self.data, self.fsdp) or self.data == self.fsdp == -1:
-            raise InputError("mesh.data and mesh.fsdp must be at least 1; one of them may be -1 for all devices left")
+            raise InputError(
+                "mesh.data and mesh.fsdp must be at least 1; one of them may be -1 for all remaining devices"
+            )
 
 
 # Option -> where it is set instead. Task options in this table are fields of the task's class, set by `make_task`.
@@ -292,14 +298,15 @@ MOVED = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything a run depends on."""
+    """All options of a run."""
 
     seed: int = 0
-    # "bytes", "symbols" (the task's words), a directory with GPT-2's tokenizer files, or a name on the hub
-    tokenizer: str = ""  # "": the base model's own; a base that is pretrained here reads bytes
+    # "bytes", "symbols" (the task's words), a directory with GPT-2's tokenizer files, or a name on the hub.
+    # "": the base model's tokenizer; "bytes" for a base that is pretrained by base.stages.
+    tokenizer: str = ""
     compile_cache: str = "~/.cache/star_jax/xla"  # directory of compiled programs, for all runs; "": none
-    tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl
-    wandb: str = ""  # also log to this Weights & Biases project; WANDB_MODE=offline needs no login; "": not
+    tensorboard: bool = True  # write TensorBoard events in addition to metrics.jsonl
+    wandb: str = ""  # Weights & Biases project to log to; "": none. WANDB_MODE=offline needs no login
     task: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "arithmetic"})
     model: ModelConfig = ModelConfig()
     base: BaseConfig = BaseConfig()
@@ -318,7 +325,7 @@ class Config:
             if f"task.{key}" in MOVED:
                 raise InputError(_no_option("task", key, ()))
         if not self.base.path and not self.base.stages:
-            raise InputError("base: give base.path (a directory with a model) or base.stages to pretrain one")
+            raise InputError("base: give base.path (a directory with a model), or base.stages to pretrain one")
         self.make_task()
 
     def make_task(self) -> tasks.Task:
@@ -335,12 +342,12 @@ class Config:
         return tasks.make(name, **values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested values, for config.json."""
+        """Nested plain values, for config.json."""
         return dataclasses.asdict(self)
 
 
 def at_gptj_6b(config: ConfigDict) -> ConfigDict:
-    """The same config for GPT-J-6B, split over all devices; bfloat16 but for the trained weights and their moments."""
+    """The config with GPT-J-6B's sizes, sharded over all devices; only trained weights and moments are float32."""
     config.model.update(dict(**GPTJ_6B, compute_dtype="bfloat16", remat="full"))
     config.mesh.update(dict(data=1, fsdp=-1))
     config.sampling.update(dict(slots=128, prefill_tokens=1024, tensor=-1, weights_dtype="bfloat16"))
@@ -348,7 +355,7 @@ def at_gptj_6b(config: ConfigDict) -> ConfigDict:
 
 
 def default(task: str) -> ConfigDict:
-    """All options with their defaults, those of the task included, as a ConfigDict to override."""
+    """All options with their defaults, including those of the task, as a ConfigDict."""
     from ml_collections import ConfigDict
 
     values = dataclasses.asdict(Config())
@@ -358,14 +365,14 @@ def default(task: str) -> ConfigDict:
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """The typed config of a ConfigDict or of a config.json. Raises InputError naming the key and what it may be."""
+    """The typed config of a ConfigDict or of a config.json. Raises InputError with the option and what it may be."""
     plain = values.to_dict() if hasattr(values, "to_dict") else dict(values)
     config: Config = _build(Config, plain, "config")
     return config
 
 
 def from_dict_of(cls: Any, values: Mapping[str, Any], where: str) -> Any:
-    """One group of options from plain values, checked as `from_dict` does. Raises InputError."""
+    """One group of options (a dataclass of this module) from plain values. Raises InputError prefixed with `where`."""
     return _build(cls, values, where)
 
 
@@ -398,7 +405,7 @@ def _convert(expected: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where} must be a list, got {value!r}")
         item = typing.get_args(expected)[0]
         return tuple(_convert(item, v, f"{where}[{i}]") for i, v in enumerate(value))
-    if typing.get_origin(expected) is not None:  # the task's options: checked by tasks.make
+    if typing.get_origin(expected) is not None:  # the options of the task, which tasks.make checks
         if not isinstance(value, Mapping) or "name" not in value:
             raise InputError(f"{where} must hold the task's name and options, got {value!r}")
         return dict(value)

@@ -1,5 +1,6 @@
 """The files in configs/: every variant is a config that fits its task, and GPT-J-6B's programs can be made."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -17,6 +18,7 @@ from tests.support.tables import every_row
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))
+CLASSES = {f.name for f in dataclasses.fields(config.Config) if dataclasses.is_dataclass(f.default)}
 GPTJ = [path.stem for path in FILES if path.stem.endswith("_gptj")]
 
 
@@ -80,6 +82,7 @@ def test_more_digits_join_at_loop_20_and_longer_ones_are_only_measured():
     assert {p.category for p in task.problems("dev")} == {"1 digit", *(f"{d} digits" for d in range(2, 11))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GPTJ)
 def test_gpt_j_6b_s_sampler_and_train_step_are_traced_and_lowered_from_shapes(name):
     """No array of the model is made: 6,050,882,784 parameters over eight devices."""
@@ -91,3 +94,34 @@ def test_gpt_j_6b_s_sampler_and_train_step_are_traced_and_lowered_from_shapes(na
     assert "dot_general" in programs.lower_train_step(settings, mesh).as_text()
     assert "while" in programs.lower_sampling_loop(settings, drawing, lengths).as_text()
     assert "dot_general" in programs.lower_prefix(settings, drawing, lengths).as_text()
+
+
+README = (CONFIGS / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_lists_every_file_variant_group_and_replication_option():
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in README.splitlines() if line.startswith("| ")]
+    first = {name for row in rows for name in re.findall(r"`([\w.]+)`", row[0])}
+    assert {path.name for path in CONFIGS.iterdir() if path.suffix in (".py", ".gin")} <= first
+    groups = {f.name for f in dataclasses.fields(config.Config) if f.name == "task" or f.name in CLASSES}
+    assert groups | {f.name for f in dataclasses.fields(config.ReplicationConfig)} <= first
+    for path in FILES:
+        row = next(row for row in rows if row[0] == f"`{path.name}`")
+        if row[2] != "as above":
+            assert set(re.findall(r"\w+", row[2])) == {name for _, name in documented(path)} - {""}, path
+
+
+def test_the_readme_s_config_is_a_config():
+    scope: dict = {}
+    exec(re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1), scope)
+    settings = config.from_dict(scope["get_config"]())
+    assert settings.task["name"] == "jsonl" and settings.make_task().held_out == 200
+
+
+def test_replication_is_off_by_default_and_in_the_configs_but_where_the_readme_says():
+    off = config.ReplicationConfig()
+    used = {(name, v) for path in FILES for name, v in documented(path) if typed(name, v).replication != off}
+    assert used == {
+        *(("arithmetic", v) for v in ("", "no_rationalization", "direct", "weak")),
+        ("arithmetic_gptj", "more_digits"),
+    }
