@@ -14,6 +14,7 @@ from star_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "--config=configs/arithmetic.py"
+FEW = ("--config.task.train_per_length=20", "--config.task.held_out_per_length=10")  # problems
 
 
 def call(*args: str, module: str = "main", cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -71,7 +72,7 @@ def test_wrong_settings_are_named(in_process, tmp_path):
         (["--workdir=/dev/null/run"], "/dev/null/run"),
     ):
         try:
-            in_process(CONFIG, f"--workdir={tmp_path / 'run'}", *args)
+            in_process(CONFIG, f"--workdir={tmp_path / 'run'}", *FEW, *args)
             wrong.append((args, "accepted"))
         except InputError as error:
             if expected not in str(error):
@@ -90,14 +91,14 @@ def test_a_run_directory_of_another_config_is_refused_and_keeps_its_files(in_pro
     stored = '{"seed": 7}\n'
     (tmp_path / "config.json").write_text(stored)
     with pytest.raises(InputError, match="seed was 7, now 0"):
-        in_process(CONFIG, f"--workdir={tmp_path}")
+        in_process(CONFIG, f"--workdir={tmp_path}", *FEW)
     assert (tmp_path / "config.json").read_text() == stored
 
 
 def test_a_file_where_the_run_directory_should_be(in_process, tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(InputError, match="run: cannot be made"):
-        in_process(CONFIG, f"--workdir={tmp_path / 'run'}")
+        in_process(CONFIG, f"--workdir={tmp_path / 'run'}", *FEW)
     assert (tmp_path / "run").read_text() == "mine"
 
 
