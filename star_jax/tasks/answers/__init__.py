@@ -1,1 +1,1 @@
-"""Reading and grading answers: multiple choice and numbers."""
+"""Reading answers in completions: letters of multiple choice, numbers, and calculator annotations."""

@@ -1,4 +1,4 @@
-"""Multiple choice: how such a problem is written, and which letter a completion chooses. A problem with its hint:
+"""Multiple choice: rendering a problem, and reading which letter a completion chooses. A problem with its hint:
 
     Q: What do people use to absorb extra ink from a fountain pen?
     Answer Choices:
@@ -9,9 +9,12 @@
     (e) blotter (CORRECT)
     A:                              <- the completion begins here: " ... Therefore, the answer is blotter (e)."
 
-A letter is a label and not a word where it stands in brackets, fills the place of an answer ("the answer is E.") or
-follows a word such as "option". Text is read by regular expressions whose repetitions are bounded or have one way to
-match, and looked at again only through windows of fixed size: time is linear in its length.
+A letter is a label, not a word, if it is in brackets, takes the position of an answer ("the answer is E.") or follows
+a word such as "option". Time is linear in the length of the text: repetitions in the regular expressions are bounded
+or match in one way only, and other checks look at windows of fixed size.
+
+Terms: a *mention* is a label in the text; a *conclusion* is a clause such as "the answer is blotter (e)"; the *name*
+is the text of a choice next to its letter.
 """
 
 import re
@@ -21,7 +24,7 @@ from typing import Any, NamedTuple
 from star_jax.records import Problem
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-# Behind the right choice of a hinted problem. A completion that repeats it reasons from the mark: it has no answer.
+# After the right choice of a hinted problem. A completion that repeats it has no answer: it reasons from the mark.
 HINT = "(CORRECT)"
 
 _FULL_WIDTH = {code + 0xFEE0: code for code in range(0x21, 0x7F)}
@@ -30,11 +33,11 @@ _MARKUP = dict.fromkeys(map(ord, "*$`\\"))
 _LATEX = re.compile(r"\\(?:boxed|fbox|text(?:bf|it|tt|rm)?|math(?:bf|it|tt|rm)|left|right)(?![a-z])")
 _UNDERSCORES = re.compile(r"(?<!\w)_{1,2}([A-Za-z]|\([A-Za-z]\))_{1,2}(?!\w)")
 
-# One letter that is no part of a word, an abbreviation ("e.g.", "d.c") or a grade ("A+", "C#").
+# One letter that is not part of a word, an abbreviation ("e.g.", "d.c") or a grade ("A+", "C#").
 _ONE = r"([A-Za-z])(?![\w#+-]|['.]\w)"
 _INSIDE = r" ?(?:(?:option|choice|answer|letter):? )?['\"]?([A-Za-z])['\"]?\.? ?"
 _IN_BRACKETS = rf"(?:\({_INSIDE}\)|\[{_INSIDE}\]|\{{{_INSIDE}\}})"
-# What may follow a letter that stands where a word could: with a noun behind it, it is an article or a name.
+# What may follow a bare letter. Before a noun it would be an article or a name.
 _AFTER = (
     r"(?=\s*$|[.,;:!?)\]}\"'\n]| ?\((?! ?[A-Za-z] ?\))| ?[–—]| - "
     r"| (?:because|since|as|due|given|which|and|or|nor|but|not|rather|instead)\b)"
@@ -55,7 +58,7 @@ _BARE = _compiled(_ONE + _AFTER)
 _ALONE = _compiled(_ONE + r"(?=\s*$|[.:)\]}\"']| ?[–—]| - | \((?! ?[a-z] ?\))| (?:because|since)\b|(?<![ai])[,;])")
 _MENTION = _compiled(rf"{_IN_BRACKETS}|{_LABELLED}|{_CUED}")
 
-# Words that say nothing about which answer it is. "A: " is the prompt's last line, said again.
+# Words before an answer that do not select one. "A: " repeats the prompt's last line.
 _FILLER = _compiled(
     r"(?:[\s:,\-–—\"'=>.]|[(\[{](?! ?[a-z]\.? ?(?:[)\]}]|$))|A: (?=[(\[{][a-z][)\]}]|[a-z](?:$|[.)]))"
     r"|(?:so|therefore|thus|hence|then|clearly|obviously|definitely|certainly|probably|likely|most likely|simply|just"
@@ -109,7 +112,7 @@ _CONTRAST = _compiled(
     r"|instead of|unlike|because|since|as|while|whereas|although|though|except)\b)"
 )
 _HEDGE = _compiled(r"\b(?:or|maybe|perhaps|possibly|alternatively|also|but|could|might|may)\b")
-# Where the words before a letter lead up to it from "not".
+# The words before a letter, from a negation to the letter.
 _NEGATION = _compiled(
     r"(?:\b(?:not|never|neither|nor|cannot|unlike|except|excluding|than|instead of|ruled? out|opposed to)|n't)"
     r"(?: (?:be|the|option|choice|answer|letter|both|either|just|like|in|with|necessarily|really|choose|pick|select"
@@ -131,13 +134,13 @@ _NO_NAME = _compiled(r"(?:as|and|or|but|not|rather|instead|due|given|that|for|so
 _CLOSED = re.compile(r"[.;!?](?:\s|$)")
 _CLAUSE = re.compile(_BREAK.pattern + r"|,(?= )")
 _THEREFORE = _compiled(r"(?:^|[.;!?]\s|\n)(?:so|therefore|thus|hence)\b[^.;!?\n]*$")
-_LONGEST = 300  # characters of a choice's text beside its letter
+_MAX_NAME = 300  # characters of a choice's text next to its letter
 
 
 class Choice(str):
-    """A chosen label, "a", "b" ...; equal to that plain text.
+    """A chosen letter "a", "b" ..., equal to that string.
 
-    `named`: the choice's text as the completion gives it beside the letter, normalised; "" where there is none.
+    `named`: the choice's text that the completion gives next to the letter, normalised; "" if it gives none.
     """
 
     named: str
@@ -149,7 +152,7 @@ class Choice(str):
 
 
 class _Mention(NamedTuple):
-    """A letter that is a label: where its spelling begins and ends, and whether brackets enclose it."""
+    """A letter that is a label: its span in the text (brackets included), and whether it is in brackets."""
 
     start: int
     end: int
@@ -161,11 +164,11 @@ class _Mention(NamedTuple):
 class _Conclusion(NamedTuple):
     mention: _Mention
     named: str
-    start: int  # of the clause's "answer is"
+    start: int  # offset of the clause's "answer is"
 
 
 def render(problem: Problem, hint: bool = False) -> str:
-    """The problem as at the head of this file; with `hint`, " (CORRECT)" behind the right choice's text."""
+    """The problem in the format at the top of this file; with `hint`, " (CORRECT)" follows the right choice."""
     lines = [f"Q: {problem.question}", "Answer Choices:"]
     for letter, text in zip(LETTERS, problem.choices, strict=False):
         lines.append(f"({letter}) {text}{f' {HINT}' if hint and letter == problem.answer else ''}")
@@ -175,7 +178,7 @@ def render(problem: Problem, hint: bool = False) -> str:
 def conclusion(problem: Problem) -> str:
     """The shortest right completion, " Therefore, the answer is blotter (e)."
 
-    A choice such as "both (a) and (b)" cannot be told from a choice between letters: then the letter stands alone.
+    If a choice's text would be read as letters ("both (a) and (b)"), the sentence has the letter alone.
     """
     text = problem.choices[LETTERS.index(problem.answer)]
     sentence = f" Therefore, the answer is {text} ({problem.answer})."
@@ -183,7 +186,7 @@ def conclusion(problem: Problem) -> str:
 
 
 def choice_texts(texts: Any) -> tuple[str, ...]:
-    """The choices' texts as they are. Raises ValueError unless they are 2 to 26 texts of one line, none blank."""
+    """The texts of the choices, unchanged. Raises ValueError unless they are 2 to 26 non-blank texts of one line."""
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError("the choices must be a list of texts that are not empty")
     if not 2 <= len(texts) <= len(LETTERS):
@@ -194,25 +197,25 @@ def choice_texts(texts: Any) -> tuple[str, ...]:
 
 
 def agrees(problem: Problem, answer: str) -> bool:
-    """Whether an answer (from `parse_choice`, or a text it reads) chooses the right letter and names no other choice.
+    """Whether an answer chooses the right letter, and the name next to the letter is no other choice's text.
 
-    Choices with equal texts do not contradict each other.
+    `answer` comes from `parse_choice`, or is a text for it. Another choice with the same text does not count.
     """
     choice = answer if isinstance(answer, Choice) else parse_choice(answer)
     if choice is None or choice != problem.answer:
         return False
     if problem.answer not in LETTERS[: len(problem.choices)]:
-        return True  # a question from outside that came without its choices
+        return True  # a question without its choices, from star_jax.sample
     texts = [normalised(text) for text in problem.choices]
-    own = texts[LETTERS.index(problem.answer)]
-    if choice.named in ("", own, choice):
+    right = texts[LETTERS.index(problem.answer)]
+    if choice.named in ("", right, choice):
         return True
     another_label = len(choice.named) == 1 and choice.named in LETTERS[: len(texts)]
-    return choice.named not in texts and not another_label and choice.named != f"not {own}"
+    return choice.named not in texts and not another_label and choice.named != f"not {right}"
 
 
 def normalised(text: str) -> str:
-    """Casefolded, single spaces, without the punctuation, quotes and article around it."""
+    """The text in lower case, with single spaces, without surrounding punctuation, quotes and a leading article."""
     text = " ".join(text.translate(_QUOTES).casefold().split()).strip(_OUTER)
     while article := _ARTICLE.match(text):
         text = text[article.end() :].strip(_OUTER)
@@ -220,46 +223,46 @@ def normalised(text: str) -> str:
 
 
 def parse_choice(text: str) -> Choice | None:
-    """The letter a whole completion chooses, or None where it chooses none, or several.
+    """The letter that a completion chooses; None if it chooses none, or several.
 
-    The last clause of the kind "the answer is ..." decides, unless another letter is proposed behind it. Without
-    one, a text counts that begins or ends with a letter as a choice is written, and proposes no other.
+    The last conclusion ("the answer is ...") decides, unless another letter is proposed after it. Without a conclusion,
+    the letter at the beginning or the end of the text counts if it is written as a choice and no other is proposed.
     """
     text = _plain(text)
-    found = _conclusions(text)
-    last = next(found, None)
+    conclusions = _conclusions(text)
+    last = next(conclusions, None)
     if last is None:
         return _unconcluded(text)
     if _OFFERED.search(text[max(0, last.start - 40) : last.start]):
-        earlier = next(found, last)
+        earlier = next(conclusions, last)
         if earlier.mention.letter != last.mention.letter:
             return None
     return _settled(text, last)
 
 
 def _plain(text: str) -> str:
-    """Without markup, full-width forms and curly quotes; single spaces; lines kept apart."""
+    """The text without markup, full-width forms and curly quotes, with single spaces; line breaks stay."""
     text = _LATEX.sub("", text.translate(_FULL_WIDTH)).translate(_QUOTES).translate(_MARKUP)
     text = _UNDERSCORES.sub(r"\1", text)
     return "\n".join(" ".join(line.split()) for line in text.splitlines()).strip()
 
 
-def _mentions(text: str, start: int, end: int, besides: str = "") -> Iterator[_Mention]:
-    """The labels in text[start:end], but for those of the letter `besides`."""
+def _mentions(text: str, start: int, end: int, except_letter: str = "") -> Iterator[_Mention]:
+    """The labels in text[start:end], except those of one letter."""
     last: _Mention | None = None
     for match in _MENTION.finditer(text, start, end):
         group = match.lastindex or 1
         letter, bracketed = match[group].lower(), group <= 3
-        first, behind = match.span() if bracketed else match.span(group)
-        if letter == besides or (bracketed and _part_of_word(text, first, letter)):
+        first, after = match.span() if bracketed else match.span(group)
+        if letter == except_letter or (bracketed and _part_of_word(text, first, letter)):
             continue
         joined = last is not None and last.negated and _JOINED.fullmatch(text, last.end, first)
-        last = _Mention(first, behind, letter, bracketed, bool(joined) or _negated(text, first))
+        last = _Mention(first, after, letter, bracketed, bool(joined) or _negated(text, first))
         yield last
 
 
 def _part_of_word(text: str, start: int, letter: str) -> bool:
-    """ "shirt(s)" and "f(x)" are words; "blotter(e)" only lacks a space."""
+    """Whether a bracketed letter belongs to the word before it: "shirt(s)", "f(x)"; but not "blotter(e)"."""
     attached = start > 0 and text[start - 1].isalnum()
     return attached and (letter == "s" or start < 2 or not text[start - 2].isalnum())
 
@@ -269,89 +272,89 @@ def _negated(text: str, start: int) -> bool:
 
 
 def _conclusions(text: str) -> Iterator[_Conclusion]:
-    """The clauses that conclude with a letter, the last one first."""
+    """The conclusions of the text, last one first."""
     markers = list(_MARKER.finditer(text))
     ends = [marker.start() for marker in markers[1:]] + [len(text)]
-    places = [(marker.start(), marker.end(), end) for marker, end in zip(markers, ends, strict=False)]
+    slots = [(marker.start(), marker.end(), end) for marker, end in zip(markers, ends, strict=False)]
     reversed_clauses = {match.start(): match for match in _REVERSED.finditer(text)}
-    for start, slot, end in sorted(places + [(start, -1, -1) for start in reversed_clauses], reverse=True):
-        found = _slot(text, start, slot, end) if slot >= 0 else _subject(text, reversed_clauses[start])
-        if found:
-            yield found
+    for start, slot, end in sorted(slots + [(start, -1, -1) for start in reversed_clauses], reverse=True):
+        conclusion = _slot(text, start, slot, end) if slot >= 0 else _subject(text, reversed_clauses[start])
+        if conclusion:
+            yield conclusion
 
 
 def _slot(text: str, marker: int, start: int, end: int) -> _Conclusion | None:
-    """The letter in the place of the answer, text[start:end], at its head or behind the choice's text."""
+    """The letter in text[start:end], where the answer is expected: first, or after the choice's text."""
     head = _at_head(text, start, end, _BARE)
     if head:
-        return None if _WRONG.match(text, head.end) else _Conclusion(head, _named_behind(text, head), marker)
+        return None if _WRONG.match(text, head.end) else _Conclusion(head, _name_after(text, head), marker)
     for mention in _mentions(text, start, end):
         if mention.negated or _WRONG.match(text, mention.end):
             start = mention.end
             continue
-        breaks = [found.end() for found in _BREAK.finditer(text, start, mention.start)]
+        breaks = [match.end() for match in _BREAK.finditer(text, start, mention.start)]
         # "he had a word with the driver. (c)." is one clause; "blotter. (a) could be too." is two.
         if breaks and (text[breaks[-1] : mention.start].strip() or not _ENDS.match(text, mention.end)):
             return None
         if not _CLOSES.match(text, mention.end) and not _LABEL.search(text[max(0, mention.start - 7) : mention.start]):
             return None
-        named = _named_before(text, start, mention.start) or _named_behind(text, mention)
+        named = _name_before(text, start, mention.start) or _name_after(text, mention)
         return _Conclusion(mention, named, marker)
     return None
 
 
 def _at_head(text: str, start: int, end: int, bare: re.Pattern[str]) -> _Mention | None:
-    """The label that text[start:end] begins with, words like "therefore, option" passed over."""
+    """The label with which text[start:end] begins, after words such as "therefore, option"."""
     filler = _FILLER.match(text, start, end)
-    place = filler.end() if filler else start
-    if match := _BRACKETED.match(text, place, end):
-        return _Mention(place, match.end(), match[match.lastindex or 1].lower(), True)
-    match = bare.match(text, place, end)
-    return _Mention(place, match.end(), match[1].lower(), False) if match else None
+    offset = filler.end() if filler else start
+    if match := _BRACKETED.match(text, offset, end):
+        return _Mention(offset, match.end(), match[match.lastindex or 1].lower(), True)
+    match = bare.match(text, offset, end)
+    return _Mention(offset, match.end(), match[1].lower(), False) if match else None
 
 
 def _subject(text: str, match: re.Match[str]) -> _Conclusion | None:
-    """The letter of "so blotter (e) is correct"."""
+    """The conclusion of a clause such as "so blotter (e) is correct"."""
     group = next(number for number in (1, 2, 3, 4) if match[number])
     start, end = match.span() if group < 4 else match.span(4)
     end = match.start(5)
     if group < 4 and (_part_of_word(text, start, match[group].lower()) or _negated(text, start)):
         return None
     mention = _Mention(start, end, match[group].lower(), group < 4)
-    return _Conclusion(mention, normalised(match[5]) or _named_before(text, _clause(text, start), start), start)
+    return _Conclusion(mention, normalised(match[5]) or _name_before(text, _clause(text, start), start), start)
 
 
-def _settled(text: str, found: _Conclusion) -> Choice | None:
-    """The concluded letter, unless it is one of several."""
-    mention = found.mention
-    joined = found.start < mention.start and _AND.search(text[max(0, mention.start - 24) : mention.start])
+def _settled(text: str, conclusion: _Conclusion) -> Choice | None:
+    """The letter of a conclusion; None if it is one of several, or another letter is proposed after it."""
+    mention = conclusion.mention
+    joined = conclusion.start < mention.start and _AND.search(text[max(0, mention.start - 24) : mention.start])
     if joined or _SEVERAL.match(text, mention.end):
         return None
-    others = _mentions(text, mention.end, len(text), besides=mention.letter)
+    others = _mentions(text, mention.end, len(text), except_letter=mention.letter)
     if not all(_dismissed(text, other, mention.end) for other in others):
         return None
-    return Choice(mention.letter, found.named)
+    return Choice(mention.letter, conclusion.named)
 
 
 def _dismissed(text: str, mention: _Mention, since: int) -> bool:
-    """Whether a letter is named only to be put aside: "not (a)", "(a) is wrong", "because (a) ..."."""
+    """Whether a mention rejects its letter: "not (a)", "(a) is wrong", "because (a) ..."."""
     if mention.negated or _FOUND_WRONG.match(text, mention.end):
         return True
     before = text[max(since, mention.start - 100) : mention.start]
-    clause = before[max((found.end() for found in _BREAK.finditer(before)), default=0) :]
+    clause = before[max((match.end() for match in _BREAK.finditer(before)), default=0) :]
     contrasts = list(_CONTRAST.finditer(clause))
     return bool(contrasts) and not _HEDGE.search(clause, contrasts[-1].end())
 
 
 def _unconcluded(text: str) -> Choice | None:
-    """The letter of a text that never says "the answer is"."""
+    """The choice of a text without a conclusion."""
     for pick in reversed(list(_PICK.finditer(text))):
         mention = _at_head(text, pick.end(), len(text), _BARE)
         if mention and not _DENIED.search(text[max(0, pick.start() - 30) : pick.start()]):
-            return _settled(text, _Conclusion(mention, _named_behind(text, mention), pick.start()))
+            return _settled(text, _Conclusion(mention, _name_after(text, mention), pick.start()))
     head = _at_head(text, 0, len(text), _ALONE)
     if head and not _TALKED_ABOUT.match(text, head.end) and not _FOUND_WRONG.match(text, head.end):
-        found = _Conclusion(head, _named_behind(text, head), 0)
+        conclusion = _Conclusion(head, _name_after(text, head), 0)
     else:
         end = len(text.rstrip(" \n.,;:!?\"'"))
         closing = [match for match in _BRACKETED.finditer(text, max(0, end - 24), end) if match.end() == end]
@@ -359,33 +362,33 @@ def _unconcluded(text: str) -> Choice | None:
             return None
         start, letter = closing[0].start(), closing[0][closing[0].lastindex or 1].lower()
         # "The answer is blotter. I also considered (a)." does not conclude with (a); "So, blotter (e)." would.
-        strayed = _MARKER.search(text, 0, start) and not _THEREFORE.search(text[max(0, start - _LONGEST) : start])
+        strayed = _MARKER.search(text, 0, start) and not _THEREFORE.search(text[max(0, start - _MAX_NAME) : start])
         if strayed or _part_of_word(text, start, letter) or _negated(text, start):
             return None
         mention = _Mention(start, end, letter, True)
-        found = _Conclusion(mention, _named_before(text, _clause(text, start), start), start)
-    others = _mentions(text, 0, found.mention.start, besides=found.mention.letter)
-    return _settled(text, found) if all(_dismissed(text, other, 0) for other in others) else None
+        conclusion = _Conclusion(mention, _name_before(text, _clause(text, start), start), start)
+    others = _mentions(text, 0, conclusion.mention.start, except_letter=conclusion.mention.letter)
+    return _settled(text, conclusion) if all(_dismissed(text, other, 0) for other in others) else None
 
 
 def _clause(text: str, end: int) -> int:
-    """Where the clause begins that reaches to `end`; not farther back than a choice's text may be long."""
-    start = max(0, end - _LONGEST)
-    return max((found.end() for found in _CLAUSE.finditer(text, start, end - 1)), default=start)
+    """Offset at which the clause that ends at `end` begins, at most _MAX_NAME characters before it."""
+    start = max(0, end - _MAX_NAME)
+    return max((match.end() for match in _CLAUSE.finditer(text, start, end - 1)), default=start)
 
 
-def _named_before(text: str, start: int, end: int) -> str:
+def _name_before(text: str, start: int, end: int) -> str:
     lead = _LEAD.match(text, start, end)
     name = text[lead.end() if lead else start : end]
-    if len(name) > _LONGEST:
+    if len(name) > _MAX_NAME:
         return ""
     while tail := _TAIL.search(name):
         name = name[: tail.start()]
     return normalised(name)
 
 
-def _named_behind(text: str, mention: _Mention) -> str:
-    name = text[mention.end : mention.end + _LONGEST]
+def _name_after(text: str, mention: _Mention) -> str:
+    name = text[mention.end : mention.end + _MAX_NAME]
     if mention.bracketed and _CLOSED.match(name):
         return ""
     name = name.lstrip(" .:)]}-–—\"'(")

@@ -1,8 +1,9 @@
-"""Numbers in text, read as a person reads them: "$1,080.50 a day" is 1080.5, "5 or 6" is no one number; and sums:
+"""Reading numbers as a person does ("$1,080.50 a day" is 1080.5, "5 or 6" is not one number), and checking
+calculator annotations:
 
-    Weng earns 12/60 = $<<12/60=0.2>>0.2 a minute.         <- one calculation, and it is right
+    Weng earns 12/60 = $<<12/60=0.2>>0.2 a minute.         <- one calculation, which is right
 
-Everything is exact (fractions.Fraction) and takes time linear in the text: models write anything at all.
+Values are exact (fractions.Fraction). Time is linear in the length of the text, whatever a model wrote.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import re
 from collections import deque
 from fractions import Fraction
 
-MOST_DIGITS = 50  # of one number; longer ones are degenerate repetition, and big integers are slow
+MOST_DIGITS = 50  # of one number; longer ones are degenerate repetition, and arithmetic on them is slow
 MOST_CHARACTERS = 200  # of an expression to evaluate
 MOST_NESTING = 50
 MOST_EXPONENT = 64
@@ -24,13 +25,13 @@ _ANY_NUMERAL = re.compile(
     r"(?:[0-9]+/[0-9]+|(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 )
 _WORD = re.compile(r"[^\W\d_]+")
-# Words that make the number another one, or one of several, wherever they stand; and those that do right behind it.
+# Words that change the number, or make it one of several, at any position; _SCALES: directly after the number.
 _CHANGES = re.compile(
     r"(?:(?:hundred|thousand|[mb]illion|trillion|dozen)s?|half|halves|twice|minus|negative|or|not|mil|mln|bn|pi|π)",
     re.IGNORECASE,
 )
 _SCALES = frozenset(["k", "third", "thirds", *"einxyz"])
-_BEFORE = frozenset("([{\"'“‘«:=~≈#—→")  # may stand right before a number
+_BEFORE = frozenset("([{\"'“‘«:=~≈#—→")  # may be directly before a number
 _OPERATORS = frozenset("*/^×÷·<>≤≥≠±√")
 _TOKEN = re.compile(
     r"(?:[^\S\n]|\$)*"
@@ -38,16 +39,16 @@ _TOKEN = re.compile(
 )
 _SAME = {"x": "*", "X": "*", "×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "**": "^"}
 _ZERO_WIDTH = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
-# Emphasis and display math, but not between digits ("2**3"); and the power of a unit (cm²).
+# Emphasis and display math, except between digits ("2**3"); and the power of a unit (cm²).
 _MARKUP = re.compile(r"(?<![0-9])(?:\*\*|__|`|\$\$)|(?:\*\*|__|`|\$\$)++(?![0-9])|(?<=[A-Za-z])[²³]")
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The one number a short answer states ("-$5", "72 clips.", "**1,080**", "1/2"), or None where that is unsure.
+    """The number that a short answer states ("-$5", "72 clips.", "**1,080**", "1/2"); None if that is unsure.
 
-    A unit, a percent sign or words around it change nothing: "72%" is 72. None for two numbers ("5-6", "10:30",
-    "3 1/2"), for one that a word or sign beside it changes ("5k", "2 million", "not 5", "> 5", "72x"), for
-    misplaced commas ("1,08"), for other digits than 0-9 and for more than MOST_DIGITS of them.
+    A unit, a percent sign or words around it are ignored: "72%" is 72. None for two numbers ("5-6", "10:30", "3 1/2"),
+    for a number changed by a word or sign next to it ("5k", "2 million", "not 5", "> 5", "72x"), for misplaced commas
+    ("1,08"), for digits other than 0-9 and for more than MOST_DIGITS digits.
     """
     text = _MARKUP.sub("", text.translate(_ZERO_WIDTH))
     if any(not c.isascii() and c.isnumeric() for c in text):
@@ -57,7 +58,7 @@ def parse_number(text: str) -> Fraction | None:
         return None
     first = min(i for i in (text.find(digit) for digit in "0123456789") if i >= 0)
     first -= text[:first].endswith(".")
-    # One number means: what lies between the first and the last digit is one numeral.
+    # One number: the text from the first to the last digit is one numeral.
     before, value, after = text[:first], _value(text[first : last + 1]), text[last + 1 :]
     if before[-1:] in ("*", "_") and after[:1] == before[-1]:  # *72*
         before, after = before[:-1], after[1:]
@@ -69,7 +70,7 @@ def parse_number(text: str) -> Fraction | None:
 
 
 def canonical(number: Fraction) -> str:
-    """The one way a number is written: "72", "-0.5", and "1/3" where no decimal of MOST_DIGITS places is exact."""
+    """The canonical form of a number: "72", "-0.5"; "1/3" if no decimal of at most MOST_DIGITS places is exact."""
     scaled, places = number, 0
     while scaled.denominator != 1 and places < MOST_DIGITS:
         scaled, places = scaled * 10, places + 1
@@ -81,14 +82,12 @@ def canonical(number: Fraction) -> str:
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number anywhere in a text (the flexible rule of lm-evaluation-harness), or None.
+    """The last number in a text, or None; similar to the "flexible" rule of lm-evaluation-harness.
 
-    A fraction counts whole, a minus only where nothing is subtracted from: "5-3" ends in 3.
+    A fraction is one number. A minus after a number is a subtraction, not a sign: "5-3" ends in 3.
     """
-    found = deque(_ANY_NUMERAL.finditer(text.translate(_ZERO_WIDTH)), maxlen=1)
-    if not found:
-        return None
-    return _stated(found[0].group())
+    last = deque(_ANY_NUMERAL.finditer(text.translate(_ZERO_WIDTH)), maxlen=1)
+    return _stated(last[0].group()) if last else None
 
 
 def _value(numeral: str) -> Fraction | None:
@@ -103,7 +102,7 @@ def _value(numeral: str) -> Fraction | None:
 
 
 def _sign(before: str) -> int | None:
-    """1 or -1, or None where what stands before a number makes it another: "x-", "sqrt(", "≥"."""
+    """1 or -1; None if the text before a number changes it: "x-", "sqrt(", "≥"."""
     sign, spaced, money = 0, False, False
     while rest := before.rstrip():
         if rest[-1] in _CURRENCY and not money:
@@ -128,7 +127,7 @@ def _sign(before: str) -> int | None:
 
 
 def _opens_plainly(before: str) -> bool:
-    """Whether a bracket behind `before` only encloses: "is (72)", "\\boxed{72}", but not "sqrt(72)" or "x_{2}"."""
+    """Whether a bracket after `before` only encloses: "is (72)", "\\boxed{72}", but not "sqrt(72)" or "x_{2}"."""
     if before.endswith(("\\boxed", "\\text", "\\mathbf", "\\")):
         return True
     left = before.rstrip()
@@ -138,7 +137,7 @@ def _opens_plainly(before: str) -> bool:
 
 
 def _ends_plainly(after: str, money: bool) -> bool:
-    """Whether what stands behind a number leaves it as it is: " clips", "%", "-page book", but not "x", "+", "..."."""
+    """Whether the text after a number leaves it unchanged: " clips", "%", "-page book", but not "x", "+", "..."."""
     rest = after.lstrip()
     if word := _WORD.match(rest):
         millions = word.group() in (("M", "B", "m", "b") if money else ("M", "B"))  # "5m" is metres, "$5m" is not
@@ -154,12 +153,11 @@ class _NoValue(Exception):
 
 
 def evaluate(expression: str) -> Fraction | None:
-    """The value of an expression in + - * / ( ), signs, powers and percentages, or None for anything else.
+    """The value of an expression of + - * / ( ), signs, powers and percentages; None for anything else.
 
-    x, × and · multiply, ÷ divides, "20%" is 20/100, ^ and ** raise to a whole power of at most MOST_EXPONENT;
-    "$" and thousands commas are ignored. None also for a division by zero, for more than MOST_CHARACTERS, for
-    brackets nested deeper than MOST_NESTING, and where a step exceeds MOST_VALUE or needs a denominator beyond
-    its square.
+    x, × and · multiply, ÷ divides, "20%" is 20/100, ^ and ** raise to an integer power of at most MOST_EXPONENT; "$"
+    and thousands commas are ignored. Also None for a division by zero, for more than MOST_CHARACTERS characters or
+    MOST_NESTING nested brackets, and if a step exceeds MOST_VALUE or has a denominator above MOST_VALUE**2.
     """
     if len(expression) > MOST_CHARACTERS:
         return None
@@ -178,14 +176,14 @@ def evaluate(expression: str) -> Fraction | None:
 
 
 class _Calculator:
-    """Recursive descent over tokens, `tokens` being those still to read; at most MOST_NESTING levels deep."""
+    """Recursive descent parser. `tokens` are those still to read, in reverse order; at most MOST_NESTING levels."""
 
     def __init__(self, tokens: list[str]):
         self.tokens = tokens[::-1]
 
-    def take(self, *wanted: str) -> str:
-        """The next token if it is one of `wanted`, else ""."""
-        return self.tokens.pop() if self.tokens and self.tokens[-1] in wanted else ""
+    def take(self, *options: str) -> str:
+        """Consumes and returns the next token if it is one of `options`, else ""."""
+        return self.tokens.pop() if self.tokens and self.tokens[-1] in options else ""
 
     def sum(self, depth: int) -> Fraction:
         value = self.product(depth)
@@ -205,10 +203,10 @@ class _Calculator:
 
     def signed(self, depth: int) -> Fraction:
         sign = 1
-        while given := self.take("-", "+"):
-            sign = -sign if given == "-" else sign
+        while token := self.take("-", "+"):
+            sign = -sign if token == "-" else sign
         value = self.atom(depth)
-        if self.take("^"):  # binds closer than the minus before it, and to the right: 2^3^2 is 2^9
+        if self.take("^"):  # binds tighter than a sign before it, and to the right: 2^3^2 is 2^9
             if depth >= MOST_NESTING:
                 raise _NoValue
             exponent = self.signed(depth + 1)
@@ -243,15 +241,15 @@ class Calculation:
 
     expression: str
     result: str
-    right: bool  # the result is the expression's value, and a number written right behind it is the same
+    right: bool  # the result is the expression's value, and equals a number directly after the annotation
 
 
 def calculations(text: str) -> list[Calculation]:
-    """Every annotation of a text. One without "=", without ">>", or that cannot be read is wrong.
+    """All annotations of a text. One without "=", without ">>", or that cannot be read is wrong.
 
-    A result of two or more decimals may be the rounded value (100/3=33.33); in GSM8K itself all are exact.
+    A result with two or more decimals may be rounded (100/3=33.33). In GSM8K's own solutions all are exact.
     """
-    found, start = [], text.find("<<")
+    annotations, start = [], text.find("<<")
     while start >= 0:
         end = text.find(">>", start)
         inside = text[start + 2 : end] if end >= 0 else text[start + 2 :]
@@ -261,9 +259,9 @@ def calculations(text: str) -> list[Calculation]:
         right = end >= 0 and stated is not None and value is not None and _is_rounded(value, stated, result)
         if right and (match := _ANY_NUMERAL.match(text, end + 2)):
             right = _stated(match.group()) == stated
-        found.append(Calculation(expression, result, right))
+        annotations.append(Calculation(expression, result, right))
         start = text.find("<<", end) if end >= 0 else -1
-    return found
+    return annotations
 
 
 def _is_rounded(value: Fraction, stated: Fraction, result: str) -> bool:
@@ -272,7 +270,7 @@ def _is_rounded(value: Fraction, stated: Fraction, result: str) -> bool:
 
 
 def _stated(numeral: str) -> Fraction | None:
-    """The value of exactly one numeral with at most a sign and a currency before it: "-$1,080.50"."""
+    """The value of a text that is one numeral, with a sign and a currency at most: "-$1,080.50"; else None."""
     numeral = numeral.strip()
     value = _value(numeral.lstrip("-−–" + _CURRENCY)) if _ANY_NUMERAL.fullmatch(numeral) else None
     return -value if value is not None and numeral[0] in _SIGNS else value
