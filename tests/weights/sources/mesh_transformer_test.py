@@ -239,6 +239,7 @@ def test_three_optimizer_steps_end_where_the_original_ends(original, meta, folde
         assert figure <= 2e-5, name
 
 
+@pytest.mark.slow
 def test_greedy_texts_are_those_of_the_original(original, folder, record_property):
     """Through the sampler. Prompts that fill the window (128, 140) are left out: the original slides it."""
     expected = arrays(folder / "generate.npz")
