@@ -299,9 +299,7 @@ def _read_records(kind: type[Record], path: Path) -> list[Record]:
     try:
         content = side.read_bytes()
     except OSError as error:
-        raise InputError(
-            f"{side}: cannot be read ({error.strerror}). Delete {path.name} to regenerate both"
-        ) from error
+        raise InputError(f"{side}: cannot be read ({error.strerror}). Delete {path.name} to regenerate both") from error
     checksums.check(side, content)
     return side_files.with_side_fields(side, content, records)
 

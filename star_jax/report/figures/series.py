@@ -23,7 +23,8 @@ from star_jax.report.samples import sample_stats
 from star_jax.tasks import TASKS, task_class
 
 FINE_TUNE = "fine_tune"  # the stage whose loss belongs to an iteration; any other stage trains the base model
-_NOT_GROUPED_BY = ("seed", "compile_cache", "tensorboard", "wandb")  # config keys in which the runs of a group may differ
+# Config keys in which the runs of a group may differ.
+_NOT_GROUPED_BY = ("seed", "compile_cache", "tensorboard", "wandb")
 _NOT_PHASES = ("time", "iteration", "step", "total")  # keys of a log line about phases
 
 
