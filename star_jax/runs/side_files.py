@@ -1,7 +1,8 @@
 """Binary side files: the token ids and log-probabilities of the records in a JSON-lines file, next to it.
 
 Record i of samples.jsonl owns slice i of every array in samples.safetensors. Ids and log-probabilities of 10,000
-completions of 60 tokens are 5 MB here; as JSON they would be 10 MB and cost a second to write and read.
+completions of 60 tokens take 4.9 MB here, 0.1 s to write and 0.2 s to read (one CPU core); JSON takes 16 MB, 0.7 s and
+0.5 s.
 """
 
 from collections.abc import Sequence
