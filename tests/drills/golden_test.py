@@ -55,7 +55,7 @@ def test_a_run_has_the_digests_of_the_first_layout(run, tmp_path, request):
     digests = tmp_path / "golden.json"
     digests.write_text(json.dumps(stored["digests"]))
     command = [sys.executable, str(HERE / "golden_run.py"), f"--runs={run}", f"--data={data}", f"--against={digests}"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=1200, check=False)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=3000, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert done.stdout.count("equal") == sum(name.startswith(f"{run}/") for name in stored["digests"])
 
