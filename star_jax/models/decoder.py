@@ -18,9 +18,15 @@ import jax
 import jax.numpy as jnp
 
 from star_jax.config import ModelConfig
-from star_jax.models.attention import blockwise
-from star_jax.models.attention.masks import PackedMask
-from star_jax.models.layers import Attention, Linear, Mlp, constrain, norm
+from star_jax.models.attention import packed, ring
+from star_jax.models.attention.dense import DenseMask
+from star_jax.models.attention.masks import KV
+from star_jax.models.attention.packed import PackedMask
+from star_jax.models.layers import Linear, Mlp, constrain, flatten_tokens, norm, rotate, weight
+
+_INIT_TO_HEADS = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
+_INIT_FROM_HEADS = nn.initializers.lecun_normal(in_axis=(0, 1), out_axis=2)
+_ZEROS = nn.initializers.zeros_init()
 
 # Nested dict of arrays. Leaves under "blocks" have a leading layer axis N: training scans over it, so that compile time
 # does not grow with depth.
@@ -71,7 +77,7 @@ class GPT(nn.Module):
         mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
         if segment_ids_BT is not None:
             mask_BTS &= segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-        return self.logits(self.run_blocks(tokens_BT, positions_BT, mask_BTS))
+        return self.logits(self.run_blocks(tokens_BT, positions_BT, DenseMask(mask_BTS)))
 
     def packed_logits(self, tokens_BT, positions_BT, segment_ids_BT):
         """Logits [B, T, V] of packed rows, float32."""
@@ -120,6 +126,57 @@ class Block(nn.Module):
         return constrain(x_BTD, ("batch", "length", None)), kv
 
 
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, positions_BT, mask, cache=None, prefix=None):
+        """Attends over the row's tokens and the prefix.
+
+        Args:
+          x_BTD: inputs.
+          positions_BT: absolute positions, int32.
+          mask: AttentionMask; S = T without a cache.
+          cache: with a RingMask, the ring cache of this layer: a tuple of KV, see RingMask.attend.
+          prefix: SharedPrefix or None.
+
+        Returns:
+          (output [B, T, D], KV [B, H, T, K] of the inputs; with a cache, the updated cache instead).
+        """
+        cfg = self.config
+        x_BTD = x_BTD.astype(cfg.compute_dtype)
+        q_BHTK, k_BHTK = self._project("query", x_BTD), self._project("key", x_BTD)
+        if not cfg.is_gpt2:
+            q_BHTK = rotate(q_BHTK, positions_BT, cfg.rotary_dim)
+            k_BHTK = rotate(k_BHTK, positions_BT, cfg.rotary_dim)
+        new = KV(k_BHTK, self._project("value", x_BTD))
+        kv = new if cache is None else ring.write(cache, new, mask.slot)
+        y_BHTK = mask.attend(q_BHTK, kv, prefix)
+        kernel_HKD = weight(
+            self, "out", _INIT_FROM_HEADS, (cfg.n_heads, cfg.head_dim, cfg.d_model), ("heads", "kv", "embed")
+        )
+        y_ND = y_BHTK.swapaxes(1, 2).reshape(-1, cfg.n_heads * cfg.head_dim) @ kernel_HKD.reshape(-1, cfg.d_model)
+        y_BTD = y_ND.reshape(x_BTD.shape)
+        if cfg.is_gpt2:
+            y_BTD += weight(self, "out_bias", _ZEROS, (cfg.d_model,), ("embed",))[None, None]
+        return y_BTD, kv
+
+    def _project(self, name, x_BTD):
+        """[B, H, T, K]. Projects to [N, H*K], then transposes: emitting heads first makes XLA transpose the weights."""
+        cfg = self.config
+        kernel_DHK = weight(
+            self, name, _INIT_TO_HEADS, (cfg.d_model, cfg.n_heads, cfg.head_dim), ("embed", "heads", "kv")
+        )
+        y_ND = flatten_tokens(x_BTD) @ kernel_DHK.reshape(cfg.d_model, -1)
+        y_BHTK = y_ND.reshape(*x_BTD.shape[:2], cfg.n_heads, cfg.head_dim).swapaxes(1, 2)
+        if cfg.is_gpt2:
+            bias_HK = weight(self, f"{name}_bias", _ZEROS, (cfg.n_heads, cfg.head_dim), ("heads", "kv"))
+            y_BHTK += bias_HK[None, :, None]
+        return constrain(y_BHTK, ("batch", "heads", "length", "kv"))
+
+
 def _embedding(config, rows, rows_axis):
     init = nn.with_logical_partitioning(nn.initializers.normal(stddev=0.02), (rows_axis, "embed"))
     return nn.Embed(rows, config.d_model, dtype=config.compute_dtype, embedding_init=init)
@@ -132,7 +189,7 @@ def _rematerialized_block(remat):
     policies = {
         "dots": jax.checkpoint_policies.save_from_both_policies(
             jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-            jax.checkpoint_policies.save_only_these_names(blockwise.SAVED),
+            jax.checkpoint_policies.save_only_these_names(packed.SAVED),
         ),
         "full": None,
     }

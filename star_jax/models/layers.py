@@ -1,4 +1,4 @@
-"""Layers of the decoder: attention, MLP, norm, and parameters that are sharded by logical axis (sharding.RULES)."""
+"""Layers of the decoder without attention, and parameters that are sharded by logical axis (sharding.RULES)."""
 
 import functools
 from typing import Any
@@ -8,67 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from star_jax.config import ModelConfig
-from star_jax.models.attention import ring
-from star_jax.models.attention.backend import attend
-from star_jax.models.attention.masks import KV
 
 # Normal with standard deviation 1 / sqrt(inputs): 0.0156 at GPT-J-6B's width. Tiny models learn with it, too.
 _INIT = nn.initializers.lecun_normal()
-_INIT_TO_HEADS = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
-_INIT_FROM_HEADS = nn.initializers.lecun_normal(in_axis=(0, 1), out_axis=2)
 _ZEROS = nn.initializers.zeros_init()
 _ROTARY_BASE = 10000.0
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x_BTD, positions_BT, mask, cache=None, prefix=None):
-        """Attends over the row's tokens and the prefix.
-
-        Args:
-          x_BTD: inputs.
-          positions_BT: absolute positions, int32.
-          mask: AttentionMask; S = T without a cache.
-          cache: with a RingMask, the ring cache of this layer: a tuple of KV, see backend.attend.
-          prefix: SharedPrefix or None.
-
-        Returns:
-          (output [B, T, D], KV [B, H, T, K] of the inputs; with a cache, the updated cache instead).
-        """
-        cfg = self.config
-        x_BTD = x_BTD.astype(cfg.compute_dtype)
-        q_BHTK, k_BHTK = self._project("query", x_BTD), self._project("key", x_BTD)
-        if not cfg.is_gpt2:
-            q_BHTK = rotate(q_BHTK, positions_BT, cfg.rotary_dim)
-            k_BHTK = rotate(k_BHTK, positions_BT, cfg.rotary_dim)
-        new = KV(k_BHTK, self._project("value", x_BTD))
-        kv = new if cache is None else ring.write(cache, new, mask.slot)
-        y_BHTK = attend(q_BHTK, kv, mask, prefix)
-        kernel_HKD = weight(
-            self, "out", _INIT_FROM_HEADS, (cfg.n_heads, cfg.head_dim, cfg.d_model), ("heads", "kv", "embed")
-        )
-        y_ND = y_BHTK.swapaxes(1, 2).reshape(-1, cfg.n_heads * cfg.head_dim) @ kernel_HKD.reshape(-1, cfg.d_model)
-        y_BTD = y_ND.reshape(x_BTD.shape)
-        if cfg.is_gpt2:
-            y_BTD += weight(self, "out_bias", _ZEROS, (cfg.d_model,), ("embed",))[None, None]
-        return y_BTD, kv
-
-    def _project(self, name, x_BTD):
-        """[B, H, T, K]. Projects to [N, H*K], then transposes: emitting heads first makes XLA transpose the weights."""
-        cfg = self.config
-        kernel_DHK = weight(
-            self, name, _INIT_TO_HEADS, (cfg.d_model, cfg.n_heads, cfg.head_dim), ("embed", "heads", "kv")
-        )
-        y_ND = flatten_tokens(x_BTD) @ kernel_DHK.reshape(cfg.d_model, -1)
-        y_BHTK = y_ND.reshape(*x_BTD.shape[:2], cfg.n_heads, cfg.head_dim).swapaxes(1, 2)
-        if cfg.is_gpt2:
-            bias_HK = weight(self, f"{name}_bias", _ZEROS, (cfg.n_heads, cfg.head_dim), ("heads", "kv"))
-            y_BHTK += bias_HK[None, :, None]
-        return constrain(y_BHTK, ("batch", "heads", "length", "kv"))
 
 
 class Mlp(nn.Module):

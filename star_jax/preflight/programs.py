@@ -21,7 +21,7 @@ from star_jax.preflight.budget import GIB, Lengths
 from star_jax.preflight.topology import Topology
 from star_jax.sampling import engine, kv_cache, sampler
 from star_jax.sampling.token_sampling import Decoding
-from star_jax.training import step
+from star_jax.training import fine_tune
 from star_jax.weights import placement
 
 TRAIN_STEP, PREFIX, SAMPLING_LOOP = "train step", "prefix", "sampling loop"
@@ -95,7 +95,7 @@ def lower_train_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
     learning_rate: Any = jax.ShapeDtypeStruct((), jnp.float32)
     state = abstract_train_state(config, mesh)  # outside sharding.use: it would compute on the mesh's absent devices
     with sharding.use(mesh):
-        return step.train_step.lower(
+        return fine_tune.train_step.lower(
             decoder.GPT(config.model), config.optimizer, state, batch, learning_rate, config.replication.z_loss,
             config.train.microbatches,
         )  # fmt: skip
@@ -138,10 +138,10 @@ def lower_sampling_loop(config: Config, mesh: Mesh, lengths: Lengths) -> jax.sta
         )  # fmt: skip
 
 
-def abstract_train_state(config: Config, mesh: Mesh) -> step.TrainState:
+def abstract_train_state(config: Config, mesh: Mesh) -> fine_tune.TrainState:
     """Shapes, dtypes and shardings of the train state."""
     params = placement.sharded_shapes(decoder.GPT(config.model), mesh, config.train.param_dtype)
-    return step.abstract_state(config.optimizer, params)
+    return fine_tune.abstract_state(config.optimizer, params)
 
 
 def abstract_decode_params(config: Config, mesh: Mesh) -> decoder.DecodeParams:

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 from star_jax.config import ModelConfig
 from star_jax.distributed import platforms
 from star_jax.models import decoder
-from star_jax.models.attention.masks import PrefillMask
+from star_jax.models.attention.prefill import PrefillMask
 from star_jax.sampling import kv_cache
 from star_jax.sampling.token_sampling import greedy_token_and_logprob
 

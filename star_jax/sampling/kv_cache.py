@@ -13,7 +13,10 @@ import numpy as np
 
 from star_jax.config import ModelConfig
 from star_jax.distributed import platforms
-from star_jax.models.attention.masks import KV, AttentionMask, PrefillMask, RingMask, SharedPrefix
+from star_jax.models.attention.dense import DenseMask
+from star_jax.models.attention.masks import KV, AttentionMask, SharedPrefix
+from star_jax.models.attention.prefill import PrefillMask
+from star_jax.models.attention.ring import RingMask
 from star_jax.models.decoder import GPT, Block, DecodeParams, call
 
 _INSERTED_ROWS = 8  # bodies that `insert` copies into the cache at a time
@@ -62,7 +65,7 @@ def encode_prefix(model: GPT, params: DecodeParams, tokens_P: jax.Array, length:
         empty = jnp.zeros((cfg.n_heads, 0, cfg.head_dim), cfg.compute_dtype)
         return PrefixCache((KV(empty, empty),) * cfg.n_layers, jnp.asarray(0))
     mask_BTS = jnp.tril(jnp.ones((1, size, size), bool))
-    _, layers = _run_blocks(model, params, tokens_P[None], jnp.arange(size)[None], mask_BTS)
+    _, layers = _run_blocks(model, params, tokens_P[None], jnp.arange(size)[None], DenseMask(mask_BTS))
     return PrefixCache(tuple(KV(kv.k[0], kv.v[0]) for kv in layers), jnp.asarray(length))
 
 
@@ -149,7 +152,7 @@ def encode_rows(
     index_T, first_R = jnp.arange(tokens_RT.shape[1]), tokens_RT.shape[1] - lengths_R
     positions_RT = jnp.maximum(index_T[None] - first_R[:, None], 0)
     mask_RTS = (index_T[:, None] >= index_T[None])[None] & (index_T[None, None] >= first_R[:, None, None])
-    return tuple((kv,) for kv in _run_blocks(model, params, tokens_RT, positions_RT, mask_RTS)[1])
+    return tuple((kv,) for kv in _run_blocks(model, params, tokens_RT, positions_RT, DenseMask(mask_RTS))[1])
 
 
 def _run_blocks(

@@ -17,7 +17,7 @@ from star_jax.evaluation import stored_run
 from star_jax.models import decoder
 from star_jax.runs.run_directory import RunDirectory
 from star_jax.tasks.arithmetic import Arithmetic
-from star_jax.training import fine_tune, step
+from star_jax.training import fine_tune
 from star_jax.weights import checkpoint
 from tests.support.models import numpy_params
 from tests.support.runs import completions, kept, run_with, small_config
@@ -173,7 +173,7 @@ def test_adam_starts_with_the_base_s_moments(with_moments):
     mesh, settings = sharding.make_mesh(MeshConfig(data=1)), small_config().optimizer
     _, params = checkpoint.load_model(directory, mesh)
     loaded = checkpoint.load_moments(directory, mesh)
-    state = step.initial_state(settings, params, loaded)
+    state = fine_tune.initial_state(settings, params, loaded)
     gradient = jax.tree.map(lambda leaf: 1e-3 * jax.numpy.ones_like(leaf), params)
     updates, _ = fine_tune.optimizer.chain(settings).update(gradient, state.opt_state, params)
     total = np.sqrt(sum(1e-6 * leaf.size for leaf in jax.tree.leaves(params)))

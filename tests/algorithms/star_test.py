@@ -19,7 +19,7 @@ from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling import sampler
 from star_jax.tasks.few_shot import PromptSet
 from star_jax.tokenizers.simple import SymbolTokenizer
-from star_jax.training import fine_tune, packing, step
+from star_jax.training import fine_tune, packing
 from star_jax.weights import checkpoint, fingerprint
 from tests.support.runs import assert_same_result, completions, kept, run_with, small_config
 
@@ -400,7 +400,7 @@ def test_on_other_devices_it_continues_with_the_same_problems_and_data(base, tmp
         if state_step >= 5:
             raise KeyboardInterrupt
 
-    real = step.train_step
+    real = fine_tune.train_step
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
             fine_tune, "train_step", lambda m, o, state, *rest: (die(int(state.step)), real(m, o, state, *rest))[1]

@@ -44,7 +44,7 @@ from star_jax.records import EncodedPrompt, Prompt
 from star_jax.sampling.sampler import Request, Sampler, SamplerSpec
 from star_jax.tokenizers.simple import ByteTokenizer
 from star_jax.training import packing
-from star_jax.training.step import initial_state, train_step
+from star_jax.training.fine_tune import initial_state, train_step
 from star_jax.weights import placement
 
 BAR = 180.0  # seconds of the loop on an H200

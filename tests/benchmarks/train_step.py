@@ -131,7 +131,7 @@ def ours(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from star_jax.config import MeshConfig, OptimizerConfig
     from star_jax.distributed import sharding
     from star_jax.models import decoder
-    from star_jax.training import step
+    from star_jax.training import fine_tune
     from star_jax.weights import checkpoint
 
     jax.devices()
@@ -140,11 +140,11 @@ def ours(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     model, params = checkpoint.load_model(args.weights, mesh)
     model = decoder.GPT(dataclasses.replace(model.config, remat=args.remat))
     adam = OptimizerConfig(weight_decay=WEIGHT_DECAY, clip_norm=0.0)
-    state = step.initial_state(adam, params)
+    state = fine_tune.initial_state(adam, params)
     batch = {name: sharding.put_rows(mesh, array) for name, array in rows(args).items()}
     rest = (np.float32(RATE), 0.0, args.microbatches)
     with sharding.use(mesh):
-        memory = step.train_step.lower(model, adam, state, batch, *rest).compile().memory_analysis()
+        memory = fine_tune.train_step.lower(model, adam, state, batch, *rest).compile().memory_analysis()
     facts["program"] = {
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
@@ -153,7 +153,7 @@ def ours(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield facts
     while True:
         with sharding.use(mesh):
-            state, metrics = step.train_step(model, adam, state, batch, *rest)
+            state, metrics = fine_tune.train_step(model, adam, state, batch, *rest)
             yield {"loss": float(metrics["loss"])}  # waits for the whole program on a CPU
 
 

@@ -12,7 +12,7 @@ from star_jax.config import MeshConfig, ModelConfig, OptimizerConfig
 from star_jax.distributed import sharding
 from star_jax.errors import InputError
 from star_jax.models import decoder
-from star_jax.training import step
+from star_jax.training import fine_tune
 from star_jax.weights import placement
 from tests.support.models import numpy_params
 
@@ -165,12 +165,12 @@ def losses_on(model, config, rows_RT, microbatches=1):
     """The losses of five steps from the same weights, on one mesh."""
     mesh = sharding.make_mesh(config)
     shardings = placement.param_shardings(model, mesh)
-    state = step.initial_state(OPTIMIZER, jax.tree.map(sharding.put, numpy_params(CONFIG), shardings))
+    state = fine_tune.initial_state(OPTIMIZER, jax.tree.map(sharding.put, numpy_params(CONFIG), shardings))
     batch = {name: sharding.put_rows(mesh, array) for name, array in rows_RT.items()}
     losses = []
     with sharding.use(mesh):
         for _ in range(STEPS):
-            state, metrics = step.train_step(model, OPTIMIZER, state, batch, np.float32(0.01), 1e-4, microbatches)
+            state, metrics = fine_tune.train_step(model, OPTIMIZER, state, batch, np.float32(0.01), 1e-4, microbatches)
             losses.append(float(metrics["loss"]))
     assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state.params, shardings))
     return losses

@@ -12,7 +12,7 @@ import pytest
 
 from star_jax.config import ModelConfig
 from star_jax.models import decoder
-from star_jax.models.attention.masks import PrefillMask
+from star_jax.models.attention.prefill import PrefillMask
 from star_jax.sampling import kv_cache
 from tests.support import mesh_transformer
 from tests.support.models import TINY, numpy_params

@@ -13,7 +13,7 @@ from star_jax.algorithms import star
 from star_jax.config import Config
 from star_jax.distributed import processes
 from star_jax.errors import InputError
-from star_jax.training import fine_tune, step
+from star_jax.training import fine_tune
 from tests.support.runs import assert_same_result, small_config
 
 CHANGES = dict(train__checkpoint_every=2, star__steps=6, star__problems_per_iteration=40, sampling__queue=16)
@@ -128,7 +128,7 @@ def stop_sampling(patch, workdir: Path) -> None:
 
 
 def stop_training(patch, workdir: Path) -> None:
-    train_step = step.train_step
+    train_step = fine_tune.train_step
 
     def interrupted_step(model, optimizer, state, *rest):
         if int(state.step) == 6 and (workdir / "iter_002").exists():

@@ -14,7 +14,7 @@ from star_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfi
 from star_jax.distributed import preemption, sharding
 from star_jax.errors import InputError
 from star_jax.models import decoder
-from star_jax.training import fine_tune, loss, packing, step
+from star_jax.training import fine_tune, loss, packing
 from star_jax.weights import placement
 from tests.support.models import numpy_params
 
@@ -89,8 +89,8 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_weighted_tokens(base, mesh):
     ]
     batch_on_mesh = {name: sharding.put_rows(mesh, array) for name, array in host.items()}
     copied = jax.tree.map(jnp.copy, base)
-    state, metrics = step.train_step(
-        MODEL, OPTIMIZER, step.initial_state(OPTIMIZER, copied), batch_on_mesh, np.float32(0.01)
+    state, metrics = fine_tune.train_step(
+        MODEL, OPTIMIZER, fine_tune.initial_state(OPTIMIZER, copied), batch_on_mesh, np.float32(0.01)
     )
     assert float(metrics["loss"]) == pytest.approx(np.mean(losses), rel=1e-6)
     assert int(metrics["loss_tokens"]) == len(losses) == int(host["weights_RT"].sum())
@@ -260,7 +260,7 @@ def test_the_state_of_a_sharded_model_is_sharded_and_stays_so(caplog):
     shardings = placement.param_shardings(MODEL, mesh)
     params = jax.device_put(numpy_params(CONFIG), shardings)
     batch = {name: sharding.put_rows(mesh, array) for name, array in PACKED.take(np.arange(4)).items()}
-    state = step.initial_state(OPTIMIZER, params)
+    state = fine_tune.initial_state(OPTIMIZER, params)
 
     def check(state):
         adam = state.opt_state[1]
@@ -272,7 +272,7 @@ def test_the_state_of_a_sharded_model_is_sharded_and_stays_so(caplog):
     check(state)
     with sharding.use(mesh), jax.log_compiles(), caplog.at_level(logging.DEBUG, logger="jax"):
         for _ in range(3):
-            state, _ = step.train_step(MODEL, OPTIMIZER, state, batch, np.float32(0.01))
+            state, _ = fine_tune.train_step(MODEL, OPTIMIZER, state, batch, np.float32(0.01))
             check(state)
     compiled = [r for r in caplog.records if "Compiling" in r.getMessage() and "train_step" in r.getMessage()]
     assert len(compiled) == 1

@@ -13,8 +13,7 @@ from star_jax.config import MeshConfig, ModelConfig, OptimizerConfig
 from star_jax.distributed import sharding
 from star_jax.models import decoder
 from star_jax.preflight import hlo
-from star_jax.training import loss
-from star_jax.training import step as train_step
+from star_jax.training import fine_tune, loss
 from star_jax.weights import placement
 from tests.support.models import numpy_params
 
@@ -207,8 +206,8 @@ def test_a_train_step_holds_one_chunk_of_logits(config, microbatches):
     model, mesh, adam = decoder.GPT(config), sharding.make_mesh(ONE), OptimizerConfig()
     params, rows = put(mesh, config, make_batch(length=64))
     with sharding.use(mesh):
-        state = train_step.initial_state(adam, params)
-        step = train_step.train_step.lower(model, adam, state, rows, np.float32(0.1), Z_LOSS, microbatches)
+        state = fine_tune.initial_state(adam, params)
+        step = fine_tune.train_step.lower(model, adam, state, rows, np.float32(0.1), Z_LOSS, microbatches)
         text = step.compile().as_text()
     sizes = [np.prod(dims) for dims in array_shapes(text) if VOCABULARY in dims]
     assert sizes and max(sizes) <= loss.CHUNK * VOCABULARY < ROWS * 64 * VOCABULARY // microbatches
@@ -226,12 +225,12 @@ def test_train_steps_are_those_of_all_logits(mesh_config, microbatches, monkeypa
 
     def train():
         params, rows = put(mesh, GPTJ, make_batch())
-        state, losses = train_step.initial_state(adam, params), []
+        state, losses = fine_tune.initial_state(adam, params), []
         with sharding.use(mesh):
             for _ in range(3):
-                state, metrics = train_step.train_step(model, adam, state, rows, np.float32(0.01), Z_LOSS, microbatches)
+                state, metrics = fine_tune.train_step(model, adam, state, rows, np.float32(0.01), Z_LOSS, microbatches)
                 losses.append(float(metrics["loss"]))
-        train_step.train_step.clear_cache()
+        fine_tune.train_step.clear_cache()
         return losses
 
     losses = train()

@@ -14,7 +14,7 @@ from star_jax.distributed import sharding
 from star_jax.errors import InputError
 from star_jax.models import decoder
 from star_jax.tokenizers.simple import ByteTokenizer, SymbolTokenizer
-from star_jax.training import step as train_step
+from star_jax.training import fine_tune
 from star_jax.weights import checkpoint, fingerprint, placement, train_state
 from tests.support.models import numpy_params
 
@@ -202,7 +202,7 @@ def state():
     """A train state on a mesh, without its step."""
     from star_jax.config import OptimizerConfig
 
-    return train_step.initial_state(OptimizerConfig(), on_mesh(MESHES[2]))
+    return fine_tune.initial_state(OptimizerConfig(), on_mesh(MESHES[2]))
 
 
 def save_steps(directory, state, *steps) -> None:

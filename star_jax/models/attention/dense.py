@@ -1,6 +1,6 @@
 """Dense attention: any boolean mask, all scores at once. It is the reference for the other backends."""
 
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,18 @@ from star_jax.models.attention.masks import KV, SharedPrefix
 from star_jax.models.attention.softmax import MASKED, SoftmaxState
 
 
+class DenseMask(NamedTuple):
+    """Any mask, as booleans."""
+
+    mask_BTS: jax.Array  # True where query t attends to key s
+
+    def attend(self, q_BHTK: jax.Array, kv: KV, prefix: SharedPrefix | None = None) -> jax.Array:
+        """Attention output [B, H, T, K]; see masks.AttentionMask."""
+        return attend(q_BHTK, kv, self.mask_BTS, prefix)
+
+
 def attend(q_BHTK: jax.Array, kv: KV, mask_BTS: jax.Array, prefix: SharedPrefix | None = None) -> jax.Array:
-    """Attention output [B, H, T, K]; see backend.attend. Scores are float32."""
+    """Attention output [B, H, T, K]; for a boolean mask. Scores are float32."""
     if has_keys(prefix):
         states = rows_softmax(q_BHTK, kv, mask_BTS), prefix_softmax(q_BHTK, prefix)
         return softmax.merge(*states).astype(q_BHTK.dtype)

@@ -1,9 +1,8 @@
-"""Keys and values of one layer, and the masks that say which of them a query attends to."""
+"""Keys and values of one layer, and the interface of the masks. Each mask's module has the attention for it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 
 
 class KV(NamedTuple):
@@ -20,36 +19,15 @@ class SharedPrefix(NamedTuple):
     length: jax.Array  # at most P; the rest is padding
 
 
-class PackedMask(NamedTuple):
-    """Mask for packed training rows: causal within a segment. Without a cache or prefix."""
+class AttentionMask(Protocol):
+    """Which keys a query attends to: PackedMask (training), PrefillMask, RingMask (decode) or DenseMask (reference)."""
 
-    segment_ids_BT: jax.Array
+    def attend(self, q_BHTK: jax.Array, kv: Any, prefix: SharedPrefix | None = None, /) -> jax.Array:
+        """softmax(q k / sqrt(K)) v [B, H, T, K] over the row's keys that the mask allows and the keys of the prefix.
 
-    def boolean(self) -> jax.Array:
-        """[B, T, S]: True where query t attends to key s."""
-        length = self.segment_ids_BT.shape[1]
-        causal_TS = jnp.tril(jnp.ones((length, length), bool))
-        return causal_TS[None] & (self.segment_ids_BT[:, :, None] == self.segment_ids_BT[:, None])
-
-
-class PrefillMask(NamedTuple):
-    """Mask for prompt bodies packed into one row (B = 1): causal within a body. Without a cache."""
-
-    body_ids_T: jax.Array
-    max_length: int  # tokens of the longest body, or more; static
-
-
-class RingMask(NamedTuple):
-    """Mask for a decode step (T = 1) over a ring cache: a row attends to `slot` and the `filled_B` slots before it."""
-
-    slot: jax.Array  # of the token of this step, the same for all rows
-    filled_B: jax.Array  # may exceed S: then the row attends to every slot
-
-    def boolean(self, slots: int) -> jax.Array:
-        """[B, 1, S]: True where a row attends to a slot of the ring."""
-        age_S = (self.slot - jnp.arange(slots)) % slots  # 0 for the slot of this step
-        return (age_S[None] <= self.filled_B[:, None])[:, None]
-
-
-# A boolean array [B, T, S] is True where query t attends to key s.
-AttentionMask = PackedMask | PrefillMask | RingMask | jax.Array
+        Args:
+          q_BHTK: queries, in the compute dtype; scores are float32.
+          kv: KV [B, H, S, K]. With a RingMask: a tuple of KV [B / G, H, S, K], one for each of the G groups of rows.
+          prefix: keys that every query attends to; not with a PackedMask.
+        """
+        ...

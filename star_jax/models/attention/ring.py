@@ -1,37 +1,50 @@
 """Ring-cache attention: one decode step (T = 1) of all rows."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from star_jax.distributed import platforms
 from star_jax.models.attention import dense, softmax
-from star_jax.models.attention.masks import KV, RingMask, SharedPrefix
+from star_jax.models.attention.masks import KV, SharedPrefix
+
+
+class RingMask(NamedTuple):
+    """Mask for a decode step (T = 1) over a ring cache: a row attends to `slot` and the `filled_B` slots before it."""
+
+    slot: jax.Array  # of the token of this step, the same for all rows
+    filled_B: jax.Array  # may exceed S: then the row attends to every slot
+
+    def boolean(self, slots: int) -> jax.Array:
+        """[B, 1, S]: True where a row attends to a slot of the ring."""
+        age_S = (self.slot - jnp.arange(slots)) % slots  # 0 for the slot of this step
+        return (age_S[None] <= self.filled_B[:, None])[:, None]
+
+    def attend(self, q_BHTK: jax.Array, groups: tuple[KV, ...], prefix: SharedPrefix | None = None) -> jax.Array:
+        """Attention output [B, H, 1, K]; see masks.AttentionMask.
+
+        `groups`: KV [B / G, H, S, K] of the first rows, of the next ones, and so on; see platforms.kv_row_groups.
+        """
+        if _use_triton(q_BHTK, prefix):
+            (kv,) = groups
+            return attend_triton(q_BHTK, kv, self, prefix)
+        mask_BTS = self.boolean(groups[0].k.shape[2])
+        group_states = [dense.rows_softmax(q_BHTK[rows], kv, mask_BTS[rows]) for kv, rows in _with_rows(groups)]
+        states = [jax.tree.map(lambda *of_groups: jnp.concatenate(of_groups), *group_states)]
+        if dense.has_keys(prefix):
+            states.append(dense.prefix_softmax(q_BHTK, prefix))
+        return softmax.merge(*states).astype(q_BHTK.dtype)
 
 
 def write(groups: tuple[KV, ...], kv: KV, slot: jax.Array) -> tuple[KV, ...]:
-    """The ring cache with the new keys and values, [B, H, 1, K], at `slot`; see attend for `groups`."""
+    """The ring cache with the new keys and values, [B, H, 1, K], at `slot`; see RingMask.attend for `groups`."""
 
     def at_slot(ring, new):
         return jax.lax.dynamic_update_slice_in_dim(ring, new, slot, axis=2)
 
     return tuple(KV(at_slot(group.k, kv.k[rows]), at_slot(group.v, kv.v[rows])) for group, rows in _with_rows(groups))
-
-
-def attend(q_BHTK: jax.Array, groups: tuple[KV, ...], mask: RingMask, prefix: SharedPrefix | None = None) -> jax.Array:
-    """Attention output [B, H, 1, K]; see backend.attend.
-
-    `groups`: KV [B / G, H, S, K] of the first rows, of the next ones, and so on; see platforms.kv_row_groups.
-    """
-    if _use_triton(q_BHTK, prefix):
-        (kv,) = groups
-        return attend_triton(q_BHTK, kv, mask, prefix)
-    mask_BTS = mask.boolean(groups[0].k.shape[2])
-    group_states = [dense.rows_softmax(q_BHTK[rows], kv, mask_BTS[rows]) for kv, rows in _with_rows(groups)]
-    states = [jax.tree.map(lambda *of_groups: jnp.concatenate(of_groups), *group_states)]
-    if dense.has_keys(prefix):
-        states.append(dense.prefix_softmax(q_BHTK, prefix))
-    return softmax.merge(*states).astype(q_BHTK.dtype)
 
 
 def attend_triton(

@@ -10,8 +10,9 @@ import pytest
 from star_jax.config import MeshConfig, ModelConfig
 from star_jax.distributed import platforms, sharding
 from star_jax.models import decoder
-from star_jax.models.attention import blockwise, dense, packed
-from star_jax.models.attention.masks import KV, PackedMask
+from star_jax.models.attention import dense, packed
+from star_jax.models.attention.masks import KV
+from star_jax.models.attention.packed import PackedMask
 from star_jax.preflight import hlo
 from tests.support.models import normal_arrays, numpy_params
 
@@ -22,7 +23,7 @@ MODEL = ModelConfig(2, 16, 4, 32, 2, 24, 64, "gptj")
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """On CPUs: blocks of four tokens, eleven per row, the last one short."""
-    monkeypatch.setattr(blockwise, "BLOCK", 8)
+    monkeypatch.setattr(packed, "BLOCK", 8)
 
 
 def make_segment_ids(kind, length=LENGTH):
@@ -41,7 +42,7 @@ def qkv(dtype="float32"):
 
 
 def attend(q_BHTK, k_BHTK, v_BHTK, ids_BT):
-    return packed.attend(q_BHTK, KV(k_BHTK, v_BHTK), PackedMask(ids_BT))
+    return PackedMask(ids_BT).attend(q_BHTK, KV(k_BHTK, v_BHTK))
 
 
 def attend_dense(q_BHTK, k_BHTK, v_BHTK, ids_BT):
@@ -101,10 +102,10 @@ def test_each_platform_has_its_backend(monkeypatch):
     wrong = []
     for kind, capability, queries, backend in (
         ("TPU v5 lite", (0, 0), half, packed.splash),
-        ("TPU v5 lite", (0, 0), full, blockwise.attend),
-        ("TPU v5 lite", (0, 0), short, blockwise.attend),
-        ("TPU v3", (0, 0), half, blockwise.attend),
-        ("cpu", (0, 0), half, blockwise.attend),
+        ("TPU v5 lite", (0, 0), full, packed.blockwise),
+        ("TPU v5 lite", (0, 0), short, packed.blockwise),
+        ("TPU v3", (0, 0), half, packed.blockwise),
+        ("cpu", (0, 0), half, packed.blockwise),
         ("NVIDIA H200", (9, 0), half, packed._cudnn),
         ("NVIDIA A100", (8, 0), half, packed._recomputed_dense),  # heads of 256 features: Hopper's alone
         ("NVIDIA H200", (9, 0), full, packed._recomputed_dense),

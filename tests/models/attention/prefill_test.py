@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from star_jax.models.attention import prefill
-from star_jax.models.attention.masks import KV, PrefillMask, SharedPrefix
+from star_jax.models.attention.masks import KV, SharedPrefix
+from star_jax.models.attention.prefill import PrefillMask
 from tests.support.models import normal_arrays
 
 HEADS, SIZE = 2, 4
@@ -33,7 +34,7 @@ def reference(q_BHTK, kv, body_ids_T, prefix):
 def check(lengths, padding, max_length, prefix=None):
     body_ids_T = np.repeat(np.arange(len(lengths) + 1), [*lengths, padding])
     q_BHTK, *kv = normal_arrays(*[(1, HEADS, len(body_ids_T), SIZE)] * 3, seed=len(body_ids_T))
-    y_BHTK = prefill.attend(q_BHTK, KV(*kv), PrefillMask(jnp.asarray(body_ids_T), max_length), prefix)
+    y_BHTK = PrefillMask(jnp.asarray(body_ids_T), max_length).attend(q_BHTK, KV(*kv), prefix)
     np.testing.assert_allclose(y_BHTK, reference(q_BHTK, kv, body_ids_T, prefix), rtol=2e-6, atol=2e-6)
 
 

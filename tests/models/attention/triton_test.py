@@ -10,7 +10,8 @@ from star_jax.config import MeshConfig
 from star_jax.distributed import platforms, sharding
 from star_jax.models import decoder
 from star_jax.models.attention import ring, triton
-from star_jax.models.attention.masks import KV, RingMask, SharedPrefix
+from star_jax.models.attention.masks import KV, SharedPrefix
+from star_jax.models.attention.ring import RingMask
 from star_jax.sampling import kv_cache
 from tests.support.models import TINY, normal_arrays, numpy_params
 
@@ -63,7 +64,7 @@ def test_rows_attend_to_their_slots_and_the_prefix():
             for groups in (1, 3):
                 size = ROWS // groups
                 grouped = tuple(KV(*(x[i : i + size] for x in kv)) for i in range(0, ROWS, size))
-                outputs[f"{groups} groups"] = ring.attend(q_BHTK, grouped, mask, prefix)
+                outputs[f"{groups} groups"] = mask.attend(q_BHTK, grouped, prefix)
             for name, y_BHTK in outputs.items():
                 if not np.allclose(y_BHTK, expected, rtol=2e-6, atol=2e-6):
                     wrong.append((name, slot, prefix and prefix.length))
