@@ -195,17 +195,17 @@ def read_jsonl(kind: type[Record], path: Path) -> Iterator[Record]:
                 try:
                     yield from_json(kind, line.decode("utf-8"))
                 except UnicodeDecodeError as error:
-                    raise InputError(f"{path}:{number}: is not UTF-8 text; mend or delete the file") from error
+                    raise InputError(f"{path}:{number}: not UTF-8 text. Delete the file to regenerate it") from error
                 except ValueError as error:
                     raise InputError(
-                        f"{path}:{number}: not a {kind.__name__} record ({error}); mend or delete the file"
+                        f"{path}:{number}: not a {kind.__name__} record ({error}). Delete the file to regenerate it"
                     ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def natural_order(label: str) -> list[tuple[int, str]]:
-    """A key to sort class names by, in which "2 digits" stands before "10 digits"."""
+    """Sort key for category names: "2 digits" comes before "10 digits"."""
     return [(int(part or 0), text) for part, text in re.findall(r"([0-9]{0,18})([^0-9]*)", label)]
 
 

@@ -307,8 +307,8 @@ def _read_records(kind: type[Record], path: Path) -> list[Record]:
 def _exists(path: Path) -> bool:
     if not path.exists() or path.suffix != ".jsonl":
         return path.exists()
-    beside = side_files.side_path(path)
-    return beside.exists() or beside not in checksums.files(path.parent)
+    side_file = side_files.side_path(path)
+    return side_file.exists() or side_file not in checksums.files(path.parent)
 
 
 def _json(value: Mapping[str, Any]) -> str:
