@@ -96,7 +96,7 @@ def test_a_broken_line_is_named_with_its_reason(tmp_path):
 def test_a_line_that_is_not_utf_8_is_named(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_bytes((to_json(PROBLEM) + "\n").encode() + b'{"id": "\xff"}\n')
-    with pytest.raises(InputError, match=re.escape(f"{path}:2: is not UTF-8 text")):
+    with pytest.raises(InputError, match=re.escape(f"{path}:2: not UTF-8 text")):
         list(read_jsonl(Problem, path))
 
 
