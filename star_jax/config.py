@@ -77,6 +77,8 @@ GPTJ_6B = dict(
     max_positions=2048,
     architecture="gptj",
 )
+# Fixed by the weights, like the architecture: algorithms/setup.py takes both from the base model, and no other field. A
+# new field that changes the parameters belongs here if it is a size, else next to "architecture" there.
 SIZES = ("n_layers", "d_model", "n_heads", "d_mlp", "rotary_dim", "vocab_size", "max_positions")
 
 

@@ -124,7 +124,7 @@ class Example:
     log_probability: float | None = None
     prompt_set: str = ""  # fingerprint of the few-shot text before the prompt
     weights: str = ""  # fingerprint of the weights it was sampled from
-    loss_weight: float = 1.0  # of each of its loss tokens
+    loss_weight: float = 1.0  # of each of its loss tokens; star_jax itself only writes 1
     # Spans [start, end) of `completion` in characters that carry no loss; only the embedded base uses them.
     unweighted: tuple[tuple[int, int], ...] = ()
     # The sampled ids of `completion` if it was cut on a token border; training uses them. Empty: it is encoded again.

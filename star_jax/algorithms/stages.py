@@ -187,7 +187,10 @@ FINE_TUNE = Stage("fine_tune", ("kept.jsonl",), ("finetune.json", "params/model.
 
 
 def select_stage(*inputs: str) -> Stage:
-    """The selection from these files; from none of them it takes the data set's answers."""
+    """The selection from these files; from none of them it takes the data set's answers.
+
+    Files and metrics call this stage "filter".
+    """
     return Stage("filter", inputs, ("kept.jsonl", "filter.json"), select)
 
 

@@ -46,7 +46,7 @@ class Linear(nn.Module):
 
 
 def norm(config: ModelConfig, name: str | None = None) -> nn.LayerNorm:
-    """Layer norm over D with scale and bias."""
+    """Layer norm over D with scale and bias: every norm of both architectures."""
     return nn.LayerNorm(
         epsilon=1e-5,
         dtype=config.compute_dtype,

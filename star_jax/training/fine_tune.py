@@ -194,10 +194,11 @@ def train_step(
     microbatches: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on the weighted mean of the batch's token losses. Donates the old state's buffers."""
-    weight = jnp.sum(batch["weights_RT"][:, 1:])
+    # Of the whole batch, not of a microbatch: the microbatches' shares add up to the mean.
+    total_weight = jnp.sum(batch["weights_RT"][:, 1:])
 
     def share_of_loss(params, part):
-        return loss.loss_sums(model, params, part, z_loss)[0] / jnp.maximum(weight, 1.0)
+        return loss.loss_sums(model, params, part, z_loss)[0] / jnp.maximum(total_weight, 1.0)
 
     mean, gradients = _accumulate_gradients(jax.value_and_grad(share_of_loss), state.params, batch, microbatches)
     # Reduce over the devices and shard like the parameters before anything is computed from them.
@@ -206,7 +207,7 @@ def train_step(
     params = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates)
     metrics = {
         "loss": mean,
-        "loss_tokens": weight,
+        "loss_tokens": total_weight,
         "tokens": jnp.sum(batch["segment_ids_RT"] > 0),
         "gradient_norm": optax.tree.norm(gradients),
     }

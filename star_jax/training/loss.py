@@ -63,7 +63,7 @@ def use_chunked_loss(config: ModelConfig) -> bool:
 def unchunked_loss_sums(
     model: decoder.GPT, params: decoder.Params, batch: dict[str, jax.Array], z_loss: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
-    """The same from the logits of all tokens."""
+    """`loss_sums` from the logits of all tokens; for narrow vocabularies, such as the demo's."""
     inputs = (batch[name] for name in ("tokens_RT", "positions_RT", "segment_ids_RT"))
     logits_RTV = decoder.call(model, params, *inputs, method="packed_logits")[:, :-1]
     losses_RT = -decoder.log_probability(logits_RTV, batch["tokens_RT"][:, 1:])
@@ -77,7 +77,7 @@ def unchunked_loss_sums(
 def chunked_loss_sums(
     model: decoder.GPT, params: decoder.Params, batch: dict[str, jax.Array], options: ChunkOptions = ChunkOptions()
 ) -> tuple[jax.Array, jax.Array]:
-    """The same with logits for one chunk of tokens at a time."""
+    """`loss_sums` with logits for one chunk of tokens at a time; for wide vocabularies, such as GPT-J's."""
     x_RTD = decoder.call(
         model, params, batch["tokens_RT"], batch["positions_RT"], batch["segment_ids_RT"], method="packed_hidden"
     )

@@ -21,12 +21,12 @@ from star_jax.tokenizers.base import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class PackedRows:
-    """R rows of T tokens. Segments are numbered 1, 2, ... in a row; padding is segment 0."""
+    """R rows of T tokens. A segment is one example. They are numbered 1, 2, ... in a row; padding is segment 0."""
 
     tokens_RT: np.ndarray  # int32; 0 in padding, which the segment id marks
     positions_RT: np.ndarray  # int32; restart at 0 with each segment
     segment_ids_RT: np.ndarray  # int32
-    weights_RT: np.ndarray  # float32 loss weight of predicting this token; 0 for prompts and a segment's first token
+    weights_RT: np.ndarray  # float32 loss weight of predicting this token; 0 for prompts, first tokens and padding
     too_long: int  # examples left out because they exceed a row
     problem_ids: tuple[tuple[str, ...], ...]  # of each row, in the order of its segments
 
@@ -52,9 +52,9 @@ def tokenize(example: Example, tokenizer: Tokenizer) -> tuple[np.ndarray, np.nda
     """
     prompt_ids = tokenizer.encode(example.prompt)
     ids, weights = list(prompt_ids), [0.0] * len(prompt_ids)
-    for segment_ids, weight in _segments(example, tokenizer):
-        ids += segment_ids
-        weights += [weight] * len(segment_ids)
+    for part_ids, weight in _completion_parts(example, tokenizer):
+        ids += part_ids
+        weights += [weight] * len(part_ids)
     ids, weights = [*ids, tokenizer.end_of_text], [*weights, example.loss_weight]
     weights[0] = 0.0  # nothing precedes a segment's first token, so nothing can predict it
     return np.array(ids, np.int32), np.array(weights, np.float32)
@@ -160,8 +160,11 @@ def import_seqio() -> Any:
     return seqio
 
 
-def _segments(example: Example, tokenizer: Tokenizer) -> Iterator[tuple[list[int], float]]:
-    """(token ids, loss weight) of the completion's parts."""
+def _completion_parts(example: Example, tokenizer: Tokenizer) -> Iterator[tuple[list[int], float]]:
+    """(token ids, loss weight of each of them) of the parts of a completion that `unweighted` divides.
+
+    Sampled ids are one part: no sampled example has `unweighted` spans.
+    """
     weight = float(example.loss_weight)
     if example.token_ids:
         yield list(example.token_ids), weight
