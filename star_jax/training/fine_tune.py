@@ -197,10 +197,18 @@ def train_step(
     # Of the whole batch, not of a microbatch: the microbatches' shares add up to the mean.
     total_weight = jnp.sum(batch["weights_RT"][:, 1:])
 
-    def share_of_loss(params, part):
-        return loss.loss_sums(model, params, part, z_loss)[0] / jnp.maximum(total_weight, 1.0)
+    def share_of_mean(params, part):
+        if loss.use_chunked_loss(model.config):
+            total, _ = loss.chunked_loss_sums(model, params, part, loss.ChunkOptions(z_loss))
+        else:
+            total, _ = loss.unchunked_loss_sums(model, params, part, z_loss)
+        return total / jnp.maximum(total_weight, 1.0)
 
-    mean, gradients = _accumulate_gradients(jax.value_and_grad(share_of_loss), state.params, batch, microbatches)
+    value_and_grad: Any = jax.value_and_grad(share_of_mean)
+    if microbatches > 1:
+        value_and_grad = _accumulated(value_and_grad, microbatches)
+    mean, gradients = value_and_grad(state.params, batch)
+    gradients = _to_float32(gradients)
     # Reduce over the devices and shard like the parameters before anything is computed from them.
     gradients = placement.constrain_params(model, gradients)
     updates, opt_state = optimizer.chain(config).update(gradients, state.opt_state, state.params)
@@ -214,32 +222,27 @@ def train_step(
     return TrainState(state.step + 1, placement.constrain_params(model, params), opt_state), metrics
 
 
-def _accumulate_gradients(
-    value_and_grad: Callable[..., tuple[jax.Array, decoder.Params]],
-    params: decoder.Params,
-    batch: dict[str, jax.Array],
-    microbatches: int,
-) -> tuple[jax.Array, decoder.Params]:
-    """Value and float32 gradients, summed over the batch's microbatches one after the other."""
-
-    def widen(tree: decoder.Params) -> decoder.Params:
-        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
-
-    if microbatches == 1:
-        value, gradients = value_and_grad(params, batch)
-        return value, widen(gradients)
+def _accumulated(value_and_grad: Any, microbatches: int) -> Any:
+    """The same function of (params, batch), summed in float32 over the batch's microbatches one after the other."""
 
     def split(array_RT: jax.Array) -> jax.Array:
         # Row i goes to microbatch i % microbatches: every device keeps its rows.
         rows, length = array_RT.shape
         return array_RT.reshape(rows // microbatches, microbatches, length).swapaxes(0, 1)
 
-    def add(total: tuple[jax.Array, decoder.Params], part: dict[str, jax.Array]) -> tuple[Any, None]:
-        value, gradients = value_and_grad(params, part)
-        return jax.tree.map(jnp.add, total, (value, widen(gradients))), None
+    def accumulated(params: decoder.Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, decoder.Params]:
+        def add(total: tuple[jax.Array, decoder.Params], part: dict[str, jax.Array]) -> tuple[Any, None]:
+            value, gradients = value_and_grad(params, part)
+            return jax.tree.map(jnp.add, total, (value, _to_float32(gradients))), None
 
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
-    return jax.lax.scan(add, (jnp.zeros(()), zeros), jax.tree.map(split, batch))[0]
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
+        return jax.lax.scan(add, (jnp.zeros(()), zeros), jax.tree.map(split, batch))[0]
+
+    return accumulated
+
+
+def _to_float32(tree: decoder.Params) -> decoder.Params:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
 
 def initial_state(

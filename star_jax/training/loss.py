@@ -38,23 +38,6 @@ class ChunkOptions:
     tail: int = TAIL  # unused if it is more than half of a chunk
 
 
-def loss_sums(
-    model: decoder.GPT, params: decoder.Params, batch: dict[str, jax.Array], z_loss: float = 0.0
-) -> tuple[jax.Array, jax.Array]:
-    """(sum of weight * loss in nats, sum of weights) of packed rows. Each token is predicted by the one before it.
-
-    The loss is the cross-entropy + z_loss * log(sum(exp(logits - their maximum)))^2, as in the released code of the
-    paper; the usual form does not subtract the maximum.
-
-    Args:
-      batch: tokens_RT, positions_RT and segment_ids_RT, int32, and weights_RT, float32: the weight of each token as a
-        target.
-    """
-    if use_chunked_loss(model.config):
-        return chunked_loss_sums(model, params, batch, ChunkOptions(z_loss))
-    return unchunked_loss_sums(model, params, batch, z_loss)
-
-
 def use_chunked_loss(config: ModelConfig) -> bool:
     """True if a token's logits are wider than its activations in the MLP, so that avoiding them saves memory."""
     return config.vocab_size > config.d_mlp
@@ -63,7 +46,16 @@ def use_chunked_loss(config: ModelConfig) -> bool:
 def unchunked_loss_sums(
     model: decoder.GPT, params: decoder.Params, batch: dict[str, jax.Array], z_loss: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
-    """`loss_sums` from the logits of all tokens; for narrow vocabularies, such as the demo's."""
+    """(sum of weight * loss in nats, sum of weights) of packed rows. Each token is predicted by the one before it.
+
+    The logits of all tokens exist at once: for narrow vocabularies, such as the demo's. The loss is the cross-entropy
+    + z_loss * log(sum(exp(logits - their maximum)))^2, as in the released code of the paper; the usual form does not
+    subtract the maximum.
+
+    Args:
+      batch: tokens_RT, positions_RT and segment_ids_RT, int32, and weights_RT, float32: the weight of each token as a
+        target.
+    """
     inputs = (batch[name] for name in ("tokens_RT", "positions_RT", "segment_ids_RT"))
     logits_RTV = decoder.call(model, params, *inputs, method="packed_logits")[:, :-1]
     losses_RT = -decoder.log_probability(logits_RTV, batch["tokens_RT"][:, 1:])
@@ -77,10 +69,9 @@ def unchunked_loss_sums(
 def chunked_loss_sums(
     model: decoder.GPT, params: decoder.Params, batch: dict[str, jax.Array], options: ChunkOptions = ChunkOptions()
 ) -> tuple[jax.Array, jax.Array]:
-    """`loss_sums` with logits for one chunk of tokens at a time; for wide vocabularies, such as GPT-J's."""
-    x_RTD = decoder.call(
-        model, params, batch["tokens_RT"], batch["positions_RT"], batch["segment_ids_RT"], method="packed_hidden"
-    )
+    """`unchunked_loss_sums` with logits for one chunk of tokens at a time; for wide vocabularies, such as GPT-J's."""
+    inputs = (batch[name] for name in ("tokens_RT", "positions_RT", "segment_ids_RT"))
+    x_RTD: Any = model.apply({"params": params}, *inputs, method="packed_hidden")
     kernel_DV, bias_V = decoder.head_weights(model.config, params)
     # A token's target is the next one; the last token of a row has none.
     targets_RT, weights_RT = (jnp.pad(batch[name][:, 1:], ((0, 0), (0, 1))) for name in ("tokens_RT", "weights_RT"))
