@@ -33,7 +33,7 @@ TAIL = 96
 class ChunkOptions:
     """Static options of the chunked loss."""
 
-    z_loss: float = 0.0  # see loss_sums
+    z_loss: float = 0.0  # see unchunked_loss_sums
     chunk: int = CHUNK
     tail: int = TAIL  # unused if it is more than half of a chunk
 
