@@ -138,8 +138,8 @@ def test_decode_steps_are_the_same_by_the_kernels(monkeypatch):
 
     expected = decode()
 
-    def attend_triton(q_BHTK, groups, mask, prefix):
+    def attend_triton(mask, q_BHTK, groups, prefix):
         return ring.attend_triton(q_BHTK, *groups, mask, prefix, interpret=INTERPRET)
 
-    monkeypatch.setattr(ring, "attend", attend_triton)
+    monkeypatch.setattr(RingMask, "attend", attend_triton)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), decode(), expected)
