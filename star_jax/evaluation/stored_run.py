@@ -13,7 +13,7 @@ from star_jax.evaluation import best
 from star_jax.evaluation.generate import SampleStream, prompts_of, sampler_spec
 from star_jax.evaluation.prompts import PromptEncoder
 from star_jax.models import decoder
-from star_jax.runs.run_directory import RunDirectory
+from star_jax.runs.run_directory import RunDirectory, model_directory
 from star_jax.sampling.sampler import Sampler
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tasks import Task
@@ -82,7 +82,7 @@ def open_iteration(workdir: str, iteration: str) -> StoredIteration:
         number = int(iteration)
     else:
         raise InputError(f"--iteration={iteration}: give a number, 'base' or 'best'")
-    directory = run_dir.path(number, "params") if number else run_dir.workdir / "base"
+    directory = model_directory(run_dir.workdir, number)
     if not processes.broadcast_from_leader(lambda: checkpoint.exists(directory)):
         raise InputError(f"{directory}: no complete model; it was not made yet, or deleted by star.keep_weights")
     return StoredIteration(run_dir, config, number, directory)

@@ -227,6 +227,11 @@ class RunDirectory:
         return [from_json(kind, line) for line in lines]
 
 
+def model_directory(workdir: Path, iteration: int) -> Path:
+    """The directory of an iteration's model; 0: the base's."""
+    return workdir / f"iter_{iteration:03d}" / "params" if iteration else workdir / "base"
+
+
 class UnfinishedStage:
     """The completions of a sampling stage that are on disk already, and where further chunks are appended.
 

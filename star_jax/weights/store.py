@@ -12,6 +12,7 @@ from star_jax.distributed import processes
 from star_jax.models import decoder
 from star_jax.models.decoder import DecodeParams
 from star_jax.runs.metrics import Phases
+from star_jax.runs.run_directory import model_directory
 from star_jax.tokenizers.base import Tokenizer
 from star_jax.weights import checkpoint, placement
 from star_jax.weights import fingerprint as fingerprints
@@ -47,7 +48,7 @@ class WeightStore:
 
     def directory(self, n: int) -> Path:
         """The model directory of iteration n."""
-        return self.spec.workdir / f"iter_{n:03d}" / "params" if n else self.spec.workdir / "base"
+        return model_directory(self.spec.workdir, n)
 
     def exists(self, n: int) -> bool:
         """Whether iteration n's model is complete on disk."""
@@ -92,10 +93,12 @@ class WeightStore:
         """
         with self._phases("save"):
             model = self.directory(n), self.spec.model, params, self.spec.tokenizer
-            if self.exists(n) and self.fingerprint(n) != fingerprints.fingerprint(params):
+            stored = self.fingerprint(n) if self.exists(n) else ""
+            if stored and stored != fingerprints.fingerprint(params):
                 processes.broadcast_from_leader(lambda: shutil.rmtree(self.directory(n)))  # saved with other settings
-            if self.exists(n):  # saved by a run that was killed before it could write finetune.json
-                fingerprint = self.fingerprint(n)
+                stored = ""
+            if stored:  # saved by a run that was killed before it could write finetune.json
+                fingerprint = stored
             elif n and processes.host_memory_available(placement.host_bytes(params)):
                 self._saving = checkpoint.AsyncModelSave(*model)
                 fingerprint = self._saving.fingerprint
