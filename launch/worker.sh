@@ -58,15 +58,13 @@ worker_start() {
 }
 
 worker_run() {
-  local stopped=false
-  trap 'stopped=true' TERM # the program gets the signal too; this shell stays to write its exit status
+  trap ':' TERM # the program gets the signal too; this shell stays to write its exit status
   # shellcheck source=/dev/null
   source "$state/command"
   export STAR_DISTRIBUTED=1 PYTHONUNBUFFERED=1
   local code=0
   # shellcheck disable=SC2154 # `flags` is in the command
   .venv/bin/python -m star_jax.main "${flags[@]}" || code=$?
-  [[ "$stopped$code" != true0 ]] || code=143 # it exits with 0 after a SIGTERM, but is not complete
   echo "$code" > "$state/status.new"
   mv "$state/status.new" "$state/status"
 }

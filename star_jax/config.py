@@ -1,5 +1,7 @@
 """All options: each is defined once, as a field of a frozen dataclass with its unit or consequence.
 
+Bounds are stated in each group's `check`: numbers outside of them overflow, or are typing errors.
+
 `default` returns the defaults as a ConfigDict, for the files in configs/. `from_dict` converts a ConfigDict, or a
 stored config.json, to a `Config`, and raises InputError for a wrong name, type or value. Only `default` needs
 ml_collections.
@@ -9,12 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from star_jax import tasks
+from star_jax import option_values, tasks
 from star_jax.errors import InputError
+from star_jax.option_values import PATH
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -24,14 +28,15 @@ if TYPE_CHECKING:
 class ModelConfig:
     """The model. 0 or "" stands for the value of the base model at base.path."""
 
-    n_layers: int = 0
-    d_model: int = 0
-    n_heads: int = 0
-    d_mlp: int = 0
-    rotary_dim: int = 0  # gptj: number of rotary features of each head, even; gpt2: 0
+    n_layers: int = 0  # number of blocks
+    d_model: int = 0  # features of the residual stream
+    n_heads: int = 0  # query heads; must divide d_model
+    d_mlp: int = 0  # hidden features of the MLP
+    rotary_dim: int = 0  # number of rotary features of each head, even; 0: none (gpt2)
     vocab_size: int = 0  # rows of the embedding; at least the tokenizer's ids (the rest is padding)
     max_positions: int = 0  # longest text, prompt included, in tokens
-    architecture: str = ""  # "gptj" or "gpt2" (models/decoder.py); "" without a base: "gptj"
+    # Family (models/families/). Without a base: "gptj", which "" stands for, or "gpt2"
+    architecture: str = ""
     compute_dtype: str = (
         "float32"  # of activations and KV caches; for weights see train.param_dtype, sampling.weights_dtype
     )
@@ -40,33 +45,23 @@ class ModelConfig:
     remat: str = "none"
     scan_unroll: int = 1  # layers per step of the scan in training; more runs faster and compiles slower
 
-    @property
-    def head_dim(self) -> int:
-        return self.d_model // self.n_heads
-
-    @property
-    def is_gpt2(self) -> bool:
-        return self.architecture == "gpt2"
-
     def check(self) -> None:
-        _at_least(0, self, *SIZES)
-        _at_least(1, self, "scan_unroll")
-        _one_of(self, "architecture", ("", "gptj", "gpt2"))
+        _between(0, MAX_SIZE, self, *SIZES)
+        _between(1, 10_000, self, "scan_unroll")
         _one_of(self, "compute_dtype", FLOATS)
         _one_of(self, "remat", ("none", "dots", "full"))
-        known = self.d_model and self.n_heads
-        if (known and (self.d_model % self.n_heads or self.rotary_dim > self.head_dim)) or self.rotary_dim % 2:
-            raise InputError("model: d_model must divide by n_heads; rotary_dim must be even and at most a head's size")
 
     def check_complete(self) -> None:
-        """Raises InputError unless all sizes are given and fit the architecture."""
+        """Raises InputError unless all sizes are given."""
         self.check()
-        _at_least(1, self, *(name for name in SIZES if name != "rotary_dim"))
-        if self.is_gpt2 != (self.rotary_dim == 0):
-            raise InputError(f"model.rotary_dim is {self.rotary_dim}: it must be at least 2 for gptj and 0 for gpt2")
+        _between(1, MAX_SIZE, self, *(name for name in SIZES if name != "rotary_dim"))
 
 
 FLOATS = ("float32", "bfloat16")
+MAX_SIZE = 2**24  # of each size of a model
+MAX_ITERATIONS = 100_000
+MAX_COUNT = 10**8  # of steps, problems, tokens, ...: far beyond any run
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3  # float32 logits divided by less overflow: 1e-38 sampled a wrong token
 GPTJ_6B = dict(
     n_layers=28,
     d_model=4096,
@@ -77,22 +72,22 @@ GPTJ_6B = dict(
     max_positions=2048,
     architecture="gptj",
 )
-# Fixed by the weights, like the architecture: algorithms/setup.py takes both from the base model, and no other field. A
-# new field that changes the parameters belongs here if it is a size, else next to "architecture" there.
+# Fixed by the weights, like the architecture: algorithms/setup.py takes both from the base model, and no other field.
 SIZES = ("n_layers", "d_model", "n_heads", "d_mlp", "rotary_dim", "vocab_size", "max_positions")
 
 
 @dataclasses.dataclass(frozen=True)
 class BaseStage:
-    """One stage of pretraining a tiny base model on transcripts of the arithmetic task (training/transcripts.py)."""
+    """One stage of pretraining a tiny base model on texts that the task supplies (Task.transcripts)."""
 
-    steps: int = 100
+    steps: int = 100  # train steps of this stage
     learning_rate: float = 1e-3  # peak; decays over this stage as optimizer.decay says
-    gold: tuple[float, ...] = (1.0,)  # shares of correct sums of 1, 2, ... digits; the rest is form only
+    # Shares of kinds of texts. arithmetic: correct sums of 1, 2, ... digits, the rest is form only. jsonl: no hint
+    gold: tuple[float, ...] = (1.0,)
 
     def check(self) -> None:
-        _at_least(1, self, "steps")
-        _at_least(0, self, "learning_rate")
+        _between(1, MAX_COUNT, self, "steps")
+        _between(0, 1000, self, "learning_rate")
         if any(share < 0 for share in self.gold) or sum(self.gold) > 1 + 1e-9:
             raise InputError("base.stages: the shares in `gold` must not be negative or add up to more than 1")
 
@@ -101,30 +96,35 @@ class BaseStage:
 class BaseConfig:
     """The base model M, from which fine-tuning starts."""
 
-    path: str = ""  # a Hugging Face directory, a run's base/ or params/, or a converted model; "": pretrain by `stages`
+    # A run's base/ or params/, a converted model, a Hugging Face directory, a GGUF file, pip:NAME, or a name on the hub
+    # (star_jax/weights/README.md). "": pretrain by `stages`
+    path: str = dataclasses.field(default="", metadata=PATH)
     stages: tuple[BaseStage, ...] = ()
     examples: int = 10_000  # transcripts per stage; repeated if the steps need more
 
     def check(self) -> None:
-        _at_least(1, self, "examples")
+        _between(1, MAX_COUNT, self, "examples")
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """Few-shot prompts (star_jax/tasks/README.md)."""
+    """How problems are put to the model (star_jax/tasks/README.md)."""
 
+    format: str = "plain"  # "plain": shots and problem as one text; "chat": as turns, by the model's chat template
     shots: int = 0  # number of shots before every problem; 0: none
-    directory: str = ""  # folder of <task>.txt, <task>_hint.txt, <task>_direct.txt; "": star_jax/tasks/prompts
+    # Folder of <task>.txt, <task>_hint.txt, <task>_direct.txt; "": star_jax/tasks/prompts
+    directory: str = dataclasses.field(default="", metadata=PATH)
 
     def check(self) -> None:
-        _at_least(0, self, "shots")
+        _between(0, 10_000, self, "shots")
+        _one_of(self, "format", ("plain", "chat"))
 
 
 @dataclasses.dataclass(frozen=True)
 class StarConfig:
     """Algorithm 1 of the paper: what is sampled, kept and trained on in each iteration."""
 
-    iterations: int = 5  # 0: only evaluate the base (the paper's few-shot rows)
+    iterations: int = 5  # outer loops; 0: only evaluate the base (the paper's few-shot rows)
     problems_per_iteration: int = 0  # a fresh seeded selection in each iteration; 0: all train problems
     samples_per_problem: int = 1  # completions per problem
     keep_per_problem: int = 1  # distinct right completions kept per problem; 0: all
@@ -140,37 +140,39 @@ class StarConfig:
     keep_previous: int = 0  # number of previous iterations whose kept examples are trained on again
     schedule: str = "exponential"  # of fine-tuning steps per iteration: "exponential", "linear" or "epochs"
     steps: int = 40  # steps of iteration 1 (exponential, linear)
-    step_growth: float = 1.2  # exponential: factor per iteration
+    step_growth: float = 1.2  # exponential: factor per iteration; each has at least one step
     step_increment: int = 20  # linear: additional steps per iteration
     epochs: float = 1.0  # epochs: passes over the kept examples per iteration
     max_steps: int = 0  # cap on the steps of an iteration (GSM8K: 7912); 0: none
 
     def check(self) -> None:
-        _at_least(
-            0,
-            self,
-            "problems_per_iteration",
-            "keep_per_problem",
-            "keep_previous",
-            "keep_weights",
-            "step_increment",
-            "iterations",
-        )
-        _at_least(0, self, "max_steps")
-        _at_least(1, self, "samples_per_problem", "steps", "rationalize_from", "min_kept")
+        _between(0, MAX_ITERATIONS, self, "iterations", "keep_previous", "keep_weights")
+        _between(0, MAX_COUNT, self, "problems_per_iteration", "keep_per_problem", "step_increment", "max_steps")
+        _between(1, MAX_COUNT, self, "samples_per_problem", "steps", "min_kept")
+        _between(1, MAX_ITERATIONS, self, "rationalize_from")
         _one_of(self, "restart_from", ("base", "previous"))
         _one_of(self, "schedule", ("exponential", "linear", "epochs"))
-        if not (self.step_growth > 0 and self.epochs > 0):
-            raise InputError("star.step_growth and star.epochs must be greater than 0")
+        if not (0 < self.step_growth <= 1000 and 0 < self.epochs <= 1e6):
+            raise InputError(
+                "star.step_growth must be greater than 0 and at most 1000, star.epochs greater than 0 and at most "
+                f"1000000; got {self.step_growth} and {self.epochs}"
+            )
+        if self.schedule == "exponential" and not self.max_steps:
+            digits = math.log10(self.steps) + (self.iterations - 1) * math.log10(self.step_growth)
+            if digits > math.log10(MAX_COUNT):
+                raise InputError(
+                    f"star.step_growth={self.step_growth} gives iteration {self.iterations} more than {MAX_COUNT} "
+                    "steps; lower it or star.iterations, or set star.max_steps"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
     """Sampling. Temperature, top-k and top-p apply to train problems; evaluation is greedy."""
 
-    temperature: float = 0.0  # 0: greedy (paper)
-    top_k: int = 0  # 0: all tokens
-    top_p: float = 1.0  # 1: all tokens
+    temperature: float = 0.0  # of train samples; 0: greedy (paper)
+    top_k: int = 0  # sample from the k likeliest tokens; 0: all tokens
+    top_p: float = 1.0  # sample from the likeliest tokens that hold this probability; 1: all tokens
     max_new_tokens: int = 0  # token budget of one completion; 0: the task's
     slots: int = 128  # rows that decode together, for each group of `tensor` devices
     queue: int = 2048  # problems per call of the engine for each such group; a crash loses at most two calls
@@ -184,8 +186,11 @@ class SamplingConfig:
         _one_of(self, "weights_dtype", FLOATS)
         if self.tensor < 1 and self.tensor != -1:
             raise InputError(f"sampling.tensor must be at least 1, or -1 for all devices, got {self.tensor}")
-        _at_least(0, self, "temperature", "top_k", "max_new_tokens")
-        _at_least(1, self, "slots", "queue", "prefill_tokens")
+        check_temperature(self.temperature, "sampling.temperature")
+        _between(0, MAX_SIZE, self, "top_k", "max_new_tokens")
+        _between(1, MAX_SIZE, self, "slots", "queue", "prefill_tokens")
+        if self.tensor > 10_000:
+            raise InputError(f"sampling.tensor must be at most 10000, got {self.tensor}")
         if not 0 < self.top_p <= 1:
             raise InputError(f"sampling.top_p must be greater than 0 and at most 1, got {self.top_p}")
 
@@ -194,24 +199,31 @@ class SamplingConfig:
 class OptimizerConfig:
     """Adam and its schedule (paper, appendix)."""
 
-    learning_rate: float = 1e-6  # peak
-    warmup_steps: int = 100
+    learning_rate: float = 1e-6  # peak, after the warm-up
+    warmup_steps: int = 100  # steps in which the rate rises linearly to its peak; they are part of star.steps
     decay: str = "constant"  # after the warm-up: "constant", "linear" or "cosine"
     decay_share: float = 1.0  # the last share of the steps after warm-up in which the rate decays; constant before
     end_fraction: float = 0.0  # learning rate at the last step / peak, for linear and cosine
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
+    b1: float = 0.9  # decay of Adam's first moment per step
+    b2: float = 0.999  # decay of its second moment per step
+    eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.0  # decoupled (AdamW)
     clip_norm: float = 1.0  # global gradient norm; 0: no clipping
     # Of Adam's first moment. The second is float32: bfloat16 cannot represent its changes, a thousandth (1 - b2).
     moment_dtype: str = "float32"
 
     def check(self) -> None:
-        _at_least(0, self, "warmup_steps", "weight_decay", "clip_norm", "learning_rate", "eps")
+        _between(0, MAX_COUNT, self, "warmup_steps", "clip_norm")
+        _between(0, 1000, self, "learning_rate", "weight_decay")
+        # Adam divides by sqrt(v) + eps and by 1 - b^n, in float32: 0 / 0 is NaN.
+        if not 1e-30 <= self.eps <= 1:
+            raise InputError(f"optimizer.eps must be between 1e-30 and 1, got {self.eps}")
+        for name, value in (("b1", self.b1), ("b2", self.b2)):
+            if not 0 <= value <= 1 - 1e-6:
+                raise InputError(f"optimizer.{name} must be at least 0 and at most 0.999999, got {value}")
         _one_of(self, "decay", ("constant", "linear", "cosine"))
         _one_of(self, "moment_dtype", FLOATS)
-        _share(self, "decay_share", "end_fraction", "b1", "b2")
+        _share(self, "decay_share", "end_fraction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,21 +235,22 @@ class TrainConfig:
     # Of the trained weights. bfloat16 loses changes below 1/256 of a weight: nearly all, at the paper's learning rate.
     param_dtype: str = "float32"
     row_tokens: int = 1024  # tokens per row; longer examples are skipped and counted
-    log_every: int = 10  # steps
+    log_every: int = 10  # steps between losses in metrics.jsonl
     checkpoint_every: int = 0  # steps between checkpoints inside a fine-tuning; 0: none
 
     def check(self) -> None:
-        _at_least(1, self, "batch_rows", "log_every", "microbatches")
+        _between(1, MAX_SIZE, self, "batch_rows", "microbatches")
+        _between(1, MAX_COUNT, self, "log_every")
         _one_of(self, "param_dtype", FLOATS)
-        _at_least(2, self, "row_tokens")
-        _at_least(0, self, "checkpoint_every")
+        _between(2, MAX_SIZE, self, "row_tokens")
+        _between(0, MAX_COUNT, self, "checkpoint_every")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """Evaluation of every iteration. The accuracy on `split` selects the best iteration."""
 
-    split: str = "dev"
+    split: str = "dev"  # the split that selects the best iteration
     problems: int = 0  # number of problems, from the start of the split; 0: all
     report_split: str = ""  # another split to evaluate and report, which selects nothing; "": none
 
@@ -247,7 +260,7 @@ class EvaluationConfig:
         return (self.split, self.report_split) if self.report_split else (self.split,)
 
     def check(self) -> None:
-        _at_least(0, self, "problems")
+        _between(0, MAX_COUNT, self, "problems")
         if self.report_split == self.split:
             raise InputError(f"evaluation.report_split must differ from evaluation.split, {self.split!r}")
 
@@ -264,8 +277,8 @@ class ReplicationConfig:
     later_from: int = 20  # arithmetic: the iteration in which they join
 
     def check(self) -> None:
-        _at_least(0, self, "z_loss", "later_digits")
-        _at_least(1, self, "later_from")
+        _between(0, 1000, self, "z_loss", "later_digits")
+        _between(1, MAX_ITERATIONS, self, "later_from")
         _share(self, "rationalize_probability", "hint_keep_probability")
 
 
@@ -278,8 +291,8 @@ class MeshConfig:
     tensor: int = 1  # heads, MLP and vocabulary are sharded over it
 
     def check(self) -> None:
-        _at_least(-1, self, "data", "fsdp")
-        _at_least(1, self, "tensor")
+        _between(-1, 1_000_000, self, "data", "fsdp")
+        _between(1, 10_000, self, "tensor")
         if 0 in (self.data, self.fsdp) or self.data == self.fsdp == -1:
             raise InputError(
                 "mesh.data and mesh.fsdp must be at least 1; one of them may be -1 for all remaining devices"
@@ -302,11 +315,14 @@ MOVED = {
 class Config:
     """All options of a run."""
 
-    seed: int = 0
-    # "bytes", "symbols" (the task's words), a directory with GPT-2's tokenizer files, or a name on the hub.
+    seed: int = 0  # of sampling, of the order of problems and of training rows; the data have task.seed
+    limit: int = 0  # problems of each split, from its start, for a quick try; 0: all
+    # "bytes", "symbols" (the task's words), a directory with tokenizer.json (or vocab.json, merges.txt), or a hub name.
     # "": the base model's tokenizer; "bytes" for a base that is pretrained by base.stages.
-    tokenizer: str = ""
-    compile_cache: str = "~/.cache/star_jax/xla"  # directory of compiled programs, for all runs; "": none
+    tokenizer: str = dataclasses.field(default="", metadata=PATH)
+    compile_cache: str = (
+        "~/.cache/star_jax/xla"  # directory of compiled programs, for all runs; "": none. ~ is expanded
+    )
     tensorboard: bool = True  # write TensorBoard events in addition to metrics.jsonl
     wandb: str = ""  # Weights & Biases project to log to; "": none. WANDB_MODE=offline needs no login
     task: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "arithmetic"})
@@ -322,13 +338,21 @@ class Config:
     replication: ReplicationConfig = ReplicationConfig()
 
     def check(self) -> None:
-        _at_least(0, self, "seed")
+        _between(0, option_values.MAX_INTEGER, self, "seed")
+        _between(0, MAX_COUNT, self, "limit")
+        if self.compile_cache:
+            option_values.check_path(self.compile_cache, "config.compile_cache")
         for key in self.task:
             if f"task.{key}" in MOVED:
                 raise InputError(_no_option("task", key, ()))
         if not self.base.path and not self.base.stages:
             raise InputError("base: give base.path (a directory with a model), or base.stages to pretrain one")
-        self.make_task()
+        task = self.make_task()
+        if not self.base.path and type(task).transcripts is tasks.Task.transcripts:
+            raise InputError(
+                f"task {self.task['name']!r} has no transcripts to pretrain a base on; give base.path, or define "
+                "Task.transcripts"
+            )
 
     def make_task(self) -> tasks.Task:
         """The task of this config. Raises InputError."""
@@ -385,7 +409,8 @@ def _build(cls: Any, values: Any, where: str) -> Any:
     for key in values:
         if key not in types:
             raise InputError(_no_option(where.removeprefix("config").lstrip("."), key, types))
-    built = cls(**{key: _convert(types[key], value, f"{where}.{key}") for key, value in values.items()})
+    paths = {field.name for field in dataclasses.fields(cls) if field.metadata == PATH}
+    built = cls(**{key: _convert(types[key], value, f"{where}.{key}", key in paths) for key, value in values.items()})
     if hasattr(built, "check"):
         built.check()
     return built
@@ -399,7 +424,7 @@ def _no_option(group: str, key: str, options: Iterable[str]) -> str:
     return message + (f"; did you mean {near[0]!r}?" if near else "; star_jax/config.py lists all options")
 
 
-def _convert(expected: Any, value: Any, where: str) -> Any:
+def _convert(expected: Any, value: Any, where: str, is_path: bool = False) -> Any:
     if dataclasses.is_dataclass(expected):
         return _build(expected, value, where)
     if typing.get_origin(expected) is tuple:
@@ -411,17 +436,22 @@ def _convert(expected: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping) or "name" not in value:
             raise InputError(f"{where} must hold the task's name and options, got {value!r}")
         return dict(value)
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise InputError(f"{where} must be {expected.__name__}, got {value!r}")
-    return value
+    return option_values.checked(value, expected, where, is_path)
 
 
-def _at_least(low: int, group: Any, *names: str) -> None:
+def check_temperature(value: float, option: str) -> None:
+    """Raises InputError unless the temperature is 0 (greedy) or one that float32 logits can be divided by."""
+    if value and not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
+        bounds = f"between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}"
+        raise InputError(f"{option} must be 0 (greedy) or {bounds}, got {value}")
+
+
+def _between(low: float, high: float, group: Any, *names: str) -> None:
     for name in names:
-        if not getattr(group, name) >= low:
-            raise InputError(f"{_group(group)}.{name} must be at least {low}, got {getattr(group, name)}")
+        value = getattr(group, name)
+        if not low <= value <= high:
+            bound = f"at least {low}" if value < low else f"at most {high}"
+            raise InputError(f"{_group(group)}.{name} must be {bound}, got {value}")
 
 
 def _share(group: Any, *names: str) -> None:

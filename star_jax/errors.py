@@ -1,9 +1,31 @@
 """The exceptions that end a command with one line instead of a traceback, and that line."""
 
 import contextlib
+import enum
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from star_jax import terminal
+
+
+class ExitStatus(enum.IntEnum):
+    """How a command ended. A signal that ends the process gives 128 + its number, as in a shell."""
+
+    meaning: str
+
+    def __new__(cls, value: int, meaning: str) -> "ExitStatus":
+        member = int.__new__(cls, value)
+        member._value_, member.meaning = value, meaning
+        return member
+
+    DONE = 0, "done: nothing is left to do"
+    BUG = 1, "a bug, with a traceback (star_jax.preflight: it does not fit)"
+    BAD_INPUT = 2, "bad input or a failing disk: one line names the place and the remedy"
+    PEER_LOST = 3, "another process of the run died: see the end of the others' logs, start all of them again"
+    STOPPED = 75, "stopped by SIGTERM with all results stored, or preempted: the same command continues the run"
+    INTERRUPTED = 130, "Ctrl-C: the same command continues the run"
 
 
 class InputError(Exception):
@@ -14,23 +36,30 @@ class Stopped(BaseException):
     """SIGTERM was received and all results are on disk. A BaseException, so that `except Exception` lets it pass."""
 
 
-def report_error(error: BaseException) -> int | str:
-    """Prints the line of an InputError, a Stopped or a KeyboardInterrupt on standard error; returns the exit status.
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, at most 200 characters, for the message of an InputError."""
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
-    A SystemExit prints nothing and keeps its own status.
+
+def report_error(error: BaseException) -> int | str:
+    """Prints the line of an expected error on standard error; returns the exit status.
+
+    A SystemExit prints nothing and keeps its own status. Nor does an OutputError whose reader has left: the status is
+    that of a program that the signal SIGPIPE ends.
     """
     if isinstance(error, SystemExit):
         return error.code or 0
+    if isinstance(error, terminal.OutputError) and error.reader_left:
+        return 128 + signal.SIGPIPE
     if isinstance(error, Stopped):
-        line, status = "stopped as requested; all results are stored, the same command continues the run", 0
+        line = "stopped as requested; all results are stored, the same command continues the run"
+        status = ExitStatus.STOPPED
     elif isinstance(error, KeyboardInterrupt):
-        line, status = "interrupted; the same command continues the run", 130
+        line, status = "interrupted; the same command continues the run", ExitStatus.INTERRUPTED
     else:
-        # The text may quote a file's content: without control characters it cannot drive the terminal.
-        text = "".join(c if c.isprintable() else " " for c in str(error))
-        line, status = " ".join(text.split()), 2
-    print(f"star_jax: {line}", file=sys.stderr)
-    return status
+        line, status = terminal.one_line(str(error)), ExitStatus.BAD_INPUT
+    terminal.say(f"star_jax: {line}", sys.stderr)
+    return int(status)
 
 
 @contextlib.contextmanager
@@ -47,6 +76,18 @@ def disk_errors_as_input_errors(path: Path, *also: type[Exception]) -> Iterator[
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
         raise InputError(f"{path}: cannot be written ({reason}); fix and rerun") from error
+
+
+@contextlib.contextmanager
+def os_errors_as_input_errors() -> Iterator[None]:
+    """Converts OSErrors of any access to files into a one-line InputError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{error.filename or 'a file'}: cannot be read or written ({reason}); fix and rerun"
+        ) from error
 
 
 def is_peer_failure(error: BaseException) -> bool:

@@ -1,22 +1,32 @@
 """Accuracy of one iteration's model on a split of the run's data.
 
     python -m star_jax.evaluate --workdir=DIR [--iteration=N|base|best] [--split=S] [--samples=K [--temperature=T]]
+                                [--output=DIR]
 
 Prints the accuracy with its 95 % interval, by category and in total, and the counts of verdicts. Writes the completions
-to iter_NNN/eval_SPLIT.jsonl and the figures to iter_NNN/eval_SPLIT.json of the run directory.
+to iter_NNN/eval_SPLIT.jsonl and the figures to iter_NNN/eval_SPLIT.json of the run directory or, for a run that must
+not change or cannot be written, of --output. Completions that are there already are not sampled again. Model, problems
+and prompts are the run's: it may be evaluated from any folder.
 """
 
 import argparse
+import json
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
+from star_jax import terminal
 from star_jax.cli.parser import Parser, exit_on_bad_input
+from star_jax.config import MAX_COUNT, MAX_TEMPERATURE, check_temperature
 from star_jax.distributed import compile_cache, launch, processes
 from star_jax.errors import InputError
 from star_jax.evaluation.accuracy import score, vote
-from star_jax.evaluation.generate import generate, split_problems
+from star_jax.evaluation.generate import generate
 from star_jax.evaluation.judging import SamplingPass
 from star_jax.evaluation.stored_run import open_iteration
 from star_jax.records import RIGHT_WRONG_STEPS, Verdict
+from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.weights import checkpoint
 
@@ -24,18 +34,17 @@ from star_jax.weights import checkpoint
 def main() -> None:
     """Parses the command line and evaluates."""
     parser = Parser("evaluate", __doc__)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
+    parser.add_path("--workdir", required=True, help="the run directory")
     parser.add_argument("--iteration", default="best", metavar="N|base|best", help="which model (default: best)")
     parser.add_argument("--split", default="dev", help="the split to evaluate on, e.g. test (default: dev)")
-    parser.add_argument(
-        "--samples", type=int, default=0, metavar="K", help="samples per problem: majority vote and pass@k (0: greedy)"
-    )
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="of the K samples (default: the run's, or 0.7)"
-    )
+    help_ = "samples per problem: majority vote and pass@k (0: greedy)"
+    parser.add_number("--samples", 0, MAX_COUNT, default=0, metavar="K", help=help_)
+    help_ = "of the K samples (default: the run's, or 0.7)"
+    parser.add_number("--temperature", 0.0, MAX_TEMPERATURE, default=0.0, metavar="T", help=help_)
+    parser.add_path("--output", help="the directory that gets the results (default: the run directory)")
+    parser.add_allow_import()
     args = parser.parse_args()
-    if args.samples < 0 or args.temperature < 0:
-        raise InputError("--samples and --temperature must not be negative; --samples=0 is greedy")
+    check_temperature(args.temperature, "--temperature")
     if args.temperature and not args.samples:
         raise InputError("--temperature goes with --samples=K; without it decoding is greedy")
     with launch.distributed_context():
@@ -43,27 +52,49 @@ def main() -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    stored = open_iteration(args.workdir, args.iteration)
+    stored = open_iteration(args.workdir, args.iteration, args.allow_import)
     compile_cache.enable(stored.config.compile_cache)
-    config, run_dir, number = stored.config, stored.run_dir, stored.number
-    problems, name = split_problems(config, stored.task, args.split), f"eval_{args.split}"
+    config, number = stored.config, stored.number
+    run_dir = RunDirectory(args.output, processes) if args.output else stored.run_dir
+    problems, name = stored.problems(args.split), f"eval_{args.split}"
     decoding = Decoding()
     if args.samples:
         decoding = Decoding(
             args.temperature or config.sampling.temperature or 0.7, config.sampling.top_k, config.sampling.top_p
         )
-        name += f"_{args.samples}_samples_t{decoding.temperature:g}"
+        name += f"_{args.samples}_samples_t{_digits(decoding.temperature)}"
     sampling_pass = SamplingPass("evaluate", config.seed, number, max(1, args.samples))
-    path = run_dir.path(number, name + ".jsonl")
-    completions, _ = generate(run_dir, path, stored.stream(decoding), stored.prompts, problems, sampling_pass)
+    path, figures = run_dir.path(number, name + ".jsonl"), run_dir.path(number, name + ".json")
+    if not args.output and not run_dir.exists(path):
+        run_dir.broadcast(lambda: _check_writable(args.workdir))
+    if processes.is_leader():
+        terminal.say(f"{stored.label} ({args.iteration}): {len(problems):,} {args.split} problems, "
+                     f"{args.samples or 'greedy, one'} sample{'s' * (args.samples > 1)} each", sys.stderr)  # fmt: skip
+    completions, throughput = generate(run_dir, path, stored.stream(decoding), stored.prompts, problems, sampling_pass)
     weights = processes.broadcast_from_leader(lambda: checkpoint.stored_fingerprint(stored.directory))
     result = {"iteration": number, "split": args.split, "weights": weights}
     result |= {"temperature": decoding.temperature}
     result |= vote(stored.task, problems, completions) if args.samples else score(problems, completions)
-    run_dir.write_json(run_dir.path(number, name + ".json"), result)
+    is_stored = run_dir.exists(figures) and run_dir.read_json(figures) == json.loads(json.dumps(result))
+    if not is_stored:
+        run_dir.write_json(figures, result)
     if processes.is_leader():
         _print(result)
-        print(f"written to {run_dir.path(number, name + '.json')}")
+        if throughput is None:
+            terminal.say(f"of completions that were stored already; delete {path} to sample again", sys.stderr)
+        terminal.say(f"{'stored in' if is_stored else 'written to'} {figures}")
+
+
+def _check_writable(workdir: Path) -> None:
+    """Raises InputError for a run directory that refuses files."""
+    if not os.access(workdir, os.W_OK):
+        raise InputError(f"{workdir}: cannot be written; give --output=DIR for the results")
+
+
+def _digits(number: float) -> str:
+    """A number in a file's name: short, and different for different numbers."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -71,13 +102,16 @@ def _print(result: dict[str, Any]) -> None:
     lines = {key: value for key, value in result.items() if isinstance(value, dict) and "ci95" in value}
     categories = result.get("by_category") or result["majority_by_category"]
     if "accuracy" in result:
-        lines = {"accuracy": result}
-    if len(categories) > 1:
-        lines |= {f"  {name}": value for name, value in categories.items()}
-    for key, line in lines.items():
+        lines = {"accuracy": result, **lines}
+    rows = list(lines.items())
+    if len(categories) > 1:  # not by what is shown of their names: two may look alike
+        rows += [(f"  {terminal.one_line(name)}", value) for name, value in categories.items()]
+    for key, line in rows:
         low, high = line["ci95"]
-        print(f"{key:10} {line['accuracy']:.4f}  [{low:.4f}, {high:.4f}]  n = {line['n']}")
-    print(", ".join(f"{result[verdict]} {verdict.replace('_', ' ')}" for verdict in (*Verdict, RIGHT_WRONG_STEPS)))
+        terminal.say(f"{key:10} {line['accuracy']:.4f}  [{low:.4f}, {high:.4f}]  n = {line['n']}")
+    terminal.say(
+        ", ".join(f"{result[verdict]} {verdict.replace('_', ' ')}" for verdict in (*Verdict, RIGHT_WRONG_STEPS))
+    )
 
 
 if __name__ == "__main__":

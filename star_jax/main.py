@@ -1,6 +1,7 @@
 """Runs STaR, or continues a run: flags -> config -> one call.
 
-    python -m star_jax.main --config=configs/arithmetic.py [--workdir=DIR] [--config.star.iterations=3 ...]
+    python -m star_jax.main --config=FILE[:VARIANT] [--workdir=DIR] [--allow_changes] [--limit=N] [--write_out=N]
+                            [--config.star.iterations=3 ...]
 
 The command that started a run also continues it. Prints the path of the run's report.
 """
@@ -9,7 +10,7 @@ import logging
 import os
 from pathlib import Path
 
-from star_jax import config
+from star_jax import config, terminal
 from star_jax.cli.config_flags import read_config
 from star_jax.cli.parser import Parser, exit_on_bad_input
 from star_jax.distributed import launch, processes
@@ -18,21 +19,30 @@ from star_jax.distributed import launch, processes
 def main() -> None:
     """Parses the flags, runs the loop in the run directory, prints the path of its report."""
     parser = Parser("main", __doc__)
-    parser.add_argument(
-        "--workdir", type=Path, metavar="DIR", help="the run directory; default: runs/<config file>[_<variant>]"
-    )
+    parser.add_path("--workdir", help="the run directory; default: runs/<config file>[_<variant>][_limit<N>]")
     parser.add_argument(
         "--allow_changes",
         action="store_true",
         help="continue a run although settings, data, prompts or versions have changed; provenance.json records them",
     )
+    help_ = "use the first N problems of each split only, for a quick try: --config.limit=N"
+    parser.add_number("--limit", 1, config.MAX_COUNT, metavar="N", help=help_)
+    help_ = "print whole prompts of the first N train problems as they are sent, plain and hinted, and exit"
+    parser.add_number("--write_out", 1, config.MAX_COUNT, metavar="N", help=help_)
     args, values = read_config(parser)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if args.limit is not None:
+        values.limit = args.limit
+    terminal.start_logging()
     logging.getLogger("star_jax").setLevel(logging.INFO)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     typed = config.from_dict(values)
-    file, _, variant = args.config.partition(":")
-    workdir = args.workdir or Path("runs") / "_".join(filter(None, [Path(file).stem, variant]))
+    if args.write_out is not None:
+        from star_jax.algorithms.write_out import write_out  # imports JAX, and starts no device
+
+        for text in write_out(typed, args.write_out):
+            terminal.say(text)
+        return
+    workdir = args.workdir or Path("runs") / _run_name(args.config, typed.limit)
     with launch.distributed_context():
         from star_jax.algorithms import star  # imports JAX: only after distributed_context has forked
         from star_jax.distributed import compile_cache, preemption
@@ -43,8 +53,14 @@ def main() -> None:
             logging.getLogger("star_jax").setLevel(logging.WARNING)
         report = star.run(typed, workdir, args.allow_changes)
         if processes.is_leader():
-            print(report, flush=True)
+            terminal.say(str(report))
     preemption.end()
+
+
+def _run_name(spec: str, limit: int) -> str:
+    """The name of a run's directory. A quick try has its own, so that the whole run can follow."""
+    file, _, variant = spec.partition(":")
+    return "_".join(filter(None, [Path(file).stem, variant, f"limit{limit}" * bool(limit)]))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,16 @@ import base64
 import dataclasses
 import enum
 import functools
+import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from star_jax import json_reader
 from star_jax.errors import InputError
 
 
@@ -24,7 +26,7 @@ class Verdict(enum.StrEnum):
 
     RIGHT = "right"
     WRONG = "wrong"
-    UNPARSABLE = "unparsable"  # it stopped by itself and holds no answer
+    UNPARSABLE = "unparsable"  # it stopped by itself and holds no answer, or its bytes are not valid UTF-8
     TRUNCATED = "truncated"  # the token budget ran out before a stop: even an answer in it may be half of one
 
 
@@ -56,6 +58,9 @@ def _side(dtype: str) -> Any:
     return dataclasses.field(default=(), metadata={"side": dtype})
 
 
+ProblemKey = tuple[str, str]  # id and fingerprint: the same problem with the same content
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """One problem x with its answer y (paper, section 3)."""
@@ -66,6 +71,16 @@ class Problem:
     category: str = ""  # the class accuracy is broken down by, e.g. "3 digits"
     choices: tuple[str, ...] = ()  # multiple choice only, in the order of the labels a, b, c ...
     rationale: str | None = None  # the reference solution where the data set has one
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits of the SHA-256 of question, choices and answer: the content that a sample belongs to."""
+        content = json.dumps([self.question, self.choices, self.answer])
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    @property
+    def key(self) -> ProblemKey:
+        return self.id, self.fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +94,19 @@ class Prompt:
     def text(self) -> str:
         return self.prefix + self.body
 
+    @property
+    def shots(self) -> list[str]:
+        """The shots of a plain prefix, which blank lines separate."""
+        return [shot for shot in self.prefix.split("\n\n") if shot]
+
 
 @dataclasses.dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt with its token ids, encoded once for sampling."""
+    """A prompt with its token ids, encoded once for sampling. Together they are the prompt's ids."""
 
     prompt: Prompt
-    prefix_ids: tuple[int, ...]  # encoded once for all problems that share the prefix
-    body_ids: tuple[int, ...]  # of the white space after the prefix, and the body
+    prefix_ids: tuple[int, ...]  # BOS and what all problems share; encoded once
+    body_ids: tuple[int, ...]  # of the prefix's last characters (Tokenizer.cut) and the body
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +124,19 @@ class Completion:
     log_probability: float  # sum of log p of the sampled tokens (stop included), nats, at temperature 1
     tokens: int  # number of sampled tokens, the stop's included
     seed: str  # the text its random key was derived from
+    problem_fingerprint: str = ""  # Problem.fingerprint; "": not recorded, which matches no problem
+    right_leniently: bool | None = None  # right by Task.lenient's reader; None: the task has one reader
     token_ids: tuple[int, ...] = _side("i4")  # as sampled, the stop's included
     token_log_probs: tuple[float, ...] = _side("f4")  # of each of them, nats, at temperature 1
+
+    @property
+    def problem_key(self) -> ProblemKey:
+        return self.problem_id, self.problem_fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One training example: loss on `completion` and the end-of-text after it, none on `prompt`."""
+    """One training example: loss on `completion` and the end id after it, none on `prompt`."""
 
     problem_id: str
     prompt: str  # hint-free unless `hint_kept`
@@ -125,10 +151,20 @@ class Example:
     prompt_set: str = ""  # fingerprint of the few-shot text before the prompt
     weights: str = ""  # fingerprint of the weights it was sampled from
     loss_weight: float = 1.0  # of each of its loss tokens; star_jax itself only writes 1
+    prefix_length: int = 0  # characters of `prompt` that are its few-shot prefix; the two are encoded as when sampling
+    problem_fingerprint: str = ""  # as in Completion
     # Spans [start, end) of `completion` in characters that carry no loss; only the embedded base uses them.
     unweighted: tuple[tuple[int, int], ...] = ()
-    # The sampled ids of `completion` if it was cut on a token border; training uses them. Empty: it is encoded again.
+    retokenized: int = 0  # tokens at the end of `token_ids` that were encoded: the stop began inside a sampled token
+    # The sampled ids of `completion`; training uses them. Empty (references, pretraining): `completion` is encoded.
     token_ids: tuple[int, ...] = _side("i4")
+    # The ids of a conversation: its text does not show which special tokens are the template's and which are names in a
+    # problem. Empty for a plain prompt, which training encodes again.
+    prompt_ids: tuple[int, ...] = _side("i4")
+
+    @property
+    def problem_key(self) -> ProblemKey:
+        return self.problem_id, self.problem_fingerprint
 
 
 Record = TypeVar("Record", Problem, Completion, Example)
@@ -152,25 +188,20 @@ def to_json(record: Any, with_side: bool = False) -> str:
 
 def from_json(kind: type[Record], line: str) -> Record:
     """The inverse of `to_json`. Raises ValueError with the reason when the line is not such a record."""
-    values = json.loads(line)
-    if not isinstance(values, dict):
-        raise ValueError("it is not a JSON object")
-    names, required = _keys(cast(Any, kind))  # to mypy a class of dataclasses has no hash
-    for name, dtype in side_fields(cast(Any, kind)).items():
-        if name in values:
-            if not isinstance(values[name], str):
-                raise ValueError(f"'{name}' must be base64 text")
-            values[name] = tuple(np.frombuffer(base64.b64decode(values[name]), f"<{dtype}").tolist())
-    if unknown := sorted(values.keys() - names):
-        raise ValueError(f"unknown key '{unknown[0]}'")
-    if missing := sorted(required - values.keys()):
-        raise ValueError(f"key '{missing[0]}' is missing")
-    for key, value in values.items():
-        if isinstance(value, list):
-            values[key] = _freeze(value)
-    for key, enumeration in (("verdict", Verdict), ("source", Source)):
-        if isinstance(values.get(key), str):
-            values[key] = enumeration(values[key])
+    values = json_reader.parse_object(line)
+    fields, required = _fields(cast(Any, kind))  # to mypy a class of dataclasses has no hash
+    if not required <= values.keys():
+        raise ValueError(f"key '{min(required - values.keys())}' is missing")
+    for name, value in values.items():
+        if (field := fields.get(name)) is None:
+            raise ValueError(f"unknown key '{name}'")
+        if type(value) not in field.types:
+            raise ValueError(f"'{name}' should be {field.description}, is {json_reader.short(value)}")
+        if field.convert is not None and value is not None:
+            try:
+                values[name] = field.convert(value)
+            except ValueError as error:
+                raise ValueError(f"'{name}' should be {field.description}, is {json_reader.short(value)}") from error
     return kind(**values)
 
 
@@ -180,28 +211,84 @@ def side_fields(kind: type) -> dict[str, str]:
     return {f.name: f.metadata["side"] for f in dataclasses.fields(kind) if "side" in f.metadata}
 
 
+class _Field(NamedTuple):
+    """How JSON holds the values of one type."""
+
+    types: frozenset[type]  # of the parsed JSON
+    description: str  # for messages
+    convert: Callable[[Any], Any] | None = None  # to the record's value, except null; ValueError for a bad value
+
+
 @functools.cache
-def _keys(kind: type) -> tuple[frozenset[str], frozenset[str]]:
-    """The names of a line's keys, and of those that must be there."""
-    fields = dataclasses.fields(kind)
-    return frozenset(f.name for f in fields), frozenset(f.name for f in fields if f.default is dataclasses.MISSING)
+def _fields(kind: type) -> tuple[dict[str, _Field], frozenset[str]]:
+    """The keys of a line with their types, and those that must be there."""
+    annotations, fields = get_type_hints(kind), dataclasses.fields(kind)
+    by_name = {
+        f.name: _side_field(f.metadata["side"]) if "side" in f.metadata else _field(annotations[f.name]) for f in fields
+    }
+    return by_name, frozenset(f.name for f in fields if f.default is dataclasses.MISSING)
+
+
+def _field(annotation: Any) -> _Field:
+    """The JSON of a type that records use."""
+    arguments = get_args(annotation)
+    if type(None) in arguments:  # X | None
+        types, description, convert = _field(next(a for a in arguments if a is not type(None)))
+        return _Field(types | {type(None)}, f"{description} or null", convert)
+    if get_origin(annotation) is tuple:
+        return _tuple_field(arguments)
+    if issubclass(annotation, enum.StrEnum):
+        return _Field(frozenset({str}), f"one of {', '.join(annotation)}", annotation)
+    return {
+        str: _Field(frozenset({str}), "text"),
+        bool: _Field(frozenset({bool}), "true or false"),
+        int: _Field(frozenset({int}), "an integer", _bounded),
+        float: _Field(frozenset({int, float}), "a number", _bounded),
+    }[annotation]
+
+
+def _tuple_field(arguments: tuple[Any, ...]) -> _Field:
+    """A list of `arguments`: of one type and any length if the second is an ellipsis."""
+    any_length = arguments[-1] is Ellipsis
+    items = [_field(argument) for argument in arguments if argument is not Ellipsis]
+
+    def convert(values: list[Any]) -> tuple[Any, ...]:
+        if not any_length and len(values) != len(items):
+            raise ValueError
+        pairs = [(items[0 if any_length else index], value) for index, value in enumerate(values)]
+        if any(type(value) not in item.types for item, value in pairs):
+            raise ValueError
+        return tuple(item.convert(value) if item.convert and value is not None else value for item, value in pairs)
+
+    of = items[0].description if any_length else ", ".join(item.description for item in items)
+    return _Field(frozenset({list}), f"a list of {of}", convert)
+
+
+def _side_field(dtype: str) -> _Field:
+    def convert(value: str) -> tuple[Any, ...]:
+        return tuple(np.frombuffer(base64.b64decode(value, validate=True), f"<{dtype}").tolist())
+
+    return _Field(frozenset({str}), f"base64 text of {dtype} values", convert)
+
+
+def _bounded(value: float) -> float:
+    """A number that later sums and products stay finite with. NaN and infinities: a broken model gives them."""
+    if isinstance(value, int) and abs(value) > json_reader.MAX_INTEGER:
+        raise ValueError
+    return value
 
 
 def read_jsonl(kind: type[Record], path: Path) -> Iterator[Record]:
     """Yields the records of a file; raises InputError naming file and line at the first one that is broken."""
-    try:
-        with open(path, "rb") as file:  # lines are decoded one by one, so that a broken one can be named
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield from_json(kind, line.decode("utf-8"))
-                except UnicodeDecodeError as error:
-                    raise InputError(f"{path}:{number}: not UTF-8 text. Delete the file to regenerate it") from error
-                except ValueError as error:
-                    raise InputError(
-                        f"{path}:{number}: not a {kind.__name__} record ({error}). Delete the file to regenerate it"
-                    ) from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    for number, line in json_reader.read_lines(path, "delete it to regenerate it"):
+        try:
+            yield from_json(kind, line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}:{number}: not UTF-8 text. Delete the file to regenerate it") from error
+        except ValueError as error:
+            raise InputError(
+                f"{path}:{number}: not a {kind.__name__} record ({error}). Delete the file to regenerate it"
+            ) from error
 
 
 def natural_order(label: str) -> list[tuple[int, str]]:
@@ -212,7 +299,3 @@ def natural_order(label: str) -> list[tuple[int, str]]:
 def write_lines(records: Iterable[Any]) -> str:
     """The text of a JSON-lines file."""
     return "".join(to_json(record) + "\n" for record in records)
-
-
-def _freeze(value: Any) -> Any:
-    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value

@@ -81,6 +81,21 @@ def test_not_a_number_is_refused_and_an_integer_is_taken_for_a_float(path):
     assert isinstance(typed, float)
 
 
+@every_row(("path", "expected"), NUMBERS)
+def test_a_number_that_is_not_finite_or_far_too_large_is_refused_by_name(path, expected):
+    for value in (10**400, 10**11, float("inf")) if expected is float else (10**400, 10**11):
+        with pytest.raises(InputError, match=path[-1]) as refused:
+            from_dict(replaced(path, value))
+        assert len(str(refused.value)) < 200
+
+
+@every_row("path", [p for p, expected in leaves() if expected is str])
+def test_a_literal_is_not_taken_as_a_text(path):
+    for value in ("None", "null", "False", "true"):
+        with pytest.raises(InputError, match=re.escape(f"{dotted(path)}: {value!r} would be taken as a text")):
+            from_dict(replaced(path, value))
+
+
 @every_row("path", groups())
 def test_an_unknown_option_is_refused_by_name(path):
     with pytest.raises(InputError, match=re.escape(f"{dotted(path)} has no option 'nonsense'")):
@@ -106,13 +121,18 @@ def test_a_group_that_is_no_group_is_refused_by_name(path):
         ),
         (("replication", "hint_keep_probability"), 2, "replication.hint_keep_probability must be between 0 and 1"),
         (("star", "step_growth"), 0.0, "star.step_growth"),
+        (("star", "step_growth"), 60.0, "star.step_growth=60.0 gives iteration 5 more than 100000000 steps"),
+        (("sampling", "temperature"), 1e-38, "sampling.temperature must be 0 (greedy) or between 0.001 and 1000"),
+        (("optimizer", "b1"), 1.0, "optimizer.b1 must be at least 0 and at most 0.999999, got 1.0"),
+        (("optimizer", "eps"), 0.0, "optimizer.eps must be between 1e-30 and 1, got 0.0"),
+        (("base", "stages", 0, "gold"), [float("nan")], "config.base.stages[0].gold[0] must be a finite number"),
+        (("task", "max_digits"), 5000, "max_digits, later_digits and eval_digits must be at most 100"),
+        (("task", "train_per_length"), 10**9, "train_per_length"),
+        (("compile_cache",), "gs://bucket/xla", "config.compile_cache=gs://bucket/xla: is a URL"),
         (("sampling", "top_p"), 0.0, "sampling.top_p must be greater than 0 and at most 1, got 0.0"),
         (("sampling", "prefill_tokens"), 0, "sampling.prefill_tokens must be at least 1, got 0"),
         (("optimizer", "decay"), "step", "optimizer.decay must be one of constant, linear, cosine"),
         (("model", "compute_dtype"), "float16", "model.compute_dtype must be one of float32, bfloat16"),
-        (("model", "n_heads"), 7, "d_model must divide by n_heads"),
-        (("model", "rotary_dim"), 63, "rotary_dim must be even"),
-        (("model", "rotary_dim"), 512, "rotary_dim must be even and at most a head's size"),
         (("mesh", "data"), 0, "mesh.data and mesh.fsdp must be at least 1"),
         (("train", "row_tokens"), 1, "train.row_tokens must be at least 2, got 1"),
         (("base", "examples"), 0, "base.examples must be at least 1"),

@@ -12,7 +12,7 @@ import pytest
 from star_jax import config
 from star_jax.algorithms import schedule, setup
 from star_jax.errors import InputError
-from star_jax.models import decoder
+from star_jax.models import families
 from star_jax.preflight import budget, programs
 from tests.support.tables import every_row
 
@@ -87,13 +87,14 @@ def test_more_digits_join_at_loop_20_and_longer_ones_are_only_measured():
 def test_gpt_j_6b_s_sampler_and_train_step_are_traced_and_lowered_from_shapes(name):
     """No array of the model is made: 6,050,882,784 parameters over eight devices."""
     settings = typed(name)
-    mesh, drawing = setup.meshes(settings)
+    spec = families.spec_of(settings.model)
+    mesh, drawing = setup.meshes(settings, spec)
     assert mesh.shape["fsdp"] == drawing.shape["tensor"] == 8
-    assert budget.parameter_count(decoder.GPT(settings.model)) == 6_050_882_784
+    assert budget.parameter_count(spec) == 6_050_882_784
     lengths = budget.Lengths(1024, 128, settings.make_task().max_new_tokens)
-    assert "dot_general" in programs.lower_train_step(settings, mesh).as_text()
-    assert "while" in programs.lower_sampling_loop(settings, drawing, lengths).as_text()
-    assert "dot_general" in programs.lower_prefix(settings, drawing, lengths).as_text()
+    assert "dot_general" in programs.lower_train_step(settings, spec, mesh).as_text()
+    assert "while" in programs.lower_sampling_loop(settings, spec, drawing, lengths).as_text()
+    assert "dot_general" in programs.lower_prefix(settings, spec, drawing, lengths).as_text()
 
 
 README = (CONFIGS / "README.md").read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ Programs are compiled without most optimizations, those of processes that tests 
 time than they take to compile, and must give the same results either way. `optimized` is for tests that compute longer.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,11 +23,28 @@ import pytest
 from filelock import FileLock
 
 from star_jax.algorithms import star
-from star_jax.models import decoder
+from star_jax.models import decoder, families
 from tests.support.models import TINY, numpy_params
 from tests.support.runs import small_config
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def log_handlers() -> Iterator[None]:
+    """After a test that ran a command, which directs all logging to standard error, the loggers are as before."""
+    root = logging.getLogger()
+    before, level = _stream_handlers(root), root.level
+    yield
+    for handler in _stream_handlers(root):
+        root.removeHandler(handler)
+    for handler in before:
+        root.addHandler(handler)
+    root.setLevel(level)
+
+
+def _stream_handlers(logger: logging.Logger) -> list[logging.Handler]:
+    return [handler for handler in logger.handlers if type(handler) is logging.StreamHandler]  # pytest's are others
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +56,9 @@ def optimized() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> tuple[decoder.GPT, decoder.Params]:
+def tiny() -> tuple[decoder.Decoder, decoder.Params]:
     """A two-layer model over the 20 symbols of the arithmetic task, with random weights."""
-    return decoder.GPT(TINY), jax.tree.map(jax.numpy.asarray, numpy_params(TINY))
+    return families.build(TINY), jax.tree.map(jax.numpy.asarray, numpy_params(TINY))
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,12 @@
 """star_jax.errors, star_jax.cli.parser: bad input ends a command with one line, a bug with a traceback."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from star_jax.cli.parser import exit_on_bad_input
-from star_jax.errors import InputError, Stopped, disk_errors_as_input_errors, is_peer_failure
+from star_jax.cli.parser import Parser, exit_on_bad_input
+from star_jax.errors import ExitStatus, InputError, Stopped, disk_errors_as_input_errors, is_peer_failure
 
 
 def raising(error: BaseException):
@@ -18,10 +21,12 @@ def test_expected_errors_are_one_line_and_a_status(capsys):
     for error, status, line in (
         (InputError("give --config=FILE"), 2, "star_jax: give --config=FILE\n"),
         (InputError("first\n   second\tthird\n"), 2, "star_jax: first second third\n"),
-        (InputError("red \x1b[31m text"), 2, "star_jax: red [31m text\n"),
+        (InputError("red \x1b[31m text"), 2, "star_jax: red ␛[31m text\n"),
         (InputError(""), 2, "star_jax: \n"),
+        (PermissionError(13, "denied", "a/b"), 2, "star_jax: a/b: cannot be used (denied); fix and rerun\n"),
+        (OSError(5, "I/O error"), 2, "star_jax: the file system: cannot be used (I/O error); fix and rerun\n"),
         (KeyboardInterrupt(), 130, "star_jax: interrupted; the same command continues the run\n"),
-        (Stopped(), 0, "star_jax: stopped as requested; all results are stored, the same command continues the run\n"),
+        (Stopped(), 75, "star_jax: stopped as requested; all results are stored, the same command continues the run\n"),
     ):
         with pytest.raises(SystemExit) as caught:
             exit_on_bad_input(raising(error))
@@ -31,7 +36,17 @@ def test_expected_errors_are_one_line_and_a_status(capsys):
     assert not wrong
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), SystemExit(3)])
+def test_the_documented_statuses_are_the_commands():
+    """One table: the README's rows and --help's are those of ExitStatus, and none means two things."""
+    text = (Path(__file__).parents[1] / "star_jax/runs/README.md").read_text()
+    rows = dict(re.findall(r"^\| (\d+) \| (.*) \|$", text, re.MULTILINE))
+    assert rows == {str(status.value): status.meaning for status in ExitStatus}
+    assert [status.value for status in ExitStatus] == [0, 1, 2, 3, 75, 130]
+    help_text = Parser("main", "A command.").format_help()
+    assert all(f"  {value:<22}{meaning}\n" in help_text for value, meaning in rows.items())
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), SystemExit(3), FileNotFoundError(2, "No such file")])
 def test_anything_else_passes_through(error, capsys):
     with pytest.raises(type(error)) as caught:
         exit_on_bad_input(raising(error))

@@ -66,7 +66,7 @@ def test_wrong_settings_are_named(in_process, tmp_path):
         (["--config.prompt.shots=1", "--config.prompt.directory=nowhere"], "nowhere/arithmetic.txt"),
         (["--config.tokenizer=no/such/dir"], "no/such/dir"),
         (["--config.model.vocab_size=5"], "vocab_size must be at least 19"),
-        (["--config.model.n_heads=3"], "d_model must divide"),
+        (["--config.model.n_heads=3"], "d_model, 64, must divide by n_heads, 3"),
         (["--config.evaluation.split=moon"], "unknown split 'moon'"),
         (["--config.mesh.tensor=64"], "does not fit"),
         (["--workdir=/dev/null/run"], "/dev/null/run"),

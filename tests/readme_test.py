@@ -1,10 +1,15 @@
 """The README.md files: length, links, the package tree, and the modules, files, flags and options that they name."""
 
 import ast
+import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 from star_jax import config
+from star_jax.cli.config_flags import read_config
+from star_jax.cli.parser import Parser
+from star_jax.tasks import few_shot
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("configs", "launch", "star_jax/tasks", "star_jax/report", "star_jax/runs", "star_jax/weights", "tests")
@@ -86,7 +91,7 @@ FILE = r"(?<![\w./<-])(?:configs|launch|tests|star_jax|\.ci)/[\w./-]*\w\.(?:py|s
 
 def is_option(name: str) -> bool:
     """True if every part of GROUP.OPTION is a field of a dataclass in config.py or of a task."""
-    paths = [ROOT / "star_jax/config.py", *ROOT.glob("star_jax/tasks/*.py")]
+    paths = [ROOT / "star_jax/config.py", *ROOT.glob("star_jax/tasks/**/*.py")]
     fields = "\n".join(path.read_text(encoding="utf-8") for path in paths)
     return all(re.search(rf"^    {part}\b *:", fields, re.MULTILINE) for part in name.split("."))
 
@@ -110,14 +115,26 @@ def unknown_flags(line: str) -> set[str]:
     return {flag for flag in flags if not re.search(rf"{flag}\b", source)}
 
 
-def test_the_config_of_your_own_data_is_valid():
-    code = re.search(r"```python\n(.*?)```", MAIN, re.DOTALL).group(1)
-    assert len([line for line in code.splitlines() if line]) <= 6
-    scope = {}
-    exec(compile(code, "README.md", "exec", dont_inherit=True), scope)
-    values = scope["get_config"]()
-    values.base.path = "MODEL"
-    assert config.from_dict(values).make_task().held_out == 200
+def test_the_commands_of_your_own_data_work_in_an_empty_folder(tmp_path, monkeypatch):
+    """Up to the prompts, which need no model: the copied files are found and make a run's config and task."""
+    section = MAIN[MAIN.index("## Your own data") : MAIN.index("## Your own model")]
+    copied, *commands = [line.split("  ")[2].split() for line in section.splitlines() if line.startswith("    ")]
+    assert copied[:2] == ["cp", "-r"] and len(commands) == 3
+    for path in ROOT.glob(copied[2].removeprefix("~/star_jax/")):
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+    monkeypatch.chdir(tmp_path)
+    for program, *arguments in commands:
+        assert program == "~/star_jax/launch/run.sh"
+        flags = [argument for argument in arguments if argument.startswith("--config")]
+        typed = config.from_dict(read_config(Parser("main", ""), flags)[1])
+        task = typed.make_task()
+        assert {split: len(task.problems(split)) for split in ("train", "dev")} == {"train": 8, "dev": 2}
+        assert str(tmp_path) in typed.prompt.directory
+        for direct in (False, True):
+            as_run = dataclasses.replace(task, direct=direct)
+            assert few_shot.load("jsonl", typed.prompt.shots, direct, typed.prompt.directory, as_run).plain
+        for problem in task.problems("train"):
+            assert task.grade(problem, task.parse(task.reference(problem)))
 
 
 def test_no_placeholder_is_left():
@@ -125,6 +142,12 @@ def test_no_placeholder_is_left():
     assert not [str(path) for path, text in texts.items() if re.search(r"@[A-Z]+@|TODO", text)]
     for path in [*ROOT.glob("configs/*.py"), *ROOT.glob("tests/benchmarks/*.py")]:
         assert "TODO" not in path.read_text(encoding="utf-8"), path
+
+
+def test_commands_name_the_python_that_has_the_package():
+    """`python` alone is another one unless .venv was activated, which no README asks for."""
+    bare = re.compile(r"^    .*(?<![\w/])(?:python3?|pip) (?:-m|tests/|install)", re.MULTILINE)
+    assert not [(str(path), line) for path in READMES for line in bare.findall(path.read_text(encoding="utf-8"))]
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def test_ids_and_log_probabilities_are_left_out_of_a_line_unless_asked_for():
         assert from_json(type(record), to_json(record, with_side=True)) == record
     back = from_json(Completion, to_json(sampled, with_side=True))
     assert np.float32(back.token_log_probs).tobytes() == np.float32(SIDE["token_log_probs"]).tobytes()
-    with pytest.raises(ValueError, match="'token_ids' must be base64 text"):
+    with pytest.raises(ValueError, match="'token_ids' should be base64 text"):
         from_json(Example, to_json(EXAMPLE)[:-1] + ', "token_ids": [1]}')
 
 
@@ -126,3 +126,18 @@ def test_white_space_between_shots_and_problem_belongs_to_the_problem():
         ("\n\n", "y", ("", "\n\ny")),
     ):
         assert ByteTokenizer().split_parts(prefix, body) == parts and "".join(parts) == Prompt(prefix, body).text
+
+
+def test_a_value_of_another_type_is_named_in_every_field():
+    wrong = []
+    for record in (PROBLEM, COMPLETION, EXAMPLE):
+        values = json.loads(to_json(record))
+        for key, bad in ((key, bad) for key in values for bad in ({}, [[1, []]], 10**400)):
+            try:
+                from_json(type(record), json.dumps(values | {key: bad}))
+            except ValueError as error:
+                if f"'{key}' should be" not in str(error):
+                    wrong.append((key, bad, error))
+            else:
+                wrong.append((key, bad, "accepted"))
+    assert not wrong

@@ -28,7 +28,7 @@ class Run:
     run_dir: RunDirectory
     task: Task
     tokenizer: Tokenizer
-    model: decoder.GPT
+    model: decoder.Decoder
     mesh: Mesh  # for training
     sampling_mesh: Mesh
     weights: WeightStore

@@ -8,7 +8,7 @@ from typing import Any
 
 from star_jax.evaluation.judging import counts
 from star_jax.evaluation.prompts import PromptEncoder
-from star_jax.records import Completion, Example, Problem, Source, Verdict
+from star_jax.records import Completion, Example, Problem, ProblemKey, Source, Verdict
 from star_jax.tokenizers.base import Tokenizer
 
 
@@ -41,8 +41,8 @@ def to_rationalize(
     require_consistent: bool = False,
 ) -> list[Problem]:
     """The problems without a usable sample, each with the given probability, fixed by seed, iteration and id."""
-    solved = {s.problem_id for s in samples if is_usable(s, require_consistent)}
-    return [p for p in problems if p.id not in solved and chance(seed, iteration, p.id, "rationalize") < probability]
+    solved = {s.problem_key for s in samples if is_usable(s, require_consistent)}
+    return [p for p in problems if p.key not in solved and chance(seed, iteration, p.id, "rationalize") < probability]
 
 
 def keep(
@@ -53,14 +53,14 @@ def keep(
     At most `spec.per_problem` distinct texts for each problem, samples before rationalizations, lowest sample index
     first. Prompts are stored without hint, except for a share of the rationalizations (`hint_keep_probability`).
     """
-    by_problem: dict[str, list[Completion]] = collections.defaultdict(list)
+    by_problem: dict[ProblemKey, list[Completion]] = collections.defaultdict(list)
     for completion in completions:
         if is_usable(completion, spec.require_consistent):
-            by_problem[completion.problem_id].append(completion)
+            by_problem[completion.problem_key].append(completion)
     examples = []
     for problem in problems:
         by_text: dict[str, Completion] = {}
-        for completion in sorted(by_problem[problem.id], key=lambda c: (c.hinted, c.sample_index)):
+        for completion in sorted(by_problem[problem.key], key=lambda c: (c.hinted, c.sample_index)):
             by_text.setdefault(completion.text, completion)
         distinct = list(by_text.values())
         for completion in distinct[: spec.per_problem] if spec.per_problem else distinct:
@@ -74,35 +74,39 @@ def references(
     """Every problem with its reference answer: the training set of the direct baseline (paper, Table 1)."""
     examples = []
     for problem in problems:
-        text = prompts.task.reference(problem)
+        text = prompts.reference(problem)
         if text is not None:
             examples.append(
                 Example(
                     problem_id=problem.id,
-                    prompt=_prompt_text(prompts, problem, False, few_shot_train),
                     completion=text,
                     iteration=iteration,
                     source=Source.REFERENCE,
-                    prompt_set=prompts.prompt_set.fingerprint,
+                    **_prompt_fields(prompts, problem, False, few_shot_train),
                 )
             )
     return examples
 
 
-def completion_ids(tokenizer: Tokenizer, completion: Completion) -> tuple[int, ...]:
-    """The sampled ids of the completion's text, without the stop; empty if it was cut inside a token.
+def completion_ids(tokenizer: Tokenizer, completion: Completion) -> tuple[tuple[int, ...], int]:
+    """(ids of the completion's text without the stop, how many of them at the end were not sampled).
 
-    Training on them, and not on the text encoded again, trains the tokens that were sampled.
+    Training on the sampled ids, and not on the text encoded again, trains the tokens that were sampled. Where the stop
+    began inside of a token, the part of that token before it is encoded; so are the tokens before it that hold parts of
+    one character with it.
     """
-    end = len(completion.token_ids)
-    while end and len(text := tokenizer.decode(completion.token_ids[:end])) >= len(completion.text):
-        if text == completion.text:
-            # A token that decodes to nothing (end-of-text) is not part of the text.
-            while end and tokenizer.decode(completion.token_ids[: end - 1]) == completion.text:
+    ids, data = completion.token_ids, completion.text.encode()
+    for end in range(len(ids), -1, -1):
+        sampled = tokenizer.decode_bytes(ids[:end])
+        if sampled == data:
+            # A token that adds nothing (end-of-text) is not part of the text.
+            while end and tokenizer.decode_bytes(ids[: end - 1]) == data:
                 end -= 1
-            return completion.token_ids[:end]
-        end -= 1
-    return ()
+            return ids[:end], 0
+        if ids and len(sampled) < len(data) and data.startswith(sampled) and _is_utf8(sampled):
+            tail = tokenizer.encode_continuation(data[len(sampled) :].decode())
+            return (*ids[:end], *tail), len(tail)
+    return (), 0
 
 
 def summary(
@@ -112,7 +116,11 @@ def summary(
     rationalizations: Sequence[Completion],
     examples: Sequence[Example],
 ) -> dict[str, Any]:
-    """The content of filter.json. `kept_retokenized` counts sampled examples whose text had to be encoded again."""
+    """The content of filter.json.
+
+    `kept_retokenized` counts the sampled examples with tokens that were encoded from their text, `retokenized_problems`
+    names the first 20 of their problems.
+    """
     category = {p.id: p.category for p in problems}
     sources = (Source.SAMPLED, Source.RATIONALIZED, Source.REFERENCE)
     kept_by_category: dict[str, dict[str, int]] = {c: dict.fromkeys(sources, 0) for c in category.values()}
@@ -120,6 +128,7 @@ def summary(
     for example in current:
         kept_by_category[category[example.problem_id]][example.source] += 1
     kept_by_source = collections.Counter(e.source for e in current)
+    retokenized = [e for e in examples if e.source != Source.REFERENCE and (e.retokenized or not e.token_ids)]
     return {
         "iteration": iteration,
         "problems": len(problems),
@@ -134,7 +143,8 @@ def summary(
         "kept_rationalized": kept_by_source[Source.RATIONALIZED],
         "kept_reference": kept_by_source[Source.REFERENCE],
         "kept_from_earlier": len(examples) - len(current),
-        "kept_retokenized": sum(e.source != Source.REFERENCE and not e.token_ids for e in current),
+        "kept_retokenized": len(retokenized),
+        "retokenized_problems": [e.problem_id for e in retokenized[:20]],
         "hints_kept": sum(e.hint_kept for e in current),
         "kept_by_category": kept_by_category,
         "problems_by_category": dict(collections.Counter(category.values())),
@@ -151,9 +161,9 @@ def _example(prompts: PromptEncoder, problem: Problem, completion: Completion, s
     hint_kept = completion.hinted and (
         chance(spec.seed, completion.iteration, problem.id, "keep hint") < spec.hint_keep_probability
     )
+    token_ids, retokenized = completion_ids(prompts.tokenizer, completion)
     return Example(
         problem_id=problem.id,
-        prompt=_prompt_text(prompts, problem, hint_kept, spec.few_shot_train),
         completion=completion.text,
         iteration=completion.iteration,
         source=Source.RATIONALIZED if completion.hinted else Source.SAMPLED,
@@ -162,12 +172,29 @@ def _example(prompts: PromptEncoder, problem: Problem, completion: Completion, s
         seed=completion.seed,
         verdict=completion.verdict,
         log_probability=completion.log_probability,
-        prompt_set=prompts.prompt_set.fingerprint,
         weights=spec.weights,
-        token_ids=completion_ids(prompts.tokenizer, completion),
+        retokenized=retokenized,
+        token_ids=token_ids,
+        **_prompt_fields(prompts, problem, hint_kept, spec.few_shot_train),
     )
 
 
-def _prompt_text(prompts: PromptEncoder, problem: Problem, hinted: bool, with_shots: bool) -> str:
-    prompt = prompts(problem, hinted).prompt
-    return prompt.text if with_shots else prompt.body
+def _prompt_fields(prompts: PromptEncoder, problem: Problem, hinted: bool, with_shots: bool) -> dict[str, Any]:
+    """The fields of an example that hold its prompt."""
+    encoded = prompts(problem, hinted, with_shots)
+    fields: dict[str, Any] = {
+        "prompt": encoded.prompt.text,
+        "prompt_set": prompts.fingerprint,
+        "problem_fingerprint": problem.fingerprint,
+    }
+    if prompts.chat:
+        return {**fields, "prompt_ids": encoded.prefix_ids + encoded.body_ids}
+    return {**fields, "prefix_length": len(encoded.prompt.prefix)}
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -13,21 +13,30 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from star_jax import __version__, tokenizers
+from star_jax import __version__, tasks, tokenizers
 from star_jax.algorithms.run import Run
 from star_jax.config import SIZES, Config, ModelConfig
 from star_jax.distributed import processes, sharding
 from star_jax.errors import InputError
-from star_jax.evaluation.generate import prompts_of, split_problems
-from star_jax.evaluation.prompts import PromptEncoder
-from star_jax.models import decoder
+from star_jax.evaluation import generate
+from star_jax.evaluation.generate import prompts_of, sampler_spec, split_problems
+from star_jax.evaluation.prompts import PromptEncoder, tokenizer_for
+from star_jax.models import decoder, families
+from star_jax.models.decoder import Decoder
+from star_jax.models.spec import DecoderSpec
 from star_jax.records import Problem, write_lines
 from star_jax.runs import metrics, trackers
+from star_jax.runs.layout import PROMPTS
 from star_jax.runs.run_directory import RunDirectory
+from star_jax.sampling import stop_strings
+from star_jax.sampling.sampler import check_ids
+from star_jax.sampling.token_sampling import Decoding
 from star_jax.tasks import Task
 from star_jax.tokenizers.base import Tokenizer
 from star_jax.training import pretrain
 from star_jax.weights import checkpoint, placement
+from star_jax.weights.sources import location
+from star_jax.weights.sources.location import Location
 from star_jax.weights.store import StoreSpec, WeightStore
 
 LOG = logging.getLogger("star_jax")
@@ -40,48 +49,56 @@ def open_run(config: Config, workdir: Path, allow_changes: bool = False) -> Run:
     task = config.make_task()
     # Once the run has its own copy of the base, continuing needs nothing outside of its directory.
     copied = processes.broadcast_from_leader(lambda: checkpoint.exists(workdir / "base"))
-    base = workdir / "base" if copied else Path(config.base.path)
-    config = dataclasses.replace(config, model=model_config(config, base))  # config.json holds the sizes that ran
-    tokenizer = _tokenizer(config, task, base)
+    base, origin = Location(workdir / "base", "") if copied else location.resolve(config.base.path)
+    model_config, spec = resolve_model(config, base)
+    config = dataclasses.replace(config, model=model_config)  # config.json holds the sizes that ran
+    tokenizer = tokenizer_for(config.prompt.format, base_tokenizer(config, task, base))
     _check_sizes(config, tokenizer)
-    mesh, sampling_mesh = meshes(config)
-    train_problems = task.problems("train")
-    if not train_problems:
-        raise InputError("the train split holds no problems")
+    stop_strings.check_reachable(tokenizer, sampler_spec(config, task, Decoding()).stop)
+    mesh, sampling_mesh = meshes(config, spec)
+    train_problems = generate.train_problems(config, task)
     eval_problems = {split: split_problems(config, task, split) for split in config.evaluation.splits}
     problems = {**eval_problems, "train": train_problems}
-    prompts = PromptEncoder(task, tokenizer, prompts_of(config, 1))
+    prompts = PromptEncoder(task, tokenizer, prompts_of(config, task, 1), config.prompt.format)
     lengths = {split: _prompt_lengths(config, prompts, split, values) for split, values in problems.items()}
     lines = {split: write_lines(values) for split, values in problems.items()}
     processes.check_equal("the tokenizer", json.dumps(tokenizer.spec(), sort_keys=True))
     for split, text in lines.items():
         processes.check_equal(f"the {split} split", text)
     run_dir = RunDirectory(workdir, processes)
-    world = _world(tokenizer, prompts, lines)
+    processes.check_equal("the base model", origin)
+    world = _world(tokenizer, prompts, lines, origin or _stored_origin(run_dir))
+    world |= tasks.code_digests(config.task)
     run_dir.open(config.to_dict(), world, may_change=HARMLESS, allow_changes=allow_changes)
     try:
         # Completions name their problem by id: with these files the directory can be read without the data set.
         for split, text in lines.items():
             _store_problems(run_dir, split, text)
+        if config.prompt.shots:
+            run_dir.write_json(run_dir.workdir / PROMPTS, dataclasses.asdict(prompts.prompt_set))
         log = metrics.MetricsLog(workdir, _trackers(config, workdir))
         for split, figures in lengths.items():
             _report_lengths(log, split, figures)
+        for split, values in eval_problems.items():
+            _warn_of_shared_problems(split, values, train_problems)
     except BaseException:
         run_dir.close()
         raise
-    later = prompts_of(config, 2)
+    model, later = families.build(config.model, spec), prompts_of(config, task, 2)
     phases = metrics.Phases()
     return Run(
         config=config,
         run_dir=run_dir,
         task=task,
         tokenizer=tokenizer,
-        model=decoder.GPT(config.model),
+        model=model,
         mesh=mesh,
         sampling_mesh=sampling_mesh,
-        weights=_weight_store(config, workdir, tokenizer, (mesh, sampling_mesh), phases),
+        weights=_weight_store(config, workdir, model, tokenizer, (mesh, sampling_mesh), phases),
         first_prompts=prompts,
-        later_prompts=prompts if later == prompts.prompt_set else PromptEncoder(task, tokenizer, later),
+        later_prompts=prompts
+        if later == prompts.prompt_set
+        else PromptEncoder(task, tokenizer, later, config.prompt.format),
         train_problems=train_problems,
         eval_problems=eval_problems,
         log=log,
@@ -94,7 +111,7 @@ def make_base(run: Run) -> decoder.Params:
     """The base's weights on the training mesh: those of `base.path`, or pretrained."""
     config = run.config
     if config.base.path:
-        return checkpoint.load_model(config.base.path, run.mesh, config.train.param_dtype)[1]
+        return checkpoint.load_model(location.resolve(config.base.path).path, run.mesh, config.train.param_dtype)[1]
     total, started = sum(stage.steps for stage in config.base.stages), time.monotonic()
     with metrics.progress(total, "pretraining the base", "step") as bar:
 
@@ -110,42 +127,60 @@ def make_base(run: Run) -> decoder.Params:
     return params
 
 
-def meshes(config: Config, devices: Sequence[Any] | None = None) -> tuple[Mesh, Mesh]:
+def meshes(config: Config, spec: DecoderSpec, devices: Sequence[Any] | None = None) -> tuple[Mesh, Mesh]:
     """The meshes for training and for sampling, over all devices or the given ones.
 
     Raises InputError if the model or the batch rows do not divide over them.
     """
-    mesh, model = sharding.make_mesh(config.mesh, devices), decoder.GPT(config.model)
+    mesh, model = sharding.make_mesh(config.mesh, devices), families.build(config.model, spec)
     sharding.check_rows(mesh, config.train.batch_rows, config.train.microbatches)
+    check_kv_heads(spec, "mesh", mesh.shape["tensor"])
     placement.param_shardings(model, mesh)
     process = None if devices is None else devices[0].process_index
     sampling_mesh = sharding.sampling_mesh(mesh, config.sampling.tensor, process)
+    check_kv_heads(spec, "sampling", sampling_mesh.shape["tensor"])
     placement.param_shardings(model, sampling_mesh, "sampling")
     return mesh, sampling_mesh
 
 
-def model_config(config: Config, directory: Path) -> ModelConfig:
-    """The model's sizes: the config's, and the base's where the config gives none. Raises InputError if they differ."""
+def check_kv_heads(spec: DecoderSpec, group: str, tensor: int) -> None:
+    """Raises InputError unless each of `tensor` devices gets whole KV heads. `group`: of the option `tensor`."""
+    if spec.n_kv_heads % tensor:
+        raise InputError(f"{group}.tensor: {tensor} does not divide the model's {spec.n_kv_heads} KV heads")
+
+
+def resolve_model(config: Config, directory: Path) -> tuple[ModelConfig, DecoderSpec]:
+    """(config.model with all sizes, the model's spec): the base's, or made from the sizes where there is no base.
+
+    `directory`: the base. Raises InputError if the config has sizes that are not the base's.
+    """
     model = config.model
-    if config.base.path:
-        base = checkpoint.load_config(directory)
-        # Rotary positions have no parameters: such a model may run with fewer or more of them.
-        fixed = [name for name in ("architecture", *SIZES) if base.is_gpt2 or name != "max_positions"]
-        given = {name: getattr(model, name) for name in fixed}
-        if different := [
-            f"{k} {v} (the base has {getattr(base, k)})" for k, v in given.items() if v not in (0, "", getattr(base, k))
-        ]:
-            raise InputError(
-                f"base.path {config.base.path} does not fit the config: model.{', model.'.join(different)}"
-            )
-        sizes = {name: getattr(model, name) or getattr(base, name) for name in ("architecture", *SIZES)}
-        model = dataclasses.replace(model, **sizes)
-    model = dataclasses.replace(model, architecture=model.architecture or "gptj")
-    model.check_complete()
-    return model
+    if not config.base.path:
+        model = dataclasses.replace(model, architecture=model.architecture or "gptj")
+        spec = families.spec_of(model)
+        return model, spec
+    spec = checkpoint.load_spec(directory)
+    base = _sizes(spec)
+    # Rotary positions have no parameters: such a model may run with fewer or more of them.
+    fixed = [name for name in base if name != "max_positions" or not spec.rope.dim]
+    if different := [
+        f"{name} {getattr(model, name)} (the base has {base[name]})"
+        for name in fixed
+        if getattr(model, name) not in (0, "", base[name])
+    ]:
+        raise InputError(f"base.path {config.base.path} does not fit the config: model.{', model.'.join(different)}")
+    if model.max_positions:
+        spec = dataclasses.replace(spec, max_positions=model.max_positions)
+    return dataclasses.replace(model, **_sizes(spec)), spec
 
 
-def _tokenizer(config: Config, task: Task, base: Path) -> Tokenizer:
+def _sizes(spec: DecoderSpec) -> dict[str, Any]:
+    """The fields of config.model that the weights fix."""
+    values: dict[str, Any] = {name: getattr(spec, name) for name in SIZES if name != "rotary_dim"}
+    return {"architecture": spec.family, **values, "rotary_dim": spec.rope.dim}
+
+
+def base_tokenizer(config: Config, task: Task, base: Path) -> Tokenizer:
     """The config's tokenizer or, if it names none, the base model's. Raises InputError."""
     if config.tokenizer or not config.base.path:
         return tokenizers.make(config.tokenizer, task.symbols)
@@ -170,12 +205,17 @@ def _check_sizes(config: Config, tokenizer: Tokenizer) -> None:
 
 
 def _weight_store(
-    config: Config, workdir: Path, tokenizer: Tokenizer, on: tuple[Mesh, Mesh], phases: metrics.Phases
+    config: Config,
+    workdir: Path,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    on: tuple[Mesh, Mesh],
+    phases: metrics.Phases,
 ) -> WeightStore:
     options = config.star
     spec = StoreSpec(
         workdir=workdir,
-        model=decoder.GPT(config.model),
+        model=model,
         tokenizer=tokenizer,
         training_mesh=on[0],
         sampling_mesh=on[1],
@@ -196,24 +236,42 @@ def _trackers(config: Config, workdir: Path) -> list[trackers.Tracker]:
 
 
 def _store_problems(run_dir: RunDirectory, split: str, lines: str) -> None:
+    """Stores a split's problems. Those of before a change of the data stay, since stored samples are of them."""
     path = run_dir.workdir / f"problems_{split}.jsonl"
-    if not processes.broadcast_from_leader(lambda: path.is_file() and path.read_bytes() == lines.encode()):
-        run_dir.write_text(path, lines)
+    stored = run_dir.read_text(path) if run_dir.exists(path) else ""
+    if stored == lines:
+        return
+    if stored:
+        digest = hashlib.sha256(stored.encode()).hexdigest()[:8]
+        run_dir.write_text(run_dir.workdir / f"earlier_problems_{split}_{digest}.jsonl", stored)
+    run_dir.write_text(path, lines)
 
 
-def _world(tokenizer: Tokenizer, prompts: PromptEncoder, lines: Mapping[str, str]) -> dict[str, str]:
-    """What results depend on besides the config and the base in the run's directory: versions and fingerprints."""
+def _stored_origin(run_dir: RunDirectory) -> str:
+    """The origin of the base that provenance.json names; "" if it names none."""
+    path = run_dir.workdir / "provenance.json"
+    world = run_dir.read_json(path).get("world") if run_dir.exists(path) else None
+    return str(world.get("base", "")) if isinstance(world, dict) else ""
+
+
+def _world(tokenizer: Tokenizer, prompts: PromptEncoder, lines: Mapping[str, str], base_origin: str) -> dict[str, str]:
+    """What results depend on besides the config and the base in the run's directory: versions and fingerprints.
+
+    `base_origin`: the hub's commit or the package that the base comes from; "": from a path, which the config names.
+    """
     texts = {f"{split} problems": text for split, text in lines.items()}
     texts["tokenizer"] = json.dumps(tokenizer.spec(), sort_keys=True)
     digests = {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in texts.items()}
     versions = {"star_jax": __version__, "jax": jax.__version__}
-    return {**versions, "prompts": prompts.prompt_set.fingerprint, **digests}
+    origin = {"base": base_origin} if base_origin else {}
+    return {**versions, **origin, "prompts": prompts.fingerprint, **digests}
 
 
 def _prompt_lengths(config: Config, prompts: PromptEncoder, split: str, problems: Sequence[Problem]) -> dict[str, int]:
     """Token counts of a split's prompts and references; none is ever truncated.
 
-    Raises InputError for a prompt that leaves no room for a completion: now, and not when its turn comes.
+    Raises InputError for a prompt that leaves no room for a completion or has an id that the model lacks: now, and not
+    when its turn comes.
     """
     task, positions = prompts.task, config.model.max_positions
     budget = config.sampling.max_new_tokens or task.max_new_tokens
@@ -223,7 +281,10 @@ def _prompt_lengths(config: Config, prompts: PromptEncoder, split: str, problems
         if hinted and (split != "train" or config.star.direct or not config.star.rationalize):
             continue
         encoded = {p.id: prompts(p, hinted) for p in problems}
-        shots = len(encoded[problems[0].id].prefix_ids)
+        prefix_ids = encoded[problems[0].id].prefix_ids
+        for prompt_ids in (prefix_ids, *(prompt.body_ids for prompt in encoded.values())):
+            check_ids(prompt_ids, config.model.vocab_size)
+        shots = len(prefix_ids)
         bodies = {problem_id: len(prompt.body_ids) for problem_id, prompt in encoded.items()}
         problem_id = max(bodies, key=lambda key: bodies[key])
         if shots + bodies[problem_id] + budget > positions:
@@ -234,10 +295,10 @@ def _prompt_lengths(config: Config, prompts: PromptEncoder, split: str, problems
             )
         longest, longest_body = max(longest, shots + bodies[problem_id]), max(longest_body, bodies[problem_id])
         plain_bodies = plain_bodies or bodies
-    references = [len(prompts.tokenizer.encode(text)) + 1 for p in problems if (text := task.reference(p)) is not None]
+    references = [len(ids) + 1 for p in problems if (ids := prompts.reference_ids(p)) is not None]
     return {
         "problems": len(problems),
-        "shots_tokens": len(prompts.tokenizer.encode(prompts.prompt_set.plain.rstrip())),
+        "shots_tokens": len(prompts(problems[0]).prefix_ids),
         "body_tokens_median": int(statistics.median(plain_bodies.values())),
         "body_tokens_max": max(plain_bodies.values()),
         "body_tokens_max_hinted": longest_body,
@@ -246,6 +307,17 @@ def _prompt_lengths(config: Config, prompts: PromptEncoder, split: str, problems
         "references_over_budget": sum(count > budget for count in references),
         "new_tokens_budget": budget,
     }
+
+
+def _warn_of_shared_problems(split: str, problems: Sequence[Problem], train: Sequence[Problem]) -> None:
+    fingerprints = {problem.fingerprint for problem in train}
+    shared = [problem.id for problem in problems if problem.fingerprint in fingerprints]
+    if shared and split != "train":
+        LOG.warning(
+            "%s: %d of %d problems are also train problems, the first is %r: the accuracy on them is no estimate for "
+            "new problems; take them out of one of the two files",
+            split, len(shared), len(problems), shared[0],
+        )  # fmt: skip
 
 
 def _report_lengths(log: metrics.MetricsLog, split: str, figures: dict[str, int]) -> None:

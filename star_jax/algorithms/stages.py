@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +12,40 @@ from star_jax.algorithms.run import Run
 from star_jax.distributed import processes
 from star_jax.errors import InputError
 from star_jax.evaluation import accuracy
-from star_jax.evaluation.generate import generate
+from star_jax.evaluation.generate import check_contents, generate
 from star_jax.evaluation.judging import SamplingPass
+from star_jax.json_reader import Fields
 from star_jax.records import Completion, Example, Problem, Record, Verdict
-from star_jax.runs import metrics
+from star_jax.runs import checksums, metrics
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.training import fine_tune as training
 from star_jax.training import packing
 from star_jax.weights import checkpoint
 
 LOG = logging.getLogger("star_jax")
+WEIGHTS = "params/model.json"
 
 
 class Iteration:
-    """Iteration n of a run: the problems of its turn, and the records of its stages, from memory or from disk."""
+    """Iteration n of a run: the problems of its turn, and the records of its stages, from memory or from disk.
 
-    def __init__(self, run: Run, n: int) -> None:
-        self.run, self.n = run, n
+    `needs_weights`: whether anything still to be done needs its weights, which star.keep_weights may have deleted.
+    """
+
+    def __init__(self, run: Run, n: int, needs_weights: bool = True) -> None:
+        self.run, self.n, self._needs_weights = run, n, needs_weights
         self._records: dict[str, list[Any]] = {}
 
     @functools.cached_property
     def problems(self) -> list[Problem]:
         """The train problems of this iteration."""
         run = self.run
-        available = [p for p in run.train_problems if run.task.available(p, self.n)]
         count = run.config.star.problems_per_iteration
-        return schedule.iteration_problems(available, count, self.n, run.config.seed)
+        return schedule.iteration_problems(run.train_problems, count, self.n, run.config.seed, run.task.available)
 
-    def has(self, names: tuple[str, ...]) -> bool:
-        """Whether all of these files of the iteration exist."""
+    def is_done(self, stage: "Stage") -> bool:
+        """Whether all outputs of a stage exist; weights only if they are needed."""
+        names = [name for name in stage.outputs if name != WEIGHTS or self._needs_weights]
         return all(self.run.run_dir.has(self.n, name) for name in names)
 
     def put(self, name: str, records: list[Any]) -> None:
@@ -48,11 +53,36 @@ class Iteration:
         self._records[name] = records
 
     def get(self, kind: type[Record], name: str) -> list[Record]:
-        """The records of a stage; empty if it is not part of this iteration."""
+        """The records of a stage; empty if it is not part of this iteration.
+
+        Raises InputError for completions of other problems than the iteration's: the data have changed since.
+        """
         if name not in self._records:
             path = self.run.run_dir.path(self.n, name)
-            self._records[name] = self.run.run_dir.read_records(kind, path) if self.run.run_dir.exists(path) else []
+            records = self.run.run_dir.read_records(kind, path) if self.run.run_dir.exists(path) else []
+            self._check_contents(path, records)
+            self._records[name] = records
         return self._records[name]
+
+    def sampling_pass(self, name: str) -> SamplingPass:
+        """The pass that samples "samples.jsonl" or "rationalizations.jsonl"."""
+        config, hinted = self.run.config, name == "rationalizations.jsonl"
+        stage = "rationalization" if hinted else "sample"
+        return SamplingPass(stage, config.seed, self.n, config.star.samples_per_problem, hinted)
+
+    def _check_contents(self, path: Path, records: Sequence[Problem | Completion | Example]) -> None:
+        """Raises InputError if a file of an earlier start has records of other problems than the iteration's."""
+        completions = [record for record in records if isinstance(record, Completion)]
+        if completions:
+            everything = path.name == "samples.jsonl"  # only failed problems are rationalized
+            check_contents(path, completions, self.problems, self.sampling_pass(path.name), complete=everything)
+        keys = {problem.key for problem in self.problems}
+        kept = [record for record in records if isinstance(record, Example) and record.iteration == self.n]
+        if foreign := [example for example in kept if example.problem_key not in keys]:
+            raise InputError(
+                f"{path}: {len(foreign)} examples are not of the problems of the data now, the first of "
+                f"{foreign[0].problem_id!r}; restore the data, or delete {path.name} to select again"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +93,13 @@ class Stage:
     inputs: tuple[str, ...]  # files of the iteration
     outputs: tuple[str, ...]
     run: Callable[[Iteration], None]
+    # The iteration whose weights it reads, relative to its own: -1 or 0. None: none, or the base's, which always exist.
+    reads_weights: int | None = None
 
 
 def sample(iteration: Iteration) -> None:
     """Line 3: a rationale and an answer from M_{n-1} for every problem."""
-    _sample_train(iteration, "samples.jsonl", iteration.problems, "sample", hinted=False)
+    _sample_train(iteration, "samples.jsonl", iteration.problems)
 
 
 def rationalize(iteration: Iteration) -> None:
@@ -81,7 +113,7 @@ def rationalize(iteration: Iteration) -> None:
         n,
         config.star.require_consistent,
     )
-    _sample_train(iteration, "rationalizations.jsonl", failed, "rationalization", hinted=True)
+    _sample_train(iteration, "rationalizations.jsonl", failed)
 
 
 def select(iteration: Iteration) -> None:
@@ -95,7 +127,7 @@ def select(iteration: Iteration) -> None:
     else:
         spec = selection.SelectionSpec(
             seed=run.config.seed,
-            weights=run.weights.fingerprint(n - 1),
+            weights=weights_fingerprint(run, n - 1),
             per_problem=options.keep_per_problem,
             few_shot_train=options.few_shot_train,
             hint_keep_probability=run.config.replication.hint_keep_probability,
@@ -103,13 +135,16 @@ def select(iteration: Iteration) -> None:
         )
         examples = selection.keep(prompts, problems, [*samples, *rationalizations], spec)
     for earlier in range(max(1, n - options.keep_previous), n):
-        # Only what that iteration itself kept: its file may hold examples from before it.
+        # Only what that iteration itself kept: its file may hold examples from before it. They are texts with their own
+        # prompts and answers, so they stay valid if the data have changed since.
         previous = run.run_dir.read_records(Example, run.run_dir.path(earlier, "kept.jsonl"))
         examples += [e for e in previous if e.iteration == earlier]
     if len(examples) < options.min_kept:
         raise InputError(_too_few(run, n, len(examples)))
     run.run_dir.write_records(run.run_dir.path(n, "kept.jsonl"), examples)
     counts = selection.summary(n, problems, samples, rationalizations, examples)
+    if not options.direct:
+        counts["sampled_from"] = weights_fingerprint(run, n - 1)
     run.run_dir.write_json(run.run_dir.path(n, "filter.json"), counts)
     run.log.log("filter", n, 0, {k: v for k, v in counts.items() if isinstance(v, int | float) and k != "iteration"})
     iteration.put("kept.jsonl", examples)
@@ -121,14 +156,17 @@ def fine_tune(iteration: Iteration) -> None:
     run, n, examples = iteration.run, iteration.n, iteration.get(Example, "kept.jsonl")
     config, run_dir = run.config, run.run_dir
     # The weights are evaluated while they are saved. If that was interrupted they are trained again, and the
-    # evaluations of the lost weights go.
+    # evaluations of the lost weights go. So they do if a later stage needs weights that star.keep_weights deleted.
+    run_dir.discard(n, "DONE")
     run_dir.discard(n, "eval_*")
     seed = 1_000_000 * (config.seed + 1) + n
     with run.phases("pack"):
         rows = packing.pack(examples, run.tokenizer, config.train.row_tokens, seed)
         processes.check_equal("what the examples were packed into", rows.digest())
     steps = schedule.fine_tuning_steps(config.star, n, rows.rows, config.train.batch_rows)
-    spec = training.FineTuneSpec(steps, seed, config.train, config.optimizer, config.replication.z_loss)
+    spec = training.FineTuneSpec(
+        steps, seed, config.train, config.optimizer, config.replication.z_loss, name=f"iteration {n}: fine-tuning"
+    )
     params = run.weights.to_training(0 if config.star.restart_from == "base" else n - 1)
     with metrics.progress(steps, f"iteration {n}: fine-tune", "step") as bar:
 
@@ -164,7 +202,7 @@ def evaluate(iteration: Iteration) -> None:
     """Accuracy of M_n on the split that selects, and on the one that is only reported; greedy."""
     run, n = iteration.run, iteration.n
     for split, problems in run.eval_problems.items():
-        if run.run_dir.has(n, f"eval_{split}.json"):
+        if all(run.run_dir.has(n, name) for name in _evaluation_files(split)):
             continue
         completions, _ = generate(
             run.run_dir,
@@ -175,15 +213,14 @@ def evaluate(iteration: Iteration) -> None:
             SamplingPass("evaluate", run.config.seed, n),
         )
         run.weights.wait()
-        provenance = {"iteration": n, "split": split, "weights": run.weights.fingerprint(n)}
+        provenance = {"iteration": n, "split": split, "weights": weights_fingerprint(run, n)}
         result = {**provenance, **accuracy.score(problems, completions)}
         run.run_dir.write_json(run.run_dir.path(n, f"eval_{split}.json"), result)
         _log_evaluation(run, n, split, result)
 
 
-SAMPLE = Stage("sample", (), ("samples.jsonl",), sample)
-RATIONALIZE = Stage("rationalize", ("samples.jsonl",), ("rationalizations.jsonl",), rationalize)
-FINE_TUNE = Stage("fine_tune", ("kept.jsonl",), ("finetune.json", "params/model.json"), fine_tune)
+SAMPLE = Stage("sample", (), ("samples.jsonl",), sample, reads_weights=-1)
+RATIONALIZE = Stage("rationalize", ("samples.jsonl",), ("rationalizations.jsonl",), rationalize, reads_weights=-1)
 
 
 def select_stage(*inputs: str) -> Stage:
@@ -194,25 +231,44 @@ def select_stage(*inputs: str) -> Stage:
     return Stage("filter", inputs, ("kept.jsonl", "filter.json"), select)
 
 
+def fine_tune_stage(restart_from: str) -> Stage:
+    """The fine-tuning of the weights that star.restart_from names."""
+    reads = -1 if restart_from == "previous" else None
+    return Stage("fine_tune", ("kept.jsonl",), ("finetune.json", WEIGHTS), fine_tune, reads)
+
+
 def evaluate_stage(splits: tuple[str, ...]) -> Stage:
     """The evaluation of a run's splits."""
-    return Stage("evaluate", ("params/model.json",), tuple(f"eval_{split}.json" for split in splits), evaluate)
+    outputs = tuple(name for split in splits for name in _evaluation_files(split))
+    return Stage("evaluate", (WEIGHTS,), outputs, evaluate, reads_weights=0)
 
 
-def _sample_train(iteration: Iteration, name: str, problems: list[Problem], what: str, hinted: bool) -> None:
+def _evaluation_files(split: str) -> tuple[str, str]:
+    return f"eval_{split}.jsonl", f"eval_{split}.json"
+
+
+def weights_fingerprint(run: Run, n: int) -> str:
+    """The fingerprint of iteration n's weights, which may have been deleted."""
+    if n == 0:
+        return run.weights.fingerprint(0)
+    path = run.run_dir.path(n, "finetune.json")
+    return Fields(run.run_dir.read_json(path), path, checksums.REMEDY).text("weights")
+
+
+def _sample_train(iteration: Iteration, name: str, problems: list[Problem]) -> None:
     run, n, options = iteration.run, iteration.n, iteration.run.config.sampling
     decoding = Decoding(options.temperature, options.top_k, options.top_p)
-    samples_per_problem = run.config.star.samples_per_problem
+    sampling_pass = iteration.sampling_pass(name)
     completions, throughput = generate(
         run.run_dir,
         run.run_dir.path(n, name),
         run.stream(n - 1, decoding),
         run.prompts(n),
         problems,
-        SamplingPass(what, run.config.seed, n, samples_per_problem, hinted),
+        sampling_pass,
     )
     if throughput:
-        run.log.log(what, n, 0, throughput.figures())
+        run.log.log(sampling_pass.name, n, 0, throughput.figures())
     iteration.put(name, completions)
 
 
@@ -232,7 +288,7 @@ def _too_few(run: Run, n: int, kept: int) -> str:
         remedies.append("star.rationalize=True")
     return (
         f"iteration {n} kept {kept or 'nothing'}: too few completions reached a right answer "
-        f"(star.min_kept = {run.config.star.min_kept}); give {' or '.join(remedies)}"
+        f"(star.min_kept = {run.config.star.min_kept}); give {' or '.join(remedies)}, in another --workdir"
     )
 
 
@@ -244,8 +300,8 @@ def _log_selection(n: int, samples: list[Completion], counts: dict[str, Any]) ->
     LOG.info("iteration %d: %d of %d problems right, %d rationalized, %d kept", n, solved, counts["problems"],
              counts["kept_rationalized"], counts["kept"])  # fmt: skip
     if counts["kept_retokenized"]:
-        LOG.info("iteration %d: %d kept completions were cut inside a token; their text is encoded again for training",
-                 n, counts["kept_retokenized"])  # fmt: skip
+        LOG.info("iteration %d: %d kept completions were cut inside a token, the rest of which is encoded for training "
+                 "(problems %s)", n, counts["kept_retokenized"], ", ".join(counts["retokenized_problems"]))  # fmt: skip
 
 
 def _log_evaluation(run: Run, n: int, split: str, result: dict[str, Any]) -> None:

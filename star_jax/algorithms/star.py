@@ -9,12 +9,12 @@ from pathlib import Path
 from star_jax.algorithms import bookkeeping, setup
 from star_jax.algorithms.run import Run
 from star_jax.algorithms.stages import (
-    FINE_TUNE,
     RATIONALIZE,
     SAMPLE,
     Iteration,
     Stage,
     evaluate_stage,
+    fine_tune_stage,
     select_stage,
 )
 from star_jax.config import Config
@@ -25,15 +25,15 @@ LOG = logging.getLogger("star_jax")
 
 def iteration_stages(config: Config, n: int) -> tuple[Stage, ...]:
     """The stages of iteration n, in order; 0 evaluates the base."""
-    evaluate = evaluate_stage(config.evaluation.splits)
+    fine_tune, evaluate = fine_tune_stage(config.star.restart_from), evaluate_stage(config.evaluation.splits)
     if n == 0:
         return (evaluate,)
     if config.star.direct:
-        return select_stage(), FINE_TUNE, evaluate
+        return select_stage(), fine_tune, evaluate
     if config.star.rationalize and n >= config.star.rationalize_from:
         select = select_stage("samples.jsonl", "rationalizations.jsonl")
-        return SAMPLE, RATIONALIZE, select, FINE_TUNE, evaluate
-    return SAMPLE, select_stage("samples.jsonl"), FINE_TUNE, evaluate
+        return SAMPLE, RATIONALIZE, select, fine_tune, evaluate
+    return SAMPLE, select_stage("samples.jsonl"), fine_tune, evaluate
 
 
 def run(config: Config, workdir: Path | str, allow_changes: bool = False) -> Path:
@@ -46,9 +46,14 @@ def run(config: Config, workdir: Path | str, allow_changes: bool = False) -> Pat
     run = setup.open_run(config, Path(workdir), allow_changes)
     try:
         run.weights.ensure_base(lambda: setup.make_base(run))
-        for n in range(run.config.star.iterations + 1):
-            iterate(run, n, iteration_stages(run.config, n))
+        bookkeeping.check_origins(run)
+        last = run.config.star.iterations
+        needed = bookkeeping.iterations_in_need_of_weights(run, lambda n: iteration_stages(run.config, n))
+        for n in range(last + 1):
+            iterate(run, n, iteration_stages(run.config, n), n in needed)
+        bookkeeping.delete_weights(run, last)  # of earlier iterations, if they were made again
         path = bookkeeping.write_report(run)
+        run.run_dir.seal(run.log.path)
     except Stopped:
         run.weights.wait()  # a save in progress completes
         raise
@@ -58,13 +63,13 @@ def run(config: Config, workdir: Path | str, allow_changes: bool = False) -> Pat
     return path
 
 
-def iterate(run: Run, n: int, stages: tuple[Stage, ...]) -> None:
-    """One outer iteration, M_{n-1} -> M_n: every stage whose outputs do not exist yet."""
-    if bookkeeping.is_finished(run, n):
+def iterate(run: Run, n: int, stages: tuple[Stage, ...], needs_weights: bool) -> None:
+    """One outer iteration, M_{n-1} -> M_n: every stage whose outputs do not exist yet, or are needed again."""
+    if bookkeeping.is_finished(run, n, needs_weights):
         return
-    iteration = Iteration(run, n)
+    iteration = Iteration(run, n, needs_weights)
     for stage in stages:
-        if not iteration.has(stage.outputs):
+        if not iteration.is_done(stage):
             with run.phases(stage.name):
                 stage.run(iteration)
     bookkeeping.finish(run, n)

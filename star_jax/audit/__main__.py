@@ -12,37 +12,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from star_jax import terminal
 from star_jax.audit.mark_sample import MarkSample, cell_order, extend
 from star_jax.cli.parser import Parser, exit_on_bad_input
-from star_jax.errors import InputError
 from star_jax.report.marks import audit_file, estimates
 from star_jax.report.marks.audit_file import MARKS
 from star_jax.report.marks.estimates import MarkRow
 from star_jax.report.run_data import RunData, read_run
+from star_jax.runs.atomic_files import check_output
 
 
 def main() -> None:
     """The command line at the head of this file."""
     parser = Parser("audit", __doc__)
-    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="a run directory")
-    parser.add_argument("--n", type=int, default=50, help="number of items in the file (default: 50)")
+    parser.add_path("--workdir", required=True, help="a run directory")
+    parser.add_number("--n", 1, 10**8, default=50, metavar="N", help="number of items in the file (default: 50)")
     parser.add_argument(
         "--iteration",
         metavar="N|last|all",
         help="iterations to sample from (default: those of the file's items; the last one for a new file)",
     )
-    parser.add_argument(
+    parser.add_path(
         "--output",
-        type=Path,
         metavar="FILE",
         help=f"the file (default: {audit_file.NAME} in the run directory, where the report looks for it)",
     )
     arguments = parser.parse_args()
-    if arguments.n < 1:
-        raise InputError(f"audit: --n must be at least 1, got {arguments.n}")
+    if arguments.output:
+        check_output(arguments.output)
     path = arguments.output or arguments.workdir / audit_file.NAME
     run = read_run(arguments.workdir)
     _print_summary(run, path, extend(run, path, arguments.n, arguments.iteration), arguments.n)
@@ -50,14 +49,18 @@ def main() -> None:
 
 def _print_summary(run: RunData, path: Path, sample: MarkSample, n: int) -> None:
     """Prints the file's content, the rates of its marks, and what to do next."""
-    console = Console(highlight=False, markup=False, emoji=False)  # category names come from the run
+    console = terminal.console()
     marked = [(item, cell) for item, cell in sample.items if item.mark]
     total = len(sample.items)
-    console.print(f"{path}: {total} items, {sample.new} of them new; {len(marked)} marked", soft_wrap=True)
+    console.print(
+        f"{terminal.one_line(str(path))}: {total} items, {sample.new} of them new; {len(marked)} marked", soft_wrap=True
+    )
     if sample.requested > n:
         console.print(f"The file has {sample.requested} items, more than --n={n}: all of them stay.")
     if sample.requested < n:
         console.print(f"Only {sample.requested} rationales were kept, fewer than --n={n}.")
+    for fault in (item.fault for item, _ in sample.items if item.fault):
+        console.print(f"{terminal.one_line(fault)}. Until then this mark is not counted.", soft_wrap=True)
     console.print(_cell_table(sample))
     if marked:
         rates = estimates.mark_rates(marked, sample.sizes)
@@ -68,7 +71,8 @@ def _print_summary(run: RunData, path: Path, sample: MarkSample, n: int) -> None
         words = ", ".join(f"{mark} ({mark[0]})" for mark in MARKS)
         console.print(f'Write one of these, or its letter, after each "mark:" in the file: {words}.', soft_wrap=True)
     if path.resolve() == (run.directory / audit_file.NAME).resolve():
-        console.print(f"Then: python -m star_jax.report --workdir={shlex.quote(str(run.directory))}", soft_wrap=True)
+        workdir = terminal.one_line(shlex.quote(str(run.directory)))
+        console.print(f"Then: python -m star_jax.report --workdir={workdir}", soft_wrap=True)
     else:
         console.print(f"The report reads {audit_file.NAME} of the run directory, not this file.")
 
@@ -79,7 +83,7 @@ def _cell_table(sample: MarkSample) -> Table:
     for cell in sorted(sample.sizes, key=lambda c: (c.iteration, *cell_order(c))):
         items = [item for item, item_cell in sample.items if item_cell == cell]
         counts = (sample.sizes[cell], len(items), sum(bool(item.mark) for item in items))
-        category = audit_file.one_line(cell.category) or "–"
+        category = terminal.one_line(cell.category) or "–"
         table.add_row(str(cell.iteration), cell.source, category, *(f"{count:,}" for count in counts))
     return table
 

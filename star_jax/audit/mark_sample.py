@@ -3,10 +3,12 @@
 import collections
 import dataclasses
 import hashlib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from star_jax.errors import InputError
+from star_jax.json_reader import is_present
 from star_jax.records import Example, natural_order
 from star_jax.report.marks import audit_file, estimates
 from star_jax.report.marks.audit_file import Item
@@ -34,7 +36,7 @@ def extend(run: RunData, path: Path, n: int, iterations: str | None) -> MarkSamp
 
     Raises InputError if the file is broken or belongs to another run, if nothing was kept, or if it cannot be written.
     """
-    text = audit_file.read_file(path, str(path)) if path.exists() else ""
+    text = audit_file.read_file(path, str(path)) if is_present(path) else ""
     old_items = audit_file.parse(text, str(path))
     kept = estimates.kept_by_cell(run, {item.iteration for item in old_items})
     items, unknown = estimates.match_items(old_items, kept)
@@ -67,9 +69,10 @@ def choose_examples(
 ) -> list[tuple[Cell, Example]]:
     """Chooses examples until there are `n`, including those with digests in `taken`; fewer if no more were kept.
 
-    Each choice takes the source with the fewest so far, then its category with the fewest, then that category's
-    iteration with the fewest. So every prefix of the sequence is as balanced as the kept examples allow, and a larger
-    n only extends it. Within a cell this is a simple random sample without replacement, fixed by the seed.
+    Each choice takes the source with the fewest so far (of equals one chosen at random, so that the order gives no
+    source away), then its category with the fewest, then that category's iteration with the fewest. So every prefix of
+    the sequence is as balanced as the kept examples allow, and a larger n only extends it. Within a cell this is a
+    simple random sample without replacement, fixed by the seed.
     """
     waiting: dict[Cell, list[tuple[str, Example]]] = {}  # (digest, example), the next one last
     counts: collections.Counter[tuple[object, ...]] = collections.Counter()
@@ -82,7 +85,7 @@ def choose_examples(
     chosen: list[tuple[Cell, Example]] = []
     missing = n - counts[()]
     while len(chosen) < missing and waiting:
-        cell = min(waiting, key=lambda c: [counts[group] for group in _groups(c)])
+        cell = min(waiting, key=lambda c: _priority(counts, c, seed))
         chosen.append((cell, waiting[cell].pop()[1]))
         _add(counts, cell, 1)
         if not waiting[cell]:
@@ -110,6 +113,12 @@ def _groups(cell: Cell) -> list[tuple[object, ...]]:
     ]
 
 
+def _priority(counts: collections.Counter[tuple[object, ...]], cell: Cell, seed: str) -> list[object]:
+    """A key that sorts the cell to choose from next first."""
+    total, of_source, *others = (counts[group] for group in _groups(cell))
+    return [of_source, _rank(seed, f"{total} {cell.source}"), *others]
+
+
 def _add(counts: collections.Counter[tuple[object, ...]], cell: Cell, number: int) -> None:
     counts.update(dict.fromkeys(_groups(cell), number))
 
@@ -129,10 +138,11 @@ def _iteration_numbers(run: RunData, iterations: str | None, in_file: Collection
         return {with_rationales[-1]}
     if iterations == "all":
         return set(with_rationales)
-    if not (iterations or "").isdecimal() or int(iterations or "") not in with_rationales:
+    number = int(iterations) if iterations and re.fullmatch("[0-9]{1,9}", iterations) else None
+    if number not in with_rationales:
         numbers = ", ".join(map(str, with_rationales))
-        raise InputError(f"audit: --iteration must be last, all or one of {numbers}, got {iterations!r}")
-    return {int(iterations or "")}
+        raise InputError(f"audit: --iteration must be last, all or one of {numbers}, got {(iterations or '')[:40]!r}")
+    return {number}
 
 
 def _make_items(
@@ -149,7 +159,7 @@ def _make_items(
             audit_file.make_item(
                 number,
                 example,
-                problems.get(example.problem_id),
+                problems.get(example.problem_key),
                 stratum=len(kept[cell]),
                 consistent=estimates.is_consistent(checks[cell.iteration], example),
             ),

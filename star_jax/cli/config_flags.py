@@ -9,30 +9,33 @@ import difflib
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from star_jax import option_values, terminal
+from star_jax.cli import option_help
 from star_jax.cli.parser import Parser
 from star_jax.config import MOVED
 from star_jax.errors import InputError
 
 _OVERRIDE = re.compile(r"--(no)?config\.")
-_EPILOG = """options of the config:
-  --config.GROUP.OPTION=VALUE
-                        any option of star_jax/config.py or of the task, e.g. --config.star.iterations=3
-"""
 
 
-def read_config(parser: Parser, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, ConfigDict]:
+def read_config(
+    parser: Parser,
+    argv: Sequence[str] | None = None,
+    default: Callable[[argparse.Namespace], ConfigDict | None] = lambda args: None,
+) -> tuple[argparse.Namespace, ConfigDict]:
     """Parses a command line that names a config file and may override its options.
 
     Args:
       parser: the command's own flags; `--config` is added here, and its help printed for --help.
       argv: the arguments after the program's name; default: those of this process.
+      default: the config of a command line without `--config`; None if there has to be one.
 
     Returns: the parsed flags (`args.config` is FILE[:VARIANT]), and the locked config with all overrides applied.
 
@@ -40,15 +43,32 @@ def read_config(parser: Parser, argv: Sequence[str] | None = None) -> tuple[argp
     that does not exist or with a value of the wrong type.
     """
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help="a config file, e.g. configs/arithmetic.py")
-    parser.epilog = _EPILOG
+    parser.add_argument(
+        "--helpfull", nargs="?", const="", action=_HelpFull, metavar="GROUP",
+        help="describe every option of the config, or those of a group (star, sampling, ...), and exit",
+    )  # fmt: skip
+    if any(arg in ("-h", "-help", "--help") for arg in (sys.argv[1:] if argv is None else argv)):
+        parser.epilog = f"{option_help.overview()}\n\n{parser.epilog}"
     arguments, overrides = _split(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(arguments)
-    if not args.config:
+    config = default(args) if args.config is None else _load(args.config)
+    if config is None:
         raise InputError("give --config=FILE, e.g. --config=configs/arithmetic.py")
-    config = _load(args.config)
     if overrides:
         config = _override(config, overrides)
     return args, config
+
+
+class _HelpFull(argparse.Action):
+    """Prints the options of the config with their comments, and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        text = option_help.full(values)
+        if not text:
+            names = dict.fromkeys(group.prefix.partition(".")[0].partition("[")[0] for group in option_help.groups())
+            raise InputError(f"--helpfull={values}: no such group; there are {', '.join(filter(None, names))}")
+        terminal.say(text)
+        parser.exit()
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -71,9 +91,13 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def _load(spec: str) -> ConfigDict:
     """What `get_config` of FILE[:VARIANT] returns, locked. Raises InputError with file, line and reason."""
     file, colon, variant = spec.partition(":")
-    path = Path(file)
+    path = Path(option_values.local_path(spec if "/" in variant else file, "--config"))  # "gs://...": a URL
     if not path.is_file():
         raise InputError(f"--config={spec}: there is no such file; give e.g. --config=configs/arithmetic.py")
+    if path.suffix == ".json":
+        raise InputError(
+            f"--config={spec}: holds settings that a run stored; give the config file of the command that started it"
+        )
     namespace: dict[str, Any] = {"__name__": "config_file", "__file__": str(path)}
     try:
         exec(compile(path.read_bytes(), str(path), "exec"), namespace)

@@ -6,6 +6,9 @@ import os
 import tempfile
 from pathlib import Path
 
+from star_jax import option_values
+from star_jax.errors import InputError
+
 LOG = logging.getLogger("star_jax")
 _MIN_COMPILE_SECONDS = 0.5  # programs that compile faster are not stored
 
@@ -23,12 +26,12 @@ def enable(directory: str) -> None:
     """
     if not directory or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    path = Path(directory).expanduser() / processor()
     try:
+        path = Path(option_values.local_path(directory, "compile_cache")) / processor()
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
+    except (OSError, InputError) as error:  # InputError: no home directory
         LOG.warning("compile_cache %s: cannot be written (%s); programs are compiled at each start", directory, error)
         return
     import jax

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from star_jax.errors import InputError, Stopped, is_peer_failure, report_error
+from star_jax import terminal
+from star_jax.errors import ExitStatus, InputError, Stopped, is_peer_failure, report_error
 
-PEER_LOST = 3  # exit status
 HEARTBEAT = 60  # seconds without a heartbeat after which a process counts as dead
 _BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _PEER_LOST_LINE = (
@@ -54,8 +54,10 @@ def _several_processes() -> bool:
     if present and len(present) < len(_BY_HAND):
         missing = next(name for name in _BY_HAND if name not in present)
         raise InputError(f"{present[0]} is set and {missing} is not; set {', '.join(_BY_HAND)}, or none of them")
+    if (distributed := os.environ.get("STAR_DISTRIBUTED", "")) not in ("", "0", "1"):
+        raise InputError(f"STAR_DISTRIBUTED={distributed}: must be 1 (this is one of several processes), 0 or empty")
     tasks = (os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
-    return bool(present) or os.environ.get("STAR_DISTRIBUTED", "0") == "1" or any(count != "1" for count in tasks)
+    return bool(present) or distributed == "1" or any(count != "1" for count in tasks)
 
 
 def _initialize() -> None:
@@ -100,10 +102,10 @@ def _fork_and_supervise() -> None:
         signal.signal(number, forward)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status == -signal.SIGABRT:
-        print(_PEER_LOST_LINE, file=sys.stderr, flush=True)
-        status = PEER_LOST
+        terminal.say(_PEER_LOST_LINE, sys.stderr)
+        status = ExitStatus.PEER_LOST
     elif status < 0:
-        print(f"star_jax: this process was killed by signal {-status}", file=sys.stderr, flush=True)
+        terminal.say(f"star_jax: this process was killed by signal {-status}", sys.stderr)
         status = 128 - status
     os._exit(status)
 
@@ -118,16 +120,16 @@ def _die_with_parent() -> None:
 
 def _exit_at_once(error: BaseException) -> None:
     """Prints what happened and ends this process without waiting for the others, which wait for this one."""
-    status: Any = 1
-    if isinstance(error, InputError | KeyboardInterrupt | SystemExit | Stopped):
+    status: Any = ExitStatus.BUG
+    if isinstance(error, InputError | KeyboardInterrupt | SystemExit | Stopped | terminal.OutputError):
         status = report_error(error)
     elif is_peer_failure(error):
-        print(f"{_PEER_LOST_LINE} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
-        status = PEER_LOST
+        terminal.say(f"{_PEER_LOST_LINE} ({terminal.one_line(str(error))[:200]})", sys.stderr)
+        status = ExitStatus.PEER_LOST
     else:
         import traceback
 
-        traceback.print_exception(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
+        terminal.say("".join(traceback.format_exception(error)), sys.stderr)
+    terminal.drop_unwritten(sys.stdout)
+    terminal.drop_unwritten(sys.stderr)
     os._exit(status)

@@ -10,8 +10,9 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from star_jax import json_reader
 from star_jax.distributed import preemption
-from star_jax.errors import InputError, Stopped
+from star_jax.errors import InputError, Stopped, os_errors_as_input_errors
 
 _T = TypeVar("_T")
 
@@ -36,16 +37,21 @@ def count() -> int:
 
 
 def broadcast_from_leader(make: Callable[[], _T], /) -> _T:
-    """Calls `make` in the leader; returns its value, which must be JSON, or raises its InputError, in all processes."""
+    """Calls `make` in the leader; returns its value, which must be JSON, or raises its InputError, in all processes.
+
+    An OSError of `make` becomes an InputError: the others must not wait for a leader that is gone.
+    """
     if count() == 1:
-        return make()
+        with os_errors_as_input_errors():
+            return make()
     result: dict[str, Any] = {}
     if is_leader():
         try:
-            result["value"] = make()
+            with os_errors_as_input_errors():
+                result["value"] = make()
         except InputError as error:
             result["error"] = str(error)
-    result = json.loads(_broadcast(json.dumps(result).encode()))
+    result = json_reader.parse(_broadcast(json.dumps(result).encode()))
     if "error" in result:
         raise InputError(result["error"])
     return result["value"]

@@ -38,8 +38,10 @@ _LOCAL_ROW_RULES = (("batch", None), *(rule for rule in RULES if rule[0] != "bat
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The training mesh of a config over the first of the devices (default: all).
 
-    Raises InputError if the devices are too few, or if a process would have none of them.
+    Raises InputError if the devices are too few, if a process would have none of them, or for JAX in 64 bits.
     """
+    if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise InputError("JAX_ENABLE_X64 is on, and random numbers and results would be others; unset the variable")
     devices = jax.devices() if devices is None else devices
     data, fsdp, _ = mesh_shape(config, len(devices)).values()
     used = devices[: data * fsdp * config.tensor]

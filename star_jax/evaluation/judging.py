@@ -26,13 +26,8 @@ class SamplingPass:
 
 def judge(task: Task, problem: Problem, sample: Sample, sampling_pass: SamplingPass, sample_index: int) -> Completion:
     """The completion with its verdict (records.Verdict)."""
-    answer = task.parse(sample.text)
-    if sample.truncated:
-        verdict = Verdict.TRUNCATED
-    elif answer is None:
-        verdict = Verdict.UNPARSABLE
-    else:
-        verdict = Verdict.RIGHT if task.grade(problem, answer) else Verdict.WRONG
+    answer, verdict = _read(task, problem, sample)
+    lenient = task.lenient()
     return Completion(
         problem_id=problem.id,
         iteration=sampling_pass.iteration,
@@ -45,9 +40,26 @@ def judge(task: Task, problem: Problem, sample: Sample, sampling_pass: SamplingP
         log_probability=round(sample.log_probability, 4),
         tokens=len(sample.token_ids),
         seed=sampling_pass.key(problem, sample_index),
+        problem_fingerprint=problem.fingerprint,
+        right_leniently=None if lenient is None else _read(lenient, problem, sample)[1] == Verdict.RIGHT,
         token_ids=sample.token_ids,
         token_log_probs=sample.token_log_probs,
     )
+
+
+def _read(task: Task, problem: Problem, sample: Sample) -> tuple[str | None, Verdict]:
+    """The answer as the task reads it, and its verdict."""
+    answer = answer_of(task, sample)
+    if sample.truncated:
+        return answer, Verdict.TRUNCATED
+    if answer is None:
+        return None, Verdict.UNPARSABLE
+    return answer, Verdict.RIGHT if task.grade(problem, answer) else Verdict.WRONG
+
+
+def answer_of(task: Task, sample: Sample) -> str | None:
+    """The answer that a sample gives; None if there is none. Bytes that are no text give none."""
+    return task.parse(sample.text) if sample.valid_utf8 else None
 
 
 def counts(completions: Sequence[Completion]) -> dict[str, int]:

@@ -5,7 +5,8 @@ Imports no JAX, and SciPy only inside `mcnemar`: `import scipy.stats` takes 0.8 
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
@@ -24,6 +25,27 @@ def wilson(right: float, n: float) -> tuple[float, float]:
     middle = (share + spread / 2) / (1 + spread)
     half = Z95 * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def bounded_mean(values: Sequence[float], most: float) -> tuple[float, float, float]:
+    """(mean, low, high) of one figure in [0, 1] per problem, e.g. pass@k, and its 95 % interval.
+
+    The interval is Wilson's at the effective sample size n_eff = n m (1 - m) / s^2, the number of independent yes-no
+    observations with the values' variance s^2. Mean and variance in it are those with two zeros and two ones added
+    (Agresti and Coull, 1998), so that equal values do not have an interval of no width. n_eff = n for values that are
+    all 0 or 1, whose interval is Wilson's.
+
+    Args:
+      values: at least one.
+      most: cap on n_eff, the number of samples that the values were estimated from.
+    """
+    n = len(values)
+    added = [*values, 0.0, 0.0, 1.0, 1.0]
+    middle = math.fsum(added) / len(added)
+    variance = math.fsum((value - middle) ** 2 for value in added) / len(added)
+    effective = min(most, n * middle * (1 - middle) / variance)
+    share = math.fsum(values) / n
+    return (share, *wilson(share * effective, effective))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +74,9 @@ def stratified(strata: Sequence[Stratum]) -> tuple[float, float, float]:
     return (share, *wilson(share * effective, effective))
 
 
+Problem = TypeVar("Problem", bound=Hashable)
+
+
 @dataclasses.dataclass(frozen=True)
 class Paired:
     """Two models on the same problems."""
@@ -68,8 +93,8 @@ class Paired:
         return (self.second - self.first) / self.problems
 
 
-def paired(first: Mapping[str, bool], second: Mapping[str, bool]) -> Paired | None:
-    """Compares two models on the problems that both were given (id -> solved). None if there are no such problems."""
+def paired(first: Mapping[Problem, bool], second: Mapping[Problem, bool]) -> Paired | None:
+    """Compares two models on the problems that both were given (problem -> solved). None if there are none."""
     common = first.keys() & second.keys()
     if not common:
         return None

@@ -2,30 +2,42 @@
 
 import dataclasses
 import functools
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
+from star_jax import tasks
 from star_jax.config import Config, from_dict
 from star_jax.distributed import processes, sharding
 from star_jax.errors import InputError
-from star_jax.evaluation import best
-from star_jax.evaluation.generate import SampleStream, prompts_of, sampler_spec
-from star_jax.evaluation.prompts import PromptEncoder
-from star_jax.models import decoder
-from star_jax.runs.run_directory import RunDirectory, model_directory
+from star_jax.evaluation import results
+from star_jax.evaluation.generate import SampleStream, prompts_of, sampler_spec, split_problems
+from star_jax.evaluation.prompts import PromptEncoder, tokenizer_for
+from star_jax.json_reader import Fields
+from star_jax.models import decoder, families
+from star_jax.records import Problem
+from star_jax.runs.checksums import REMEDY
+from star_jax.runs.layout import PROMPTS, iteration_number, model_directory
+from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling.sampler import Sampler
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tasks import Task
+from star_jax.tasks.few_shot import PromptSet
 from star_jax.weights import checkpoint, placement
 
 
 def best_iteration(run_dir: RunDirectory, split: str) -> int:
-    """The iteration with the highest accuracy on the split that evaluation uses; the earliest of equals."""
-    results = [run_dir.read_json(path) for path in run_dir.find(f"iter_*/eval_{split}.json")]
-    if not results:
+    """The iteration with the highest accuracy on the split that evaluation uses; the earliest of equals; see `best`."""
+    numbers = [n for folder in run_dir.find("iter_*") if (n := iteration_number(folder)) is not None]
+    paths = {n: run_dir.path(n, f"eval_{split}.json") for n in numbers if run_dir.has(n, f"eval_{split}.json")}
+    evaluations = {n: results.evaluation(run_dir.read_json(path), path) for n, path in paths.items()}
+    best = results.best_iteration(evaluations)
+    if best is None:
         raise InputError(f"{run_dir.workdir}: no iteration has been evaluated on {split!r} yet")
-    return best.best_iteration({int(result["iteration"]): result["accuracy"] for result in results})
+    return best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +56,43 @@ class StoredIteration:
     @functools.cached_property
     def prompts(self) -> PromptEncoder:
         """The prompts with which the next iteration would sample."""
-        tokenizer = checkpoint.load_tokenizer(self.directory)
-        return PromptEncoder(self.task, tokenizer, prompts_of(self.config, self.number + 1))
+        prompt_format = self.config.prompt.format
+        tokenizer = tokenizer_for(prompt_format, checkpoint.load_tokenizer(self.directory))
+        return PromptEncoder(self.task, tokenizer, self._prompt_set, prompt_format)
+
+    @property
+    def label(self) -> str:
+        """The iteration as a person names it."""
+        return f"iteration {self.number}" if self.number else "the base (iteration 0)"
+
+    def problems(self, split: str) -> list[Problem]:
+        """The problems of a split as the run stored them or, of a split that it did not use, as the task has them.
+
+        Raises InputError if there are none.
+        """
+        path = self.run_dir.workdir / f"problems_{split}.jsonl"
+        if self.run_dir.exists(path):
+            return self.run_dir.read_records(Problem, path)[: self.config.evaluation.problems or None]
+        try:
+            return split_problems(self.config, self.task, split)
+        except InputError as error:
+            stored = [found.stem.partition("_")[2] for found in self.run_dir.find("problems_*.jsonl")]
+            if not stored:
+                raise
+            raise InputError(
+                f"{error}; the settings are those of the run's own command, and so is the folder of relative paths; "
+                f"the run itself holds the splits {', '.join(stored)}"
+            ) from error
+
+    @property
+    def _prompt_set(self) -> PromptSet:
+        """The few-shot prompts that the run stored; of a run from before it stored them, those of their files."""
+        path, options = self.run_dir.workdir / PROMPTS, self.config
+        if not options.prompt.shots or not self.run_dir.exists(path):
+            return prompts_of(options, self.task, self.number + 1)
+        fields = Fields(self.run_dir.read_json(path), path, REMEDY)
+        prompts = PromptSet(fields.text("plain"), fields.text("hinted"))
+        return prompts.without_shots() if self.number and not options.star.prompt_after_first_iteration else prompts
 
     def stream(self, decoding: Decoding) -> SampleStream:
         """Samples from this iteration's model, which is loaded when the first chunk is asked for."""
@@ -63,26 +110,53 @@ class StoredIteration:
         return sharding.sampling_mesh(sharding.make_mesh(self.config.mesh), self.config.sampling.tensor)
 
     @functools.cached_property
-    def _weights(self) -> tuple[decoder.GPT, decoder.DecodeParams]:
+    def _weights(self) -> tuple[decoder.Decoder, decoder.DecodeParams]:
         mesh = sharding.make_mesh(self.config.mesh)
-        model, stacked = checkpoint.load_model(self.directory, mesh, self.config.train.param_dtype)
+        stored, stacked = checkpoint.load_model(self.directory, mesh, self.config.train.param_dtype)
+        model = families.build(self.config.model, stored.spec)
         dtype = self.config.sampling.weights_dtype
         return model, placement.to_decode_params(model, stacked, self._sampling_mesh, dtype)
 
 
-def open_iteration(workdir: str, iteration: str) -> StoredIteration:
-    """`base`, `best` or a numbered iteration of a run. Raises InputError."""
+def open_iteration(workdir: Path | str, iteration: str, allow_import: bool = False) -> StoredIteration:
+    """`base`, `best` or a numbered iteration of a run. Raises InputError.
+
+    A run's directory is data, perhaps received from somewhere. Its config.json may name Python code that the task
+    is or uses: that runs only with `allow_import`. Its compile_cache is not used: such a directory holds machine code.
+    """
     run_dir = RunDirectory(workdir, processes)
-    config = from_dict(run_dir.read_json(run_dir.workdir / "config.json"))
+    values = run_dir.read_config()
+    try:
+        if not allow_import:
+            _refuse_code(values)
+        config = from_dict(values)
+    except InputError as error:
+        raise InputError(f"{run_dir.workdir / 'config.json'}: {error}") from error
+    config = dataclasses.replace(config, task=tasks.as_stored(config.task), compile_cache=Config().compile_cache)
     if iteration == "best":
         number = best_iteration(run_dir, config.evaluation.split)
     elif iteration == "base":
         number = 0
-    elif iteration.isdecimal():
+    elif re.fullmatch("[0-9]{1,9}", iteration):
         number = int(iteration)
     else:
-        raise InputError(f"--iteration={iteration}: give a number, 'base' or 'best'")
+        raise InputError(f"--iteration={iteration[:40]}: give a number, 'base' or 'best'")
     directory = model_directory(run_dir.workdir, number)
     if not processes.broadcast_from_leader(lambda: checkpoint.exists(directory)):
-        raise InputError(f"{directory}: no complete model; it was not made yet, or deleted by star.keep_weights")
+        raise InputError(
+            f"{directory}: no complete model; it was not made yet, or deleted by star.keep_weights; give another "
+            "--iteration"
+        )
     return StoredIteration(run_dir, config, number, directory)
+
+
+def _refuse_code(values: Mapping[str, Any]) -> None:
+    """Raises InputError if the options of a stored config name Python code. Runs none of it."""
+    task = values.get("task")
+    if not isinstance(task, Mapping) or "name" not in task:
+        return  # which `from_dict` refuses
+    for option, code in tasks.named_code(task).items():
+        raise InputError(
+            f"task.{option} names the Python module {(code.rpartition(':')[0] or code)!r}; if you trust it, give "
+            "--allow_import to import it, which runs its code"
+        )

@@ -1,14 +1,10 @@
-"""GPT-J (Wang & Komatsuzaki, 2021) and GPT-2 (Radford et al., 2019) in flax.linen.
-
-              block                              positions                    attention biases  output head
-    gptj      x + attn(norm(x)) + mlp(norm(x))   rotary, `rotary_dim` of K    none              its own, with a bias
-    gpt2      x += attn(norm(x)); then           learned, one vector each     q, k, v, out      the embedding, no bias
-              x += mlp(mlp_norm(x))
+"""The decoder in flax.linen: one class for all families (models/families/), which are values of its DecoderSpec.
 
 The letters in array names, here and everywhere in the package:
     B rows or slots   T query tokens   S key slots   P prefix tokens   M new tokens   Q queued problems
     N layers   D model   H heads   K head dim   F mlp   V vocabulary   R packed rows, or rows of a refill
     C tokens of a refill, all bodies in one row
+Where keys and values have heads of their own (grouped-query attention), H is those of the array at hand.
 """
 
 from typing import Any, NamedTuple, cast
@@ -17,12 +13,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from star_jax.config import ModelConfig
 from star_jax.models.attention import packed, ring
 from star_jax.models.attention.dense import DenseMask
 from star_jax.models.attention.masks import KV
 from star_jax.models.attention.packed import PackedMask
-from star_jax.models.layers import Linear, Mlp, constrain, flatten_tokens, norm, rotate, weight
+from star_jax.models.attention.softmax import ScoreSpec
+from star_jax.models.layers import (
+    Linear,
+    Mlp,
+    RmsNorm,
+    constrain,
+    flatten_tokens,
+    frequencies,
+    norm,
+    rotate,
+    softcap,
+    weight,
+)
+from star_jax.models.spec import DecoderSpec
 
 _INIT_TO_HEADS = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
 _INIT_FROM_HEADS = nn.initializers.lecun_normal(in_axis=(0, 1), out_axis=2)
@@ -40,28 +48,36 @@ class DecodeParams(NamedTuple):
     rest: Params  # everything outside the blocks: embedding, final norm, head
 
 
-class GPT(nn.Module):
-    """The decoder. `__call__` is the reference pass; training uses `packed_logits` or `packed_hidden`."""
+class Decoder(nn.Module):
+    """The decoder. `__call__` is the reference pass; training uses `packed_logits` or `packed_hidden`.
 
-    config: ModelConfig
+    Attributes:
+      spec: the architecture.
+      compute_dtype, remat, scan_unroll: see ModelConfig. They change no parameters.
+    """
+
+    spec: DecoderSpec
+    compute_dtype: str = "float32"
+    remat: str = "none"
+    scan_unroll: int = 1
 
     def setup(self):
-        cfg = self.config
-        self.embedding = _embedding(cfg, cfg.vocab_size, "vocab")
-        if cfg.is_gpt2:
-            self.positions = _embedding(cfg, cfg.max_positions, "length")
+        spec = self.spec
+        self.embedding = self._embedding(spec.vocab_size, "vocab")
+        if not spec.rope.dim:
+            self.positions = self._embedding(spec.max_positions, "length")
         self.blocks = nn.scan(
-            _rematerialized_block(cfg.remat),
+            _rematerialized_block(self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
-            length=cfg.n_layers,
-            unroll=min(cfg.scan_unroll, cfg.n_layers),
+            in_axes=(nn.broadcast, nn.broadcast, 0),
+            length=spec.n_layers,
+            unroll=min(self.scan_unroll, spec.n_layers),
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(cfg)
-        self.final_norm = norm(cfg)
-        if not cfg.is_gpt2:
-            self.head = Linear(cfg, cfg.vocab_size, ("embed", "vocab"))
+        )(spec, self.compute_dtype)
+        self.final_norm = norm(spec, self.compute_dtype)
+        if not spec.tied_head:
+            self.head = Linear(spec.vocab_size, ("embed", "vocab"), self.compute_dtype, spec.head_bias)
 
     def __call__(self, tokens_BT, positions_BT=None, segment_ids_BT=None):
         """Logits [B, T, V], float32, by dense attention.
@@ -90,96 +106,136 @@ class GPT(nn.Module):
     def run_blocks(self, tokens_BT, positions_BT, mask):
         """Activations [B, T, D] after the last block; see Attention for the arguments."""
         x_BTD = constrain(self.embed(tokens_BT, positions_BT), ("batch", "length", None))
-        return self.blocks(x_BTD, positions_BT, mask)[0]
+        local_layers = self.spec.local_layers
+        if all(local_layers) or not any(local_layers):  # all layers are of one kind, which the compiler knows
+            return self.blocks(x_BTD, positions_BT, mask, None)[0]
+        return self.blocks(x_BTD, positions_BT, mask, jnp.array(local_layers))[0]
 
     def embed(self, tokens_BT, positions_BT):
         """Inputs of the first block [B, T, D]."""
         x_BTD = self.embedding(tokens_BT)
-        if not self.config.is_gpt2:
+        if self.spec.embedding_scale != 1:
+            x_BTD *= jnp.asarray(self.spec.embedding_scale, x_BTD.dtype)
+        if self.spec.rope.dim:
             return x_BTD
         # Positions of padding and idle rows may exceed the table. Out-of-range lookups are NaN, which no mask undoes.
-        return x_BTD + self.positions(jnp.minimum(positions_BT, self.config.max_positions - 1))
+        return x_BTD + self.positions(jnp.minimum(positions_BT, self.spec.max_positions - 1))
 
     def logits(self, x_BTD):
         """Logits [..., V], float32, from activations [..., D] after the last block."""
-        head = self.embedding.attend if self.config.is_gpt2 else self.head
-        logits = head(self.final_norm(x_BTD)).astype(jnp.float32)
+        head = self.embedding.attend if self.spec.tied_head else self.head
+        logits = softcap(head(self.final_norm(x_BTD)).astype(jnp.float32), self.spec.logit_softcap)
         return constrain(logits, ("batch", *("length",) * (logits.ndim - 2), "vocab"))
+
+    def _embedding(self, rows, rows_axis):
+        init = nn.with_logical_partitioning(nn.initializers.normal(stddev=0.02), (rows_axis, "embed"))
+        return nn.Embed(rows, self.spec.d_model, dtype=self.compute_dtype, embedding_init=init)
 
 
 class Block(nn.Module):
     """One layer. Returns (x [B, T, D], KV); see Attention for the arguments and the KV."""
 
-    config: ModelConfig
+    spec: DecoderSpec
+    dtype: str
 
     @nn.compact
-    def __call__(self, x_BTD, positions_BT, mask, cache=None, prefix=None):
-        cfg = self.config
-        normed_BTD = norm(cfg, "norm")(x_BTD)
-        attended_BTD, kv = Attention(cfg, name="attention")(normed_BTD, positions_BT, mask, cache, prefix)
-        if cfg.is_gpt2:
-            x_BTD = x_BTD + attended_BTD
-            attended_BTD = None
-            normed_BTD = norm(cfg, "mlp_norm")(x_BTD)
-        # Attention and MLP are summed before bias and x: if both are sharded over "tensor", one all-reduce serves both.
-        x_BTD = x_BTD + Mlp(cfg, name="mlp")(normed_BTD, attended_BTD)
+    def __call__(self, x_BTD, positions_BT, mask, is_local=None, cache=None, prefix=None):
+        spec = self.spec
+        attend = Attention(spec, self.dtype, name="attention")
+        mlp = Mlp(spec, self.dtype, name="mlp")
+        normed_BTD = self._norm("norm", "before", x_BTD)
+        attended_BTD, kv = attend(normed_BTD, positions_BT, mask, is_local, cache, prefix)
+        if spec.parallel:
+            # Attention and MLP are summed before bias and x: if both are sharded over "tensor", one all-reduce serves
+            # both.
+            x_BTD = x_BTD + mlp(normed_BTD, attended_BTD)
+        else:
+            x_BTD = x_BTD + self._norm("post_norm", "after", attended_BTD)
+            x_BTD = x_BTD + self._norm("mlp_post_norm", "after", mlp(self._norm("mlp_norm", "before", x_BTD)))
         return constrain(x_BTD, ("batch", "length", None)), kv
+
+    def _norm(self, name, position, x_BTD):
+        """x, normed if the family has norms at this position."""
+        if self.spec.norm_position not in (position, "both"):
+            return x_BTD
+        return norm(self.spec, self.dtype, name)(x_BTD)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention."""
+    """Self-attention with grouped queries: each KV head serves n_heads / n_kv_heads query heads."""
 
-    config: ModelConfig
+    spec: DecoderSpec
+    dtype: str
 
     @nn.compact
-    def __call__(self, x_BTD, positions_BT, mask, cache=None, prefix=None):
+    def __call__(self, x_BTD, positions_BT, mask, is_local=None, cache=None, prefix=None):
         """Attends over the row's tokens and the prefix.
 
         Args:
           x_BTD: inputs.
           positions_BT: absolute positions, int32.
           mask: AttentionMask; S = T without a cache.
-          cache: with a RingMask, the ring cache of this layer: a tuple of KV, see RingMask.attend.
+          is_local: whether this layer has the window: a bool, a traced one where layers of both kinds share a program,
+            or None if all layers are of one kind.
+          cache: with a RingMask, the ring cache of this layer: a tuple of KV, see attention/ring.py.
           prefix: SharedPrefix or None.
 
         Returns:
           (output [B, T, D], KV [B, H, T, K] of the inputs; with a cache, the updated cache instead).
         """
-        cfg = self.config
-        x_BTD = x_BTD.astype(cfg.compute_dtype)
-        q_BHTK, k_BHTK = self._project("query", x_BTD), self._project("key", x_BTD)
-        if not cfg.is_gpt2:
-            q_BHTK = rotate(q_BHTK, positions_BT, cfg.rotary_dim)
-            k_BHTK = rotate(k_BHTK, positions_BT, cfg.rotary_dim)
-        new = KV(k_BHTK, self._project("value", x_BTD))
+        spec = self.spec
+        if is_local is None:
+            is_local = spec.is_local(0)
+        x_BTD = x_BTD.astype(self.dtype)
+        q_BHTK = self._project("query", x_BTD, spec.n_heads)
+        k_BHTK = self._project("key", x_BTD, spec.n_kv_heads)
+        if spec.rope.dim:
+            frequency_K = self._frequencies(is_local)
+            q_BHTK = rotate(q_BHTK, positions_BT, frequency_K, spec.rope.layout)
+            k_BHTK = rotate(k_BHTK, positions_BT, frequency_K, spec.rope.layout)
+        new = KV(k_BHTK, self._project("value", x_BTD, spec.n_kv_heads))
         kv = new if cache is None else ring.write(cache, new, mask.slot)
-        y_BHTK = mask.attend(q_BHTK, kv, prefix)
+
+        def attend(window):
+            scores = ScoreSpec(spec.score_scale, spec.attention_softcap, window)
+            return mask.attend(q_BHTK, kv, scores, positions_BT, prefix)
+
+        if isinstance(is_local, jax.Array):
+            y_BHTK = jax.lax.cond(is_local, lambda: attend(spec.window), lambda: attend(0))
+        else:
+            y_BHTK = attend(spec.window if is_local else 0)
         kernel_HKD = weight(
-            self, "out", _INIT_FROM_HEADS, (cfg.n_heads, cfg.head_dim, cfg.d_model), ("heads", "kv", "embed")
+            self, "out", _INIT_FROM_HEADS, (spec.n_heads, spec.head_dim, spec.d_model), ("heads", "kv", "embed")
         )
-        y_ND = y_BHTK.swapaxes(1, 2).reshape(-1, cfg.n_heads * cfg.head_dim) @ kernel_HKD.reshape(-1, cfg.d_model)
+        y_ND = y_BHTK.swapaxes(1, 2).reshape(-1, spec.n_heads * spec.head_dim) @ kernel_HKD.reshape(-1, spec.d_model)
         y_BTD = y_ND.reshape(x_BTD.shape)
-        if cfg.is_gpt2:
-            y_BTD += weight(self, "out_bias", _ZEROS, (cfg.d_model,), ("embed",))[None, None]
+        if spec.out_bias:
+            y_BTD += weight(self, "out_bias", _ZEROS, (spec.d_model,), ("embed",))[None, None]
         return y_BTD, kv
 
-    def _project(self, name, x_BTD):
+    def _project(self, name, x_BTD, heads):
         """[B, H, T, K]. Projects to [N, H*K], then transposes: emitting heads first makes XLA transpose the weights."""
-        cfg = self.config
-        kernel_DHK = weight(
-            self, name, _INIT_TO_HEADS, (cfg.d_model, cfg.n_heads, cfg.head_dim), ("embed", "heads", "kv")
+        spec = self.spec
+        kernel_DHK = weight(self, name, _INIT_TO_HEADS, (spec.d_model, heads, spec.head_dim), ("embed", "heads", "kv"))
+        y_ND = flatten_tokens(x_BTD) @ kernel_DHK.reshape(spec.d_model, -1)
+        y_BTHK = y_ND.reshape(*x_BTD.shape[:2], heads, spec.head_dim)
+        if spec.qkv_bias:
+            y_BTHK += weight(self, f"{name}_bias", _ZEROS, (heads, spec.head_dim), ("heads", "kv"))[None, None]
+        if spec.qk_norm and name != "value":
+            axes = ("kv",) if spec.qk_norm == "head" else ("heads", "kv")
+            plus_one = spec.norm == "rms_plus_one"
+            y_BTHK = RmsNorm(axes, spec.norm_eps, self.dtype, plus_one, name=f"{name}_norm")(y_BTHK)
+        return constrain(y_BTHK.swapaxes(1, 2), ("batch", "heads", "length", "kv"))
+
+    def _frequencies(self, is_local):
+        """Radians per position of each rotated pair, by the layer's kind."""
+        everywhere = frequencies(self.spec.rope)
+        if not self.spec.local_rope.dim:
+            return everywhere
+        local = frequencies(self.spec.local_rope)
+        return (
+            jnp.where(is_local, local, everywhere) if isinstance(is_local, jax.Array) else (everywhere, local)[is_local]
         )
-        y_ND = flatten_tokens(x_BTD) @ kernel_DHK.reshape(cfg.d_model, -1)
-        y_BHTK = y_ND.reshape(*x_BTD.shape[:2], cfg.n_heads, cfg.head_dim).swapaxes(1, 2)
-        if cfg.is_gpt2:
-            bias_HK = weight(self, f"{name}_bias", _ZEROS, (cfg.n_heads, cfg.head_dim), ("heads", "kv"))
-            y_BHTK += bias_HK[None, :, None]
-        return constrain(y_BHTK, ("batch", "heads", "length", "kv"))
-
-
-def _embedding(config, rows, rows_axis):
-    init = nn.with_logical_partitioning(nn.initializers.normal(stddev=0.02), (rows_axis, "embed"))
-    return nn.Embed(rows, config.d_model, dtype=config.compute_dtype, embedding_init=init)
 
 
 def _rematerialized_block(remat):
@@ -197,31 +253,31 @@ def _rematerialized_block(remat):
 
 
 def apply(
-    model: GPT,
+    model: Decoder,
     params: Params,
     tokens_BT: jax.Array,
     positions_BT: jax.Array | None = None,
     segment_ids_BT: jax.Array | None = None,
 ) -> jax.Array:
-    """Logits [B, T, V] of the reference pass; see GPT.__call__."""
+    """Logits [B, T, V] of the reference pass; see Decoder.__call__."""
     return call(model, params, jnp.asarray(tokens_BT), positions_BT, segment_ids_BT)
 
 
-def call(model: GPT, params: Params, *args: Any, method: str | None = None) -> jax.Array:
+def call(model: Decoder, params: Params, *args: Any, method: str | None = None) -> jax.Array:
     """Runs one of the model's methods, `__call__` by default, and returns its result alone."""
     return cast(jax.Array, model.apply({"params": params}, *args, method=method))
 
 
-def init(model: GPT, key: jax.Array) -> Params:
+def init(model: Decoder, key: jax.Array) -> Params:
     """Random float32 parameters, boxed with their logical axes; see placement.unbox."""
     return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
 
 
-def head_weights(config: ModelConfig, params: Params) -> tuple[jax.Array, jax.Array | None]:
+def head_weights(spec: DecoderSpec, params: Params) -> tuple[jax.Array, jax.Array | None]:
     """(kernel [D, V], bias [V] or None) of the output head, in the stored dtype."""
-    if config.is_gpt2:
+    if spec.tied_head:
         return params["embedding"]["embedding"].T, None
-    return params["head"]["kernel"], params["head"]["bias"]
+    return params["head"]["kernel"], params["head"].get("bias")
 
 
 def split_layers(params: Params) -> DecodeParams:

@@ -6,37 +6,50 @@ from typing import Any
 
 from star_jax.config import Config
 from star_jax.distributed import sharding
-from star_jax.models import decoder
+from star_jax.models.spec import DecoderSpec
 from star_jax.preflight import budget, hlo
 from star_jax.preflight.budget import GIB, Lengths
-from star_jax.preflight.programs import SAMPLING_LOOP, TRAIN_STEP, ProgramMemory, measure_programs, sampling_tensor
+from star_jax.preflight.programs import (
+    SAMPLING_LOOP,
+    TRAIN_STEP,
+    ProgramMemory,
+    measure_programs,
+    sampling_tensor,
+    sampling_tensors,
+)
 from star_jax.preflight.topology import Topology
 
 # Loop depth in the compiled program -> what one iteration of those loops does.
 _PER_DEPTH = {0: "total", 1: "per prefill", 2: "per decode step"}
 
 
-def report(config: Config, topology: Topology, lengths: Lengths, write: Callable[[str], None]) -> bool:
+def report(
+    config: Config, spec: DecoderSpec, topology: Topology, lengths: Lengths, write: Callable[[str], None]
+) -> bool:
     """Writes the report line by line, as programs get compiled. Returns True if all programs fit.
 
     Raises InputError for a mesh that does not fit the devices or the model.
     """
-    count, all_fit = budget.parameter_count(decoder.GPT(config.model)), True
+    count, all_fit = budget.parameter_count(spec), True
     method = "compiled" if topology.devices else "counted, not compiled"
     write(f"{count:,} parameters on {topology.device_count} x {topology.device_kind} of {topology.device_gib:g} GiB; "
           f"{method}")  # fmt: skip
     write(f"training: {config.train.batch_rows} rows of {config.train.row_tokens} tokens, "
-          f"{budget.train_flops(config) / 1e12:,.0f} TFLOP per step")  # fmt: skip
+          f"{budget.train_flops(config, spec) / 1e12:,.0f} TFLOP per step")  # fmt: skip
     write(f"sampling: {config.sampling.slots} slots of {lengths.cached} tokens after a prefix of {lengths.prefix}, "
-          f"{budget.decode_flops(config, lengths) / 1e12:,.2f} TFLOP per decode step")  # fmt: skip
+          f"{budget.decode_flops(config, spec, lengths) / 1e12:,.2f} TFLOP per decode step")  # fmt: skip
     write(f"{'GiB per device':15}{'arguments':>11}{'temporaries':>13}{'peak':>8}{'share':>8}{'compiled in':>13}")
-    for memory in measure_programs(config, topology, lengths):
+    for memory in measure_programs(config, spec, topology, lengths):
         for line in _program_lines(memory, topology):
             write(line)
         if memory.peak > topology.device_gib * GIB:
             all_fit = False
             training = memory.program == TRAIN_STEP
-            advice = training_advice(config, topology) if training else sampling_advice(config, topology, lengths)
+            advice = (
+                training_advice(config, spec, topology)
+                if training
+                else sampling_advice(config, spec, topology, lengths)
+            )
             write(f"    does not fit; by our count this would: {advice}")
     write("fits" if all_fit else "does not fit")
     return all_fit
@@ -54,27 +67,33 @@ def _program_lines(memory: ProgramMemory, topology: Topology) -> Iterator[str]:
             yield f"    {per}: " + ", ".join(f"{n} {kind} ({size / 2**20:,.2f} MiB)" for kind, (n, size) in totals)
 
 
-def training_advice(config: Config, topology: Topology) -> str:
+def training_advice(config: Config, spec: DecoderSpec, topology: Topology) -> str:
     """The flags of the first of `remedies` whose train step fits by our count, else "more devices"."""
     for flags, smaller in remedies(config):
         mesh_shape = sharding.mesh_shape(smaller.mesh, topology.device_count)
         parts = smaller.train.microbatches * mesh_shape["data"] * mesh_shape["fsdp"]
         divides = smaller.train.batch_rows % parts == 0
-        if divides and sum(budget.train_bytes(smaller, mesh_shape)) < 0.95 * topology.device_gib * GIB:
+        if divides and sum(budget.train_bytes(smaller, spec, mesh_shape)) < 0.95 * topology.device_gib * GIB:
             return flags
     return "more devices"
 
 
-def sampling_advice(config: Config, topology: Topology, lengths: Lengths) -> str:
-    """The flag for the largest number of slots, halved repeatedly, with which the sampling loop fits by our count."""
-    slots = config.sampling.slots // 2
-    while slots:
-        fewer = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, slots=slots))
-        size = sum(budget.sampling_bytes(fewer, sampling_tensor(fewer, topology), lengths))
-        if size < 0.9 * topology.device_gib * GIB:
-            return f"--config.sampling.slots={slots}"
-        slots //= 2
-    return "more devices, or --config.sampling.tensor=-1"
+def sampling_advice(config: Config, spec: DecoderSpec, topology: Topology, lengths: Lengths) -> str:
+    """Flags with which the sampling loop fits by our count: fewer slots, or weights and caches over more devices.
+
+    The number of slots is halved repeatedly. With more devices for each copy of the model it starts from the config's.
+    """
+    now = sampling_tensor(config, topology)
+    for tensor in (now, *(more for more in sampling_tensors(spec, topology) if more > now)):
+        flags = "" if tensor == now else f"--config.sampling.tensor={tensor}"
+        slots = config.sampling.slots
+        while slots:
+            fewer = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, slots=slots))
+            size = sum(budget.sampling_bytes(fewer, spec, tensor, lengths))
+            if (flags or slots < config.sampling.slots) and size < 0.9 * topology.device_gib * GIB:
+                return f"{flags} --config.sampling.slots={slots}".strip() if slots < config.sampling.slots else flags
+            slots //= 2
+    return "more devices"
 
 
 def remedies(config: Config) -> Iterator[tuple[str, Config]]:

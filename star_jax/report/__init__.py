@@ -5,18 +5,21 @@ run_status.py   where the run stands, and warnings
 figures/        values -> SVG
 marks/          hand marks of kept rationales (written by star_jax.audit)
 browser/        problems and samples, compressed, for the scripts in static/
-paper.py        the paper's results and settings next to the run's
+tables/         comparisons of runs, and the paper's results and settings next to the run's
 page.py         all of it -> templates/page.html.j2
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from star_jax.errors import InputError
+from star_jax.errors import InputError, disk_errors_as_input_errors
+from star_jax.json_reader import open_regular
 from star_jax.report.browser import blocks
 from star_jax.report.page import accuracy_png, render
 from star_jax.report.run_data import RunData, read_run
-from star_jax.runs.atomic_files import atomic_write
+from star_jax.runs.atomic_files import atomic_write, check_output
+
+_HEAD = b"<!DOCTYPE html>"  # of every page
 
 
 def write(workdirs: Path | Sequence[Path], target: Path | None = None, reload: int = 0) -> Path:
@@ -26,15 +29,17 @@ def write(workdirs: Path | Sequence[Path], target: Path | None = None, reload: i
 
     Args:
       workdirs: run directories.
-      target: the page; default: report.html in the first run directory.
+      target: the page; default: report.html in the run directory, comparison.html in the first of several.
       reload: seconds after which the open page reloads itself; 0: never.
 
     Raises InputError if a directory is not a run's, if a file in it is broken, or if the page cannot be written.
     """
     runs = _read_runs(workdirs)
-    path = runs[0].directory / "report.html" if target is None else Path(target)
-    if path.is_dir():
-        raise InputError(f"report: {path} is a directory; --output takes the name of a file")
+    # A comparison never replaces the report of its first run.
+    default = runs[0].directory / ("report.html" if len(runs) == 1 else "comparison.html")
+    path = default if target is None else Path(target)
+    if target is not None:
+        _check_output(path)
     page_blocks, folder = blocks.pack_page_data(runs), path.with_name(f"{path.stem}_texts")
     blocks.write_folder(page_blocks, folder)
     page = render(runs, page_blocks, folder.name, reload)
@@ -43,8 +48,18 @@ def write(workdirs: Path | Sequence[Path], target: Path | None = None, reload: i
     return path
 
 
+def _check_output(path: Path) -> None:
+    """Raises InputError for an output that no page can be written to, and for one that would replace another file."""
+    check_output(path)
+    if path.exists():
+        with disk_errors_as_input_errors(path), open_regular(path) as file:
+            head = file.read(len(_HEAD))
+        if head and head != _HEAD:
+            raise InputError(f"--output={path}: holds something else than a report; delete it or give another file")
+
+
 def figure(workdirs: Path | Sequence[Path]) -> bytes:
-    """The page's Figure 1, accuracy by category against the iteration, as a PNG; one panel for each run.
+    """The page's figure of accuracy by category against the iteration, as a PNG; one panel for each run.
 
     Raises InputError if a directory is not a run's, if a file in it is broken, or before the first evaluation.
     """

@@ -4,29 +4,26 @@ python -m star_jax.report --workdir=DIR [--workdir=DIR2 ...] [--output=FILE] [--
 """
 
 import contextlib
-from pathlib import Path
 
-from star_jax import report
+from star_jax import report, terminal
 from star_jax.cli.parser import Parser, exit_on_bad_input
-from star_jax.errors import InputError
 from star_jax.report.watch import watch
 
 
 def main() -> None:
     """Parses the command line, writes the page, prints its path."""
     parser = Parser("report", __doc__)
-    parser.add_argument(
-        "--workdir", type=Path, action="append", required=True, metavar="DIR", help="a run directory; may be repeated"
-    )
-    parser.add_argument(
+    parser.add_path("--workdir", action="append", required=True, help="a run directory; may be repeated")
+    parser.add_path(
         "--output",
-        type=Path,
         metavar="FILE",
-        help="the page to write (default: report.html in the first run directory, live.html with --watch)",
+        help="the page to write (default: report.html in the run directory, comparison.html in the first of several; "
+        "with --watch live.html, live_comparison.html)",
     )
-    parser.add_argument(
+    parser.add_number(
         "--watch",
-        type=int,
+        1,
+        10**6,
         nargs="?",
         const=10,
         metavar="SECONDS",
@@ -34,10 +31,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.watch is None:
-        print(report.write(arguments.workdir, arguments.output))
+        terminal.say(str(report.write(arguments.workdir, arguments.output)))
         return
-    if arguments.watch < 1:
-        raise InputError(f"report: --watch must be at least 1 second, got {arguments.watch}")
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends the watch before the runs are finished
         watch(arguments.workdir, arguments.output, arguments.watch)
 

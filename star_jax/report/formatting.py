@@ -1,12 +1,12 @@
-"""Numbers and texts as the page shows them. Every text of a run is hostile until it has passed `visible`."""
+"""Numbers and texts as the page shows them. Every text of a run is hostile until it has passed `terminal.visible`."""
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 from markupsafe import Markup
 
 from star_jax.records import Problem
+from star_jax.terminal import visible
 
 MAX_TEXT = 4_000  # characters of one text; a model that never stops can write far more
 
@@ -40,14 +40,6 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
-def visible(text: str) -> str:
-    """The text with invisible characters replaced: control characters, direction marks, lone surrogates.
-
-    Such characters can hide a text, reorder it, or make the page unreadable as UTF-8. Tabs and newlines stay.
-    """
-    return text.translate(_REPLACEMENTS)
-
-
 def clipped(text: str) -> str:
     """At most MAX_TEXT characters of a text, then a note with its length."""
     if len(text) <= MAX_TEXT:
@@ -70,17 +62,3 @@ def script_json(value: Any) -> Markup:
     """JSON for a script element: `<`, `>` and `&` are escaped."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return Markup(text.translate({ord(char): f"\\u{ord(char):04x}" for char in "<>&"}))
-
-
-def _code_names(codes: Iterable[int]) -> dict[int, str]:
-    return {code: f"⟨U+{code:04X}⟩" for code in codes}
-
-
-_REPLACEMENTS = {
-    # Unicode has a picture of each of the first 32 control characters: U+2400 for NUL, and so on.
-    **{code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"},
-    **_code_names(range(0x7F, 0xA0)),
-    **_code_names((0x061C, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0xFEFF)),
-    **_code_names((*range(0xD800, 0xE000), 0xFFFE, 0xFFFF)),
-    **_code_names(range(0xE0000, 0xE0080)),  # "tags", an invisible copy of ASCII
-}

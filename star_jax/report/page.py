@@ -1,4 +1,4 @@
-"""Renders runs as one HTML page. Every text of a run is hostile until it has passed `visible`."""
+"""Renders runs as one HTML page. Every text of a run is hostile until it has passed `terminal.visible`."""
 
 import base64
 import datetime
@@ -14,15 +14,17 @@ import jinja2
 from markupsafe import Markup
 
 from star_jax.errors import InputError
-from star_jax.evaluation import statistics
 from star_jax.records import LABELS, RIGHT_WRONG_STEPS, Source, Verdict
-from star_jax.report import formatting, paper
+from star_jax.report import formatting
 from star_jax.report.browser import blocks, examples
 from star_jax.report.figures import panels, plots, series
 from star_jax.report.marks.estimates import read_audit
-from star_jax.report.run_data import Iteration, RunData, setting, solved_by_problem
+from star_jax.report.run_data import Iteration, RunData, setting
 from star_jax.report.run_status import notices, run_status
 from star_jax.report.samples import SOURCES, health_series, sample_stats
+from star_jax.report.tables import comparison, paper
+from star_jax.report.tables.headline import has_test_split, headline
+from star_jax.terminal import visible
 
 SCRIPTS = ("blocks.js", "links.js", "filters.js", "cells.js", "browser.js", "keyboard.js")
 TEMPLATE_FILTERS = ("percent", "count", "duration", "p_value", "clipped")  # of `formatting`, for the templates
@@ -84,11 +86,13 @@ def render(runs: Sequence[RunData], page_blocks: blocks.PageBlocks, folder: str,
                 _run_values(run, name, f"r{index}-") | blocks.template_values(page_blocks, index, folder)
                 for index, (run, name) in enumerate(zip(runs, names, strict=True))
             ],
-            overlay=plots.mean_overlay(groups, "all-") if len(runs) > 1 else None,
+            overlay=plots.accuracy_overlay(groups, "all-") if len(runs) > 1 else None,
             overlays=plots.category_overlays(groups, "class-") if len(runs) > 1 else {},
             paper=paper.table(runs, names),
             reload=reload,
-            comparisons=[(name, _compare_best(runs[0], run)) for name, run in zip(names[1:], runs[1:], strict=True)],
+            comparisons=[
+                (name, comparison.of_best(runs[0], run)) for name, run in zip(names[1:], runs[1:], strict=True)
+            ],
             settings=settings(runs),
             written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
             style=Markup(_static_file("page.css") + _static_file("browser.css")),
@@ -102,7 +106,7 @@ def render(runs: Sequence[RunData], page_blocks: blocks.PageBlocks, folder: str,
 
 
 def accuracy_png(runs: Sequence[RunData]) -> bytes:
-    """Figure 1 of the page as a PNG in its light colours, one panel for each run. Raises InputError."""
+    """The page's figure of accuracy as a PNG in its light colours, one panel for each run. Raises InputError."""
     if without := [run.name for run in runs if not plots.has_accuracy(run)]:
         raise InputError(f"report: {without[0]} has no evaluation yet, so there is no accuracy to draw")
     first_rule = _static_file("page.css").partition("}")[0]  # :root, the light one
@@ -123,7 +127,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("star_jax.report", "templates"),
         autoescape=True,
-        finalize=lambda value: value if isinstance(value, Markup) else formatting.visible(str(value)),
+        finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -151,19 +155,19 @@ def _run_values(run: RunData, name: str, prefix: str) -> dict[str, Any]:
     base_losses = [curve for curve in losses if curve.stage != series.FINE_TUNE]
     filter_rows = [(iteration, counts) for iteration in run.iterations if (counts := _filter_counts(iteration))]
     fine_tune_rows = [(iteration, iteration.fine_tuning) for iteration in run.iterations if iteration.fine_tuning]
-    overall = {point.iteration: point for point in series.overall_series(run)}
     base_and_best = [steps for steps in series.step_count_series(run) if steps.iteration in (0, run.best)]
     return {
         "run": run,
         "name": name,
         "prefix": prefix,
-        "task": list(_flatten(run.config.get("task")).items()),
+        "task": setting(run.config, "task.name"),
+        "is_addition": setting(run.config, "task.name") == "arithmetic",
         "model": [(key, text) for key, text in _flatten(run.config.get("model")).items() if key in MODEL_SIZES],
         "status": run_status(run),
-        "base": overall.get(0),
-        "best": None if run.best is None else overall[run.best],
-        "against_base": statistics.paired(solved_by_problem(run, 0), solved_by_problem(run, run.best)),
-        "means": {point.iteration: point.accuracy for point in series.mean_series(run)},
+        "headline": headline(run),
+        "sampled": [(it, name, result) for it in run.iterations for name, result in it.sampled.items()],
+        "has_test_split": has_test_split(run.config),
+        "against_base": comparison.with_base(run),
         "seconds": series.stage_seconds(run),
         "notices": notices(run),
         "accuracy": plots.accuracy(run, f"{prefix}accuracy-"),
@@ -184,13 +188,6 @@ def _run_values(run: RunData, name: str, prefix: str) -> dict[str, Any]:
         "examples": examples.training_examples(run),
         "audit": read_audit(run),
     }
-
-
-def _compare_best(first: RunData, second: RunData) -> statistics.Paired | None:
-    """The best iterations of two runs on the problems that both evaluated; None if there are none."""
-    if first.split != second.split:
-        return None
-    return statistics.paired(solved_by_problem(first, first.best), solved_by_problem(second, second.best))
 
 
 def _filter_counts(iteration: Iteration) -> dict[str, float]:

@@ -6,52 +6,41 @@ an iteration (completions, kept examples) are not held in `RunData`; functions h
 
 import dataclasses
 import functools
-import json
-import math
+import os
 import re
-import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from star_jax.errors import InputError
-from star_jax.evaluation.best import best_iteration
-from star_jax.records import Completion, Example, Problem, Record, Verdict, natural_order, read_jsonl
-from star_jax.runs.json_files import read_json_object
+from star_jax.evaluation import results
+from star_jax.evaluation.results import Evaluation, FilterResult, SampledEvaluation
+from star_jax.json_reader import Fields, is_present, parse_object, read_lines
+from star_jax.records import Completion, Example, Problem, ProblemKey, Record, Verdict, natural_order
+from star_jax.runs import checksums
+from star_jax.runs.layout import iteration_number, read_config
 
 MAX_CACHED_BYTES = 64_000_000  # of a file whose records stay in memory
-_ITERATION = re.compile(r"iter_(\d{3,})")
+
+_EVALUATION = re.compile(r"eval_(\w[\w-]{0,79}?)(?:_([0-9]{1,9})_samples_t([0-9.e+-]{1,30}))?", re.ASCII)
 
 FileStamp = tuple[int, int]  # (modification time in nanoseconds, size in bytes)
 
 
 @dataclasses.dataclass(frozen=True)
-class Rate:
-    """An accuracy in 0..1 over n problems with its 95 % interval. None: not on record."""
+class EvaluationName:
+    """An evaluation by the name of its files in an iteration's directory, `stem`.json and `stem`.jsonl."""
 
-    n: int | None
-    accuracy: float | None
-    low: float | None
-    high: float | None
+    stem: str
+    split: str
+    samples: int = 0  # per problem, drawn at random; 0: one, greedy
+    temperature: str = ""
 
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Content of an eval_<split>.json."""
-
-    overall: Rate
-    mean_of_categories: float | None  # unweighted: a category counts the same whatever its number of problems
-    by_category: dict[str, Rate]
-    counts: dict[str, float]  # problems by verdict, and right_wrong_steps
-
-
-@dataclasses.dataclass(frozen=True)
-class FilterResult:
-    """Content of a filter.json."""
-
-    counts: dict[str, float]  # every number at its top level: problems, samples, right, kept, kept_sampled, ...
-    kept_by_category: dict[str, dict[str, float]]  # category -> source -> examples
-    problems_by_category: dict[str, float]
+    @property
+    def title(self) -> str:
+        """In words."""
+        drawn = f", {self.samples:,} samples per problem at temperature {self.temperature}" if self.samples else ""
+        return f"{self.split} split{drawn}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +52,7 @@ class Iteration:
     done: bool
     evaluation: Evaluation | None  # on the run's `split`
     report_evaluation: Evaluation | None  # on the run's `report_split`
+    sampled: dict[EvaluationName, SampledEvaluation]  # with several samples per problem
     filter_result: FilterResult | None
     fine_tuning: dict[str, float] | None  # every number in finetune.json: steps, examples, loss_first, seconds, ...
     has_kept: bool  # kept.jsonl exists
@@ -86,9 +76,7 @@ class RunData:
     @property
     def best(self) -> int | None:
         """The best iteration's number; 0 if none beats the base, None before the first evaluation."""
-        rates = {it.number: it.evaluation.overall.accuracy for it in self.iterations if it.evaluation}
-        accuracy = {number: rate for number, rate in rates.items() if rate is not None}
-        return best_iteration(accuracy) if accuracy else None
+        return results.best_iteration({it.number: it.evaluation for it in self.iterations if it.evaluation})
 
     def iteration(self, number: int | None) -> Iteration | None:
         """The iteration with this number; None if the run does not have it."""
@@ -98,13 +86,13 @@ class RunData:
 def read_run(workdir: Path) -> RunData:
     """Reads a run directory. Raises InputError if it is not one, or if a file in it is broken."""
     workdir = Path(workdir)
-    if not workdir.is_dir():
+    if not os.path.isdir(workdir):
         raise InputError(f"{workdir}: no such directory; --workdir takes a run directory")
     directories = sorted(_iteration_directories(workdir).items())
-    has_config = (workdir / "config.json").is_file()
+    has_config = is_present(workdir / "config.json")
     if not directories and not has_config:
         raise InputError(f"{workdir}: not a run directory: it has neither config.json nor iter_000")
-    config = read_json_object(workdir / "config.json") if has_config else {}
+    config = read_config(workdir) if has_config else {}
     split = _split_name(setting(config, "evaluation.split"), default="dev")
     report_split = _split_name(setting(config, "evaluation.report_split"), default="test")
     problems = tuple(read_records(Problem, workdir / f"problems_{split}.jsonl"))
@@ -125,17 +113,35 @@ def setting(config: dict[str, Any], dotted: str) -> Any:
     return value
 
 
-def solved_by_problem(run: RunData, number: int | None) -> dict[str, bool]:
-    """Problem id -> sample 0 of an iteration's evaluation on `split` was right; empty without it. Do not modify."""
+def evaluation_names(run: RunData) -> list[EvaluationName]:
+    """All evaluations with completions on record, and the one that selects if its problems are: that comes first."""
+    stems = {path.stem for it in run.iterations for path in it.directory.glob("eval_*.jsonl")}
+    names = [name for stem in stems if (name := _evaluation_name(stem))]
+    selecting = EvaluationName(f"eval_{run.split}", run.split)
+    others = [name for name in names if name != selecting]
+    others.sort(key=lambda name: (name.samples > 0, name.split, name.samples, name.stem))
+    return [selecting, *others] if run.problems or selecting in names else others
+
+
+def _evaluation_name(stem: str) -> EvaluationName | None:
+    match = _EVALUATION.fullmatch(stem)
+    return EvaluationName(stem, match[1], int(match[2] or 0), match[3] or "") if match else None
+
+
+def solved_by_problem(run: RunData, number: int | None, split: str = "") -> dict[ProblemKey, bool]:
+    """Problem -> sample 0 of an iteration's evaluation was right; empty without it. Do not modify.
+
+    `split`: the evaluated split; by default the one that selects.
+    """
     iteration = run.iteration(number)
-    path = iteration.directory / f"eval_{run.split}.jsonl" if iteration else None
-    return _solved_by_problem(path, file_stamp(path)) if path and path.is_file() else {}
+    path = iteration.directory / f"eval_{split or run.split}.jsonl" if iteration else None
+    return _solved_by_problem(path, file_stamp(path)) if path and is_present(path) else {}
 
 
 @functools.lru_cache(maxsize=64)
-def _solved_by_problem(path: Path, _: FileStamp) -> dict[str, bool]:
+def _solved_by_problem(path: Path, _: FileStamp) -> dict[ProblemKey, bool]:
     completions = read_records(Completion, path)
-    return {c.problem_id: c.verdict == Verdict.RIGHT for c in completions if not c.sample_index}
+    return {c.problem_key: c.verdict == Verdict.RIGHT for c in completions if not c.sample_index}
 
 
 def kept_examples(iteration: Iteration) -> list[Example]:
@@ -143,30 +149,32 @@ def kept_examples(iteration: Iteration) -> list[Example]:
     return list(read_records(Example, iteration.directory / "kept.jsonl"))
 
 
-def train_categories(run: RunData) -> dict[str, str]:
-    """Train problem id -> category; empty without problems_train.jsonl. Do not modify."""
-    path = run.directory / "problems_train.jsonl"
-    return _categories(path, file_stamp(path)) if path.is_file() else {}
+def problem_files(run: RunData, split: str) -> list[Path]:
+    """The files of a split's problems: those of the data now, then those of before each change of the data."""
+    now = run.directory / f"problems_{split}.jsonl"
+    earlier = sorted(run.directory.glob(f"earlier_problems_{split}_*.jsonl"))
+    return [path for path in (now, *earlier) if is_present(path)]
+
+
+def train_problems(run: RunData) -> dict[ProblemKey, Problem]:
+    """All train problems of a run, also those of before a change of the data. Do not modify."""
+    return problems_by_key(tuple((path, file_stamp(path)) for path in problem_files(run, "train")))
 
 
 @functools.lru_cache(maxsize=8)
-def _categories(path: Path, _: FileStamp) -> dict[str, str]:
-    return {record.id: record.category for record in read_records(Problem, path)}
+def problems_by_key(files: tuple[tuple[Path, FileStamp], ...]) -> dict[ProblemKey, Problem]:
+    """The problems of some files. Do not modify."""
+    return {problem.key: problem for path, _ in files for problem in read_records(Problem, path)}
 
 
-def train_problems(run: RunData) -> dict[str, Problem]:
-    """Train problem id -> problem; empty without problems_train.jsonl."""
-    return {record.id: record for record in read_records(Problem, run.directory / "problems_train.jsonl")}
-
-
-def step_checks(iteration: Iteration) -> dict[tuple[str, bool, int], bool | None]:
-    """(problem id, hinted, sample index) -> the sample's steps pass the task's check; None: the task cannot tell.
+def step_checks(iteration: Iteration) -> dict[tuple[ProblemKey, bool, int], bool | None]:
+    """(problem, hinted, sample index) -> the sample's steps pass the task's check; None: the task cannot tell.
 
     Empty without samples.jsonl and rationalizations.jsonl.
     """
     paths = (iteration.directory / f"{name}.jsonl" for name in ("samples", "rationalizations"))
     completions = (completion for path in paths for completion in read_records(Completion, path))
-    return {(c.problem_id, c.hinted, c.sample_index): c.consistent for c in completions}
+    return {(c.problem_key, c.hinted, c.sample_index): c.consistent for c in completions}
 
 
 def read_records(kind: type[Record], path: Path) -> Sequence[Record]:
@@ -174,11 +182,15 @@ def read_records(kind: type[Record], path: Path) -> Sequence[Record]:
 
     The files read last stay in memory, since several parts of the page read the newest iteration's files.
     """
-    if not path.is_file():
+    if not is_present(path):
         return ()
     stamp = file_stamp(path)
     hashable_kind: Any = kind  # mypy takes a class of dataclasses for unhashable
-    return _cached_records(hashable_kind, path, stamp) if stamp[1] <= MAX_CACHED_BYTES else _records(kind, path)
+    return (
+        _cached_records(hashable_kind, path, stamp)
+        if stamp[1] <= MAX_CACHED_BYTES
+        else checksums.read_verified_records(kind, path)
+    )
 
 
 def file_stamp(path: Path) -> FileStamp:
@@ -194,84 +206,58 @@ def file_stamp(path: Path) -> FileStamp:
     return stat.st_mtime_ns, stat.st_size
 
 
-def is_number(value: Any) -> TypeGuard[float]:
-    """True for a finite number of JSON; booleans are not numbers."""
-    # Not math.isfinite: it fails on an integer that no float can hold.
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-
-
 def _split_name(value: Any, default: str) -> str:
     """A split as configured, if it can be part of a file's name."""
     return value if isinstance(value, str) and re.fullmatch(r"[\w-]+", value) else default
 
 
 def _iteration_directories(workdir: Path) -> dict[int, Path]:
-    matches = ((_ITERATION.fullmatch(path.name), path) for path in workdir.iterdir() if path.is_dir())
-    return {int(match.group(1)): path for match, path in matches if match}
+    try:
+        numbers = {path: iteration_number(path) for path in workdir.iterdir() if path.is_dir()}
+    except OSError as error:
+        raise InputError(f"{workdir}: cannot be read ({error.strerror})") from error
+    return {number: path for path, number in numbers.items() if number is not None}
 
 
 def _iteration(number: int, directory: Path, split: str, report_split: str) -> Iteration:
-    def optional(name: str, parse: Callable[[Path], Any]) -> Any:
-        return parse(directory / name) if (directory / name).is_file() else None
+    def optional(name: str, parse: Callable[[dict[str, Any], Path], Any]) -> Any:
+        path = directory / name
+        return parse(checksums.read_verified_object(path), path) if is_present(path) else None
 
     return Iteration(
         number=number,
         directory=directory,
-        done=(directory / "DONE").exists(),
-        evaluation=optional(f"eval_{split}.json", _evaluation),
-        report_evaluation=optional(f"eval_{report_split}.json", _evaluation) if report_split != split else None,
-        filter_result=optional("filter.json", _filter_result),
-        fine_tuning=optional("finetune.json", lambda path: _numbers(read_json_object(path))),
-        has_kept=(directory / "kept.jsonl").is_file(),
-    )
-
-
-def _evaluation(path: Path) -> Evaluation:
-    values = read_json_object(path)
-    by_category = {label: _rate(path, rate) for label, rate in _mapping(path, values, "by_category").items()}
-    accuracies = [rate.accuracy for rate in by_category.values() if rate.accuracy is not None]
-    mean = _fraction(path, values, "mean_of_categories")
-    if mean is None and accuracies:
-        mean = sum(accuracies) / len(accuracies)
-    return Evaluation(_rate(path, values), mean, by_category, _numbers(values))
-
-
-def _rate(path: Path, values: Any) -> Rate:
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: a category of 'by_category' should be an object with 'n', 'accuracy' and 'ci95'")
-    interval = values.get("ci95")
-    if interval is None:
-        interval = (None, None)
-    if not isinstance(interval, (list, tuple)) or len(interval) != 2:
-        raise InputError(f"{path}: 'ci95' should be [low, high], is {_short(interval)}")
-    ends = {"ci95 low": interval[0], "ci95 high": interval[1]}
-    low, high = (_fraction(path, ends, key) for key in ends)
-    n = _numbers(values).get("n")
-    return Rate(None if n is None else int(n), _fraction(path, values, "accuracy"), low, high)
-
-
-def _filter_result(path: Path) -> FilterResult:
-    values = read_json_object(path)
-    kept = _mapping(path, values, "kept_by_category")
-    return FilterResult(
-        counts=_numbers(values),
-        kept_by_category={label: _numbers(_mapping(path, kept, label)) for label in kept},
-        problems_by_category=_numbers(_mapping(path, values, "problems_by_category")),
+        done=is_present(directory / "DONE"),
+        evaluation=optional(f"eval_{split}.json", results.evaluation),
+        report_evaluation=optional(f"eval_{report_split}.json", results.evaluation) if report_split != split else None,
+        sampled={
+            name: results.sampled_evaluation(checksums.read_verified_object(path), path)
+            for path in sorted(directory.glob("eval_*_samples_t*.json"))
+            if (name := _evaluation_name(path.stem)) and name.samples
+        },
+        filter_result=optional("filter.json", results.filter_result),
+        fine_tuning=optional("finetune.json", lambda values, path: Fields(values, path).numbers()),
+        has_kept=is_present(directory / "kept.jsonl"),
     )
 
 
 def _metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], int]:
-    """(the log's lines, the number of unreadable ones). A step that a resumed run logged again has its last values."""
-    if not path.is_file():
+    """(the log's lines, the number of unreadable ones). A step that a resumed run logged again has its last values.
+
+    Raises InputError if the log cannot be read, or a part of it that has a checksum was changed.
+    """
+    if not is_present(path):
         return (), 0
+    checksums.check_file(path)
     merged: dict[tuple[Any, ...], dict[str, Any]] = {}
     unread = 0
-    for line in filter(str.strip, _read_text(path).split("\n")):
+    for _, content in read_lines(path):
+        line = content.decode(errors="replace")  # a write torn within a character
+        if not line.strip():
+            continue
         try:
-            values = json.loads(line)
+            values = parse_object(line)
         except ValueError:
-            values = None
-        if not isinstance(values, dict):
             unread += 1
             continue
         key = tuple(str(values.get(name)) for name in ("stage", "iteration", "step"))
@@ -281,59 +267,4 @@ def _metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], int]:
 
 @functools.lru_cache(maxsize=6)  # the newest iteration has four such files
 def _cached_records(kind: type[Record], path: Path, _: FileStamp) -> Sequence[Record]:
-    return _records(kind, path)
-
-
-def _records(kind: type[Record], path: Path) -> Sequence[Record]:
-    """The records of a file, with the types of their texts and numbers checked."""
-    types = typing.get_type_hints(kind)
-    texts = [name for name, type_ in types.items() if type_ is str]
-    numbers = [name for name, type_ in types.items() if type_ in (int, float)]
-    records = []
-    for line, record in enumerate(read_jsonl(kind, path), start=1):
-        values = record.__dict__
-        for name in texts:
-            if type(values[name]) is not str:
-                raise InputError(f"{path}:{line}: '{name}' should be text, is {_short(values[name])}")
-        for name in numbers:
-            value = values[name]
-            if type(value) is not float and not is_number(value):  # a float may be NaN: a broken model gives NaN
-                raise InputError(f"{path}:{line}: '{name}' should be a number, is {_short(value)}")
-        records.append(record)
-    return records
-
-
-def _read_text(path: Path) -> str:
-    """A file's text. Bytes that are not UTF-8 (a write torn within a character) become U+FFFD."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _mapping(path: Path, values: dict[str, Any], key: str) -> dict[str, Any]:
-    """values[key], an object; empty if absent."""
-    value = values.get(key, {})
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: '{key}' should be an object, is {_short(value)}")
-    return value
-
-
-def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    """The entries that are finite numbers, without null, NaN and texts."""
-    return {key: value for key, value in values.items() if is_number(value)}
-
-
-def _fraction(path: Path, values: dict[str, Any], key: str) -> float | None:
-    """values[key] in 0..1; None if absent, null or NaN (a category without problems)."""
-    value = values.get(key)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if not is_number(value) or not 0 <= value <= 1:
-        raise InputError(f"{path}: '{key}' should be a number in 0..1, is {_short(value)}")
-    return float(value)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return checksums.read_verified_records(kind, path)

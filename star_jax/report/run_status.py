@@ -3,8 +3,9 @@
 import itertools
 
 from star_jax.evaluation import collapse
+from star_jax.json_reader import is_number, open_regular
 from star_jax.report.formatting import count
-from star_jax.report.run_data import Iteration, RunData, is_number, setting
+from star_jax.report.run_data import Iteration, RunData, setting, train_problems
 from star_jax.report.samples import sample_stats
 
 
@@ -31,7 +32,7 @@ def is_finished(run: RunData) -> bool:
     """True if every iteration that the config requests is done; False without a config."""
     planned = setting(run.config, "star.iterations")
     done = {iteration.number for iteration in run.iterations if iteration.done}
-    return isinstance(planned, int) and done >= set(range(planned + 1))
+    return isinstance(planned, int) and all(number in done for number in range(planned + 1))
 
 
 def notices(run: RunData) -> list[str]:
@@ -44,6 +45,10 @@ def notices(run: RunData) -> list[str]:
             f"{run.unread_metrics} line(s) of metrics.jsonl are unreadable (usually torn by a kill) and left out."
         )
     for iteration in run.iterations:
+        if others := _other_numbers(iteration):
+            sentences.append(
+                f"Iteration {iteration.number}: {' and '.join(others)}: its folder was renamed, or copied from another."
+            )
         samples = sample_stats(iteration, "samples")
         counts = iteration.filter_result.counts if iteration.filter_result else {}
         if samples and "samples" in counts and counts["samples"] != samples.samples:
@@ -51,7 +56,29 @@ def notices(run: RunData) -> list[str]:
                 f"Iteration {iteration.number}: filter.json counts {count(counts['samples'])} samples, "
                 f"samples.jsonl holds {count(samples.samples)}; they belong to different runs."
             )
+    if shared := _shared_with_train(run):
+        sentences.append(
+            f"{count(shared)} of the {count(len(run.problems))} problems of the {run.split} split are also train "
+            "problems: the accuracy on them is no estimate for new problems."
+        )
     return [*sentences, *_collapse_notices(run)]
+
+
+def _other_numbers(iteration: Iteration) -> list[str]:
+    """The files of an iteration's folder that are of another iteration, each with its number."""
+    files = {
+        "the evaluation": iteration.evaluation.counts if iteration.evaluation else {},
+        "filter.json": iteration.filter_result.counts if iteration.filter_result else {},
+        "finetune.json": iteration.fine_tuning or {},
+    }
+    numbers = {name: counts["iteration"] for name, counts in files.items() if "iteration" in counts}
+    return [f"{name} is of iteration {count(n)}" for name, n in numbers.items() if n != iteration.number]
+
+
+def _shared_with_train(run: RunData) -> int:
+    """Number of problems of the split that selects that are train problems, too; 0 if it is the train split."""
+    train = {fingerprint for _, fingerprint in train_problems(run)}
+    return 0 if run.split == "train" else sum(problem.fingerprint in train for problem in run.problems)
 
 
 def _stage_status(run: RunData, iteration: Iteration) -> str:
@@ -90,7 +117,7 @@ def _sampling_status(run: RunData, iteration: Iteration) -> str:
 def _progress(iteration: Iteration, name: str, stage: str) -> str:
     """Counts the lines of a stage's unfinished file, one for each sample."""
     try:
-        with open(iteration.directory / f"{name}.jsonl.part", "rb") as file:
+        with open_regular(iteration.directory / f"{name}.jsonl.part") as file:
             sampled = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
     except OSError:  # not started, or just finished
         sampled = 0

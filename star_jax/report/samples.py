@@ -7,7 +7,8 @@ import math
 import re
 from pathlib import Path
 
-from star_jax.records import Completion, Example, Source, Verdict
+from star_jax.json_reader import is_present
+from star_jax.records import Completion, Example, ProblemKey, Source, Verdict
 from star_jax.report.run_data import FileStamp, Iteration, RunData, file_stamp, read_records
 
 SOURCES = (Source.SAMPLED, Source.RATIONALIZED)  # those whose rationales the model wrote itself
@@ -25,8 +26,8 @@ class SampleStats:
     distinct: int  # different texts
     tokens: int
     log_probability: float  # nats, summed over all tokens
-    tried: frozenset[str]  # problem ids
-    solved: frozenset[str]  # ids of problems with at least one right sample
+    tried: frozenset[ProblemKey]
+    solved: frozenset[ProblemKey]  # ids of problems with at least one right sample
 
     def share(self, verdict: Verdict) -> float:
         """Share of all samples with this verdict."""
@@ -43,7 +44,7 @@ class KeptStats:
     """Statistics of the examples that an iteration kept of its own samples, by source."""
 
     examples: collections.Counter[str]
-    problems: dict[str, frozenset[str]]  # problem ids
+    problems: dict[str, frozenset[ProblemKey]]
     leaks: collections.Counter[str]  # examples that mention a hint; see `mentions_hint`
 
 
@@ -82,20 +83,20 @@ class Health:
 def sample_stats(iteration: Iteration, name: str) -> SampleStats | None:
     """Statistics of "samples" or "rationalizations"; None if the file is absent. Raises InputError."""
     path = iteration.directory / f"{name}.jsonl"
-    return _sample_stats(path, file_stamp(path)) if path.is_file() else None
+    return _sample_stats(path, file_stamp(path)) if is_present(path) else None
 
 
 def kept_stats(iteration: Iteration) -> KeptStats | None:
     """Statistics of the iteration's kept.jsonl; None if it is absent. Raises InputError."""
     path = iteration.directory / "kept.jsonl"
-    return _kept_stats(path, iteration.number, file_stamp(path)) if path.is_file() else None
+    return _kept_stats(path, iteration.number, file_stamp(path)) if is_present(path) else None
 
 
 def health_series(run: RunData) -> list[Health]:
     """One entry for each iteration with samples. Raises InputError for a broken file."""
     series: list[Health] = []
-    tried: set[str] = set()
-    solved: set[str] = set()
+    tried: set[ProblemKey] = set()
+    solved: set[ProblemKey] = set()
     for iteration in run.iterations:
         sampled = sample_stats(iteration, "samples")
         if sampled is None or not sampled.samples:
@@ -117,8 +118,8 @@ def mentions_hint(completion: str, prompt: str) -> bool:
 def _sample_stats(path: Path, _: FileStamp) -> SampleStats:
     verdicts: collections.Counter[str] = collections.Counter()
     texts: set[str] = set()
-    tried: set[str] = set()
-    solved: set[str] = set()
+    tried: set[ProblemKey] = set()
+    solved: set[ProblemKey] = set()
     wrong_steps = tokens = 0
     log_probability = 0.0
     for record in read_records(Completion, path):
@@ -128,9 +129,9 @@ def _sample_stats(path: Path, _: FileStamp) -> SampleStats:
         texts.add(record.text)
         tokens += record.tokens
         log_probability += record.log_probability
-        tried.add(record.problem_id)
+        tried.add(record.problem_key)
         if right:
-            solved.add(record.problem_id)
+            solved.add(record.problem_key)
     return SampleStats(
         samples=verdicts.total(),
         verdicts=verdicts,
@@ -147,10 +148,10 @@ def _sample_stats(path: Path, _: FileStamp) -> SampleStats:
 def _kept_stats(path: Path, iteration: int, _: FileStamp) -> KeptStats:
     examples: collections.Counter[str] = collections.Counter()
     leaks: collections.Counter[str] = collections.Counter()
-    problems: dict[str, set[str]] = collections.defaultdict(set)
+    problems: dict[str, set[ProblemKey]] = collections.defaultdict(set)
     for example in read_records(Example, path):
         if example.iteration == iteration:  # with star.keep_previous the file holds earlier examples too
             examples[example.source] += 1
             leaks[example.source] += mentions_hint(example.completion, example.prompt)
-            problems[example.source].add(example.problem_id)
+            problems[example.source].add(example.problem_key)
     return KeptStats(examples, {source: frozenset(ids) for source, ids in problems.items()}, leaks)

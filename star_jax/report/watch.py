@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from star_jax import report
+from star_jax import report, terminal
 from star_jax.errors import InputError
 from star_jax.report.run_data import FileStamp, read_run
 from star_jax.report.run_status import is_finished
@@ -21,9 +21,9 @@ def watch(workdirs: Sequence[Path], target: Path | None, seconds: int) -> None:
     the first page cannot be written.
     """
     # Not report.html: the run itself writes that one, without the reload.
-    target = target or workdirs[0] / "live.html"
+    target = target or workdirs[0] / ("live.html" if len(workdirs) == 1 else "live_comparison.html")
     stamps = _file_stamps(workdirs)  # taken before the page is written, which may miss later changes
-    print(report.write(workdirs, target, reload=seconds), flush=True)
+    terminal.say(str(report.write(workdirs, target, reload=seconds)))
     last_error = ""
     while not _all_finished(workdirs):
         time.sleep(seconds)
@@ -37,9 +37,9 @@ def watch(workdirs: Sequence[Path], target: Path | None, seconds: int) -> None:
         except InputError as error:
             if str(error) != last_error:
                 last_error = str(error)
-                print(f"star_jax: {last_error}", file=sys.stderr)
+                terminal.say(f"star_jax: {terminal.one_line(last_error)}", sys.stderr)
     report.write(workdirs, target)
-    print(f"{target}: finished", flush=True)
+    terminal.say(f"{target}: finished")
 
 
 def _all_finished(workdirs: Sequence[Path]) -> bool:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from star_jax.errors import InputError, disk_errors_as_input_errors
+from star_jax.json_reader import open_regular, parse_object
+from star_jax.runs.atomic_files import open_own
 
 BEAT = 5.0  # seconds between heartbeats
 WATCH = 30.0  # seconds without a heartbeat after which another machine's process counts as dead
@@ -40,8 +42,7 @@ class Lock:
         }
         self._lost = False
         self._stop = threading.Event()
-        with disk_errors_as_input_errors(self._path):
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._file = open_own(self._path, os.O_RDWR)
         try:
             self._acquire(watch)
         except BaseException:
@@ -121,10 +122,10 @@ class Lock:
     def _read(self) -> dict[str, Any]:
         """The holder's entry; empty if there is none. Opens the file: network file systems ask the server only then."""
         try:
-            entry = json.loads(self._path.read_bytes())
+            with open_regular(self._path) as file:
+                return parse_object(file.read(_SIZE + 1))
         except (OSError, ValueError):
             return {}
-        return entry if isinstance(entry, dict) else {}
 
 
 def _machine() -> str:

@@ -25,14 +25,14 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, trackers: Sequence[Tracker] = ()) -> None:
-        self._path, self._trackers = workdir / "metrics.jsonl", trackers
+        self.path, self._trackers = workdir / "metrics.jsonl", trackers
 
     def log(self, stage: str, iteration: int, step: int, values: dict[str, Any]) -> None:
         """Writes one line. Raises InputError if the file cannot be written."""
         if not processes.is_leader():
             return
         line = {"time": round(time.time(), 3), "stage": stage, "iteration": iteration, "step": step, **values}
-        append_line(self._path, json.dumps(line))
+        append_line(self.path, json.dumps(line))
         tag = f"{stage}/iteration_{iteration:03d}" if step else stage
         numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
         for tracker in self._trackers:

@@ -6,6 +6,7 @@ to `<name>.part`; `<name>` is written when the last chunk is there.
 
 import contextlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,14 @@ from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 from star_jax.distributed import preemption
-from star_jax.errors import InputError, disk_errors_as_input_errors
-from star_jax.records import Completion, Record, from_json, read_jsonl, side_fields, to_json, write_lines
+from star_jax.errors import InputError, disk_errors_as_input_errors, os_errors_as_input_errors
+from star_jax.json_reader import Fields, is_present, read_bytes
+from star_jax.records import Completion, Record, from_json, side_fields, to_json, write_lines
 from star_jax.runs import atomic_files, checksums, side_files
-from star_jax.runs.json_files import parse_json_object
+from star_jax.runs.layout import read_config
 from star_jax.runs.lock import Lock
 
+LOG = logging.getLogger("star_jax")
 _T = TypeVar("_T")
 
 
@@ -31,7 +34,7 @@ class Processes(Protocol):
         ...
 
     def broadcast_from_leader(self, make: Callable[[], _T], /) -> _T:
-        """The value (JSON) or InputError of `make` in the leader, in all processes."""
+        """The value (JSON) or InputError of `make` in the leader, in all processes; OSErrors become InputErrors."""
         ...
 
     def check_stop(self) -> None:
@@ -46,7 +49,8 @@ class SingleProcess:
         return 1
 
     def broadcast_from_leader(self, make: Callable[[], _T], /) -> _T:
-        return make()
+        with os_errors_as_input_errors():
+            return make()
 
     def check_stop(self) -> None:
         preemption.check()
@@ -101,7 +105,7 @@ class RunDirectory:
     def is_complete(self, iteration: int) -> bool:
         """Whether an iteration is done and none of its files has disappeared since."""
         folder = self.path(iteration)
-        return self.has(iteration) and self.broadcast(lambda: all(p.exists() for p in checksums.files(folder)))
+        return self.has(iteration) and self.broadcast(lambda: all(is_present(p) for p in checksums.files(folder)))
 
     def find(self, pattern: str) -> list[Path]:
         """The paths below the directory that match, sorted."""
@@ -120,7 +124,38 @@ class RunDirectory:
 
     def read_json(self, path: Path) -> dict[str, Any]:
         """Reads a JSON object. Raises InputError if it is missing, broken or not what was written."""
-        return self.broadcast(lambda: _read_json(path))
+        return self.broadcast(lambda: checksums.read_verified_object(path))
+
+    def read_text(self, path: Path) -> str:
+        """Reads a text file. Raises InputError if it is missing, not UTF-8 or not what was written."""
+
+        def read() -> str:
+            try:
+                return checksums.read_verified(path).decode()
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}: is not UTF-8 text; {checksums.REMEDY}") from error
+
+        return self.broadcast(read)
+
+    def read_config(self) -> dict[str, Any]:
+        """Reads config.json. Raises InputError."""
+        return self.broadcast(lambda: read_config(self.workdir))
+
+    def seal(self, path: Path) -> None:
+        """Stores the checksum of what a log holds now; of a log that is gone, none.
+
+        Raises InputError if the part that had a checksum has changed.
+        """
+
+        def seal() -> None:
+            if not is_present(path):  # deleted while the run went on
+                self._discard(path.parent, path.name)
+                return
+            with self._directory_lock(path.parent):
+                atomic_files.sync(path)
+                self._locked_write(path.parent / checksums.NAME, checksums.with_log(path).encode())
+
+        self.broadcast(seal)
 
     def write_records(self, path: Path, records: Sequence[Record]) -> None:
         """Writes a JSON-lines file; before it, the side file with the records' token ids and log-probabilities."""
@@ -141,8 +176,13 @@ class RunDirectory:
         return UnfinishedStage(self, path)
 
     def remove(self, folder: Path) -> None:
-        """Deletes a folder."""
-        self.broadcast(lambda: shutil.rmtree(folder, ignore_errors=True))
+        """Deletes a folder. Raises InputError if it is outside of the run's directory, or behind a link in it."""
+
+        def remove() -> None:
+            self._check_target(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+        self.broadcast(remove)
 
     def discard(self, iteration: int, pattern: str) -> None:
         """Deletes the files of an iteration that match, because what they were made from is made again."""
@@ -158,10 +198,13 @@ class RunDirectory:
         self._lock = self._lock or Lock(self.workdir)
         try:
             self._compare(config, world, may_change, allow_changes)
-            for folder in sorted(self.workdir.glob("iter_*")):
+            for folder in (self.workdir, *sorted(self.workdir.glob("iter_*"))):
                 for path in checksums.files(folder):
-                    if path.exists():
-                        checksums.check(path, path.read_bytes())
+                    if is_present(path):
+                        checksums.check_file(path)
+            for path in checksums.files(self.workdir):
+                if not is_present(path):
+                    self._discard(self.workdir, path.name)  # a new log has not the checksum of the one that is gone
         except BaseException:
             self.close()
             raise
@@ -171,36 +214,50 @@ class RunDirectory:
     ) -> None:
         path, provenance = self.workdir / "config.json", self.workdir / "provenance.json"
         stored: dict[str, Any] = (
-            _read_json(provenance) if provenance.exists() else {"world": dict(world), "changes": []}
+            checksums.read_verified_object(provenance)
+            if is_present(provenance)
+            else {"world": dict(world), "changes": []}
         )
-        if not (isinstance(stored.get("world"), dict) and isinstance(stored.get("changes"), list)):
-            raise InputError(f"{provenance}: damaged (world or changes is missing). Delete it to regenerate it")
-        if path.exists():
-            changed = _differences(_read_json(path), json.loads(json.dumps(config)))
-            differences = [text for key, text in changed.items() if key not in may_change]
-            differences += _differences(stored["world"], dict(world)).values()
-        else:
-            differences = ["it is missing, and there are iterations"] if any(self.workdir.glob("iter_*")) else []
+        fields = Fields(stored, provenance, checksums.REMEDY)
+        world_before, changes = fields.object("world"), fields.items("changes")
+        by_file: dict[Path, list[str]] = {}
+        if is_present(path):
+            changed = _differences(read_config(self.workdir), json.loads(json.dumps(config)))
+            by_file[path] = [text for key, text in changed.items() if key not in may_change]
+            by_file[provenance] = list(_differences(world_before, dict(world)).values())
+        elif any(self.workdir.glob("iter_*")):
+            by_file[path] = ["it is missing, and there are iterations"]
+        differences = [text for texts in by_file.values() for text in texts]
         if differences and not allow_changes:
+            names = [str(file) for file, texts in by_file.items() if texts]
             raise InputError(
-                f"{path} belongs to a run with different settings: {'; '.join(differences)}; give another --workdir, "
-                "or --allow_changes to continue anyway"
+                f"{' and '.join(names)} belong{'s' if len(names) == 1 else ''} to a run with different settings: "
+                f"{'; '.join(differences)}; give another --workdir, or --allow_changes to continue anyway"
             )
         if differences:
             when = time.strftime("%Y-%m-%d %H:%M:%S")
             finished = sorted(path.parent.name for path in self.workdir.glob("iter_*/DONE"))
-            stored["changes"].append({"time": when, "after": finished[-1:], "what": differences})
-        self._locked_write(provenance, _json({**stored, "world": dict(world)}).encode())
-        self._locked_write(path, _json(config).encode())
+            changes = [*changes, {"time": when, "after": finished[-1:], "what": differences}]
+            LOG.warning("%s: continuing in spite of changes: %s", self.workdir, "; ".join(differences))
+            for part in sorted(self.workdir.glob("iter_*/*.part")):
+                LOG.warning(
+                    "%s: its samples are from before the changes and stay; delete it to have them drawn anew", part
+                )
+        for file, value in ((provenance, {"world": dict(world), "changes": changes}), (path, config)):
+            if not checksums.holds(file, content := _json(value).encode()):
+                self._write(file, content)
 
     def _write(self, path: Path, content: bytes) -> None:
         if not checksums.kept_for(path):
             self._locked_write(path, content)
             return
         with self._directory_lock(path.parent):
-            sums = checksums.with_file(path, content)
-            self._locked_write(path.parent / checksums.NAME, sums.encode())
+            sums, replaces = path.parent / checksums.NAME, path.is_file() and not path.is_symlink()
+            before = checksums.with_both(path, content) if replaces else checksums.with_file(path, content)
+            self._locked_write(sums, before.encode())
             self._locked_write(path, content)
+            if replaces:
+                self._locked_write(sums, checksums.with_file(path, content).encode())
 
     def _discard(self, folder: Path, pattern: str) -> None:
         with self._directory_lock(folder):
@@ -209,27 +266,24 @@ class RunDirectory:
             atomic_files.delete(folder, pattern)
 
     def _directory_lock(self, folder: Path) -> contextlib.AbstractContextManager[None]:
-        self._check_lock()  # before a folder is created where the run's directory has been
+        self._check_target(folder)  # before a folder is created where the run's directory has been
         return atomic_files.directory_lock(folder)
 
     def _locked_write(self, path: Path, content: bytes) -> None:
-        self._check_lock()
+        self._check_target(path.parent)
         atomic_files.atomic_write(path, content)
 
-    def _check_lock(self) -> None:
+    def _check_target(self, folder: Path) -> None:
+        """Raises InputError unless this run may write into a folder of its directory."""
         if self._lock is not None:
             self._lock.check()
+        atomic_files.refuse_links(self.workdir, folder)
 
     def _broadcast_records(self, kind: type[Record], read: Callable[[], list[Record]]) -> list[Record]:
         if self._processes.count() == 1:
             return read()
         lines = self.broadcast(lambda: [to_json(record, with_side=True) for record in read()])
         return [from_json(kind, line) for line in lines]
-
-
-def model_directory(workdir: Path, iteration: int) -> Path:
-    """The directory of an iteration's model; 0: the base's."""
-    return workdir / f"iter_{iteration:03d}" / "params" if iteration else workdir / "base"
 
 
 class UnfinishedStage:
@@ -240,20 +294,27 @@ class UnfinishedStage:
     """
 
     def __init__(self, run_dir: RunDirectory, path: Path) -> None:
-        self._run_dir, self._path, self._part = run_dir, path, path.with_name(path.name + ".part")
+        self._run_dir, self._path, self.part = run_dir, path, path.with_name(path.name + ".part")
         self.completions: dict[tuple[str, int], Completion] = {}  # by problem id and sample index
 
     def load(self) -> None:
         """Reads the completions that an interrupted call has stored."""
-        stored = self._run_dir._broadcast_records(Completion, lambda: _read_part(self._part))
+
+        def read() -> list[Completion]:
+            self._run_dir._check_target(self.part.parent)
+            completions = _read_part(self.part)
+            atomic_files.append_text(self.part, "")  # a disk that refuses is known before anything is sampled
+            return completions
+
+        stored = self._run_dir._broadcast_records(Completion, read)
         self.completions = {(c.problem_id, c.sample_index): c for c in stored}
 
     def append(self, chunk: Sequence[Completion]) -> None:
         """Stores a chunk. Raises Stopped after it is stored if the process was asked to stop."""
 
         def write() -> None:
-            self._run_dir._check_lock()
-            atomic_files.append_text(self._part, _part_lines(chunk))
+            self._run_dir._check_target(self.part.parent)
+            atomic_files.append_text(self.part, _part_lines(chunk))
 
         self._run_dir.broadcast(write)
         self.completions |= {(c.problem_id, c.sample_index): c for c in chunk}
@@ -268,7 +329,12 @@ class UnfinishedStage:
 
     def delete(self) -> None:
         """Deletes the part file."""
-        self._run_dir.broadcast(lambda: atomic_files.delete(self._part.parent, self._part.name))
+
+        def delete() -> None:
+            self._run_dir._check_target(self.part.parent)
+            atomic_files.delete(self.part.parent, self.part.name)
+
+        self._run_dir.broadcast(delete)
 
 
 def _read_part(part: Path) -> list[Completion]:
@@ -278,7 +344,8 @@ def _read_part(part: Path) -> list[Completion]:
         if not part.exists():
             return []
         completions = []
-        for line in part.read_bytes().split(b"\n")[:-1]:
+        content = read_bytes(part, "delete it to sample again", limit=side_files.MAX_BYTES)
+        for line in content.split(b"\n")[:-1]:
             checksum, _, text = line.partition(b" ")
             if checksum != checksums.of(text).encode():
                 break
@@ -296,32 +363,24 @@ def _part_lines(chunk: Sequence[Completion]) -> str:
 
 
 def _read_records(kind: type[Record], path: Path) -> list[Record]:
-    records = list(read_jsonl(kind, path))  # first: it knows what is wrong with a line that is no record
-    checksums.check(path, path.read_bytes())
+    records = checksums.read_verified_records(kind, path)
     if not records or not side_fields(kind):  # type: ignore[arg-type]
         return records
     side = side_files.side_path(path)
-    try:
-        content = side.read_bytes()
-    except OSError as error:
-        raise InputError(f"{side}: cannot be read ({error.strerror}). Delete {path.name} to regenerate both") from error
+    content = read_bytes(side, f"delete {path.name} to regenerate both", limit=side_files.MAX_BYTES)
     checksums.check(side, content)
     return side_files.with_side_fields(side, content, records)
 
 
 def _exists(path: Path) -> bool:
-    if not path.exists() or path.suffix != ".jsonl":
-        return path.exists()
+    if not is_present(path) or path.suffix != ".jsonl":
+        return is_present(path)
     side_file = side_files.side_path(path)
-    return side_file.exists() or side_file not in checksums.files(path.parent)
+    return is_present(side_file) or side_file not in checksums.files(path.parent)
 
 
 def _json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return parse_json_object(checksums.read_verified(path), path)
 
 
 def _differences(stored: Any, given: Any, name: str = "") -> dict[str, str]:

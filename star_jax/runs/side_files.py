@@ -17,6 +17,7 @@ from star_jax.errors import InputError
 from star_jax.records import Record, side_fields
 
 LENGTHS = ".lengths"
+MAX_BYTES = 1 << 36  # what a file of millions of records needs; it is compared with the file before it is read
 
 
 def side_path(path: Path) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from star_jax.errors import InputError, disk_errors_as_input_errors
-from star_jax.runs.atomic_files import atomic_write
+from star_jax.runs.atomic_files import atomic_write, refuse_links
 
 LOG = logging.getLogger("star_jax")
 
@@ -94,6 +94,7 @@ class WeightsAndBiases:
     def _open(self) -> Any:
         if self._run is None:
             run_id = self._id()
+            refuse_links(self._workdir, self._workdir / "wandb")
             # W&B names a run's files by the second and overwrites existing ones.
             while any(self._workdir.glob(f"wandb/*-{time.strftime('%Y%m%d_%H%M%S')}-{run_id}")):
                 time.sleep(0.1)
@@ -121,7 +122,7 @@ class WeightsAndBiases:
         """The W&B id of this run directory, created by the first process."""
         path = self._workdir / "wandb_id"
         with disk_errors_as_input_errors(path):
-            run_id = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+            run_id = path.read_text(encoding="ascii", errors="replace").strip() if path.is_file() else ""
         if not re.fullmatch(r"[0-9a-z]{8,32}", run_id):
             run_id = secrets.token_hex(6)
             atomic_write(path, run_id + "\n")

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
-from star_jax.config import ModelConfig
 from star_jax.distributed import platforms
 from star_jax.models import decoder
 from star_jax.models.attention.prefill import PrefillMask
@@ -68,7 +68,8 @@ class EngineSpec:
     slots: int  # B, for each index along `data`
     prefill_tokens: int  # C: raised to the longest body, lowered to a quarter of the slots' bodies
     max_new_tokens: int  # M
-    vocab_used: int  # ids from here on are never sampled
+    vocab_used: int  # ids from here on are never sampled: rows of the embedding without a token in use
+    never_sampled: tuple[int, ...] = ()  # ids below that are not sampled either: special tokens that end nothing
 
 
 def _queues(model, decoding, spec, mesh, params, prefix, queue, automaton_SV) -> Outputs:
@@ -107,7 +108,7 @@ def _loop(model, decoding, spec, params, prefix, queue, automaton_SV) -> Outputs
     def unfinished(slots):
         return (slots.next_refill > 0) | jnp.any(slots.active_B)
 
-    return jax.lax.while_loop(unfinished, refill_and_decode, _empty_slots(model.config, spec, queue)).out
+    return jax.lax.while_loop(unfinished, refill_and_decode, _empty_slots(model, spec, queue)).out
 
 
 def _packing(spec: EngineSpec, queue: Queue, first) -> tuple[jax.Array, jax.Array, int]:
@@ -161,7 +162,10 @@ def _next_refill(spec: EngineSpec, queue: Queue, first) -> jax.Array:
 
 def _sample_and_record(decoding, spec, queue, automaton_SV, slots: Slots, logits_BV) -> Slots:
     """Samples one token for each row, records it, and advances the stop automaton."""
-    logits_BV = jnp.where((jnp.arange(logits_BV.shape[-1]) < spec.vocab_used)[None], logits_BV, -jnp.inf)
+    used_V = jnp.arange(logits_BV.shape[-1]) < spec.vocab_used
+    if spec.never_sampled:
+        used_V = used_V.at[np.array(spec.never_sampled)].set(False)
+    logits_BV = jnp.where(used_V[None], logits_BV, -jnp.inf)
     request_B = jnp.where(slots.active_B, slots.request_B, queue.lengths_Q.shape[0])  # out of range: dropped
     data_B2 = queue.keys_Q2.at[request_B].get(mode="clip")
     keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(data_B2, impl="threefry2x32"), slots.count_B)
@@ -187,11 +191,11 @@ def _sample_and_record(decoding, spec, queue, automaton_SV, slots: Slots, logits
     )
 
 
-def _empty_slots(config: ModelConfig, spec: EngineSpec, queue: Queue) -> Slots:
+def _empty_slots(model: decoder.Decoder, spec: EngineSpec, queue: Queue) -> Slots:
     requests, length = queue.tokens_QT.shape
     zeros_B = jnp.zeros((spec.slots,), jnp.int32)
     return Slots(
-        cache=kv_cache.empty_cache(config, spec.slots, length - 1 + spec.max_new_tokens),
+        cache=kv_cache.empty_cache(model, spec.slots, length - 1 + spec.max_new_tokens),
         request_B=jnp.full((spec.slots,), requests, jnp.int32),
         token_B=zeros_B,
         count_B=zeros_B,

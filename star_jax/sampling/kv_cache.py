@@ -11,26 +11,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.config import ModelConfig
 from star_jax.distributed import platforms
 from star_jax.models.attention.dense import DenseMask
 from star_jax.models.attention.masks import KV, AttentionMask, SharedPrefix
 from star_jax.models.attention.prefill import PrefillMask
 from star_jax.models.attention.ring import RingMask
-from star_jax.models.decoder import GPT, Block, DecodeParams, call
+from star_jax.models.decoder import Block, DecodeParams, Decoder, call
+from star_jax.models.spec import DecoderSpec
 
+_PREFIX_UNIT = 16  # the length of a prefix cache is a multiple of it, for the kernels of attention/triton.py
 _INSERTED_ROWS = 8  # bodies that `insert` copies into the cache at a time
 
 
 class PrefixCache(NamedTuple):
     """Keys and values of a prefix that all rows share. They have no batch axis."""
 
-    layers: tuple[KV, ...]  # N x KV [H, P, K]; P may be 0
+    layers: tuple[KV, ...]  # N x KV [H, P, K]; P may be 0, and is smaller in local layers if the window is
     length: jax.Array  # tokens of the prefix; the rest of P is padding
+    first_local: jax.Array  # position of the first key in local layers
 
-    def layer(self, n: int) -> SharedPrefix:
+    def layer(self, n: int, is_local: bool) -> SharedPrefix:
         """Layer n, as attention takes it."""
-        return SharedPrefix(self.layers[n], self.length)
+        return SharedPrefix(self.layers[n], self.length, self.first_local if is_local else 0)
 
 
 class RingCache(NamedTuple):
@@ -46,31 +48,49 @@ class RingCache(NamedTuple):
         return self.layers[0][0].k.shape[2]
 
 
-def empty_cache(config: ModelConfig, rows: int, slots: int) -> RingCache:
+def empty_cache(model: Decoder, rows: int, slots: int) -> RingCache:
     """A ring cache without tokens."""
-    row_shape = config.n_heads, slots, config.head_dim
-    groups = platforms.kv_row_groups(rows, math.prod(row_shape) * np.dtype(config.compute_dtype).itemsize)
+    row_shape = model.spec.n_kv_heads, slots, model.spec.head_dim
+    groups = platforms.kv_row_groups(rows, math.prod(row_shape) * np.dtype(model.compute_dtype).itemsize)
 
     def empty() -> jax.Array:
-        return jnp.zeros((rows // groups, *row_shape), config.compute_dtype)
+        return jnp.zeros((rows // groups, *row_shape), model.compute_dtype)
 
-    layers = tuple(tuple(KV(empty(), empty()) for _ in range(groups)) for _ in range(config.n_layers))
+    layers = tuple(tuple(KV(empty(), empty()) for _ in range(groups)) for _ in range(model.spec.n_layers))
     return RingCache(layers, jnp.asarray(0), jnp.zeros((rows,), jnp.int32))
 
 
-def encode_prefix(model: GPT, params: DecodeParams, tokens_P: jax.Array, length: jax.Array) -> PrefixCache:
+def encode_prefix(model: Decoder, params: DecodeParams, tokens_P: jax.Array, length: jax.Array) -> PrefixCache:
     """Encodes a prefix. `tokens_P`: int32 ids, right-padded; the first `length` are the prefix."""
-    size, cfg = tokens_P.shape[0], model.config
+    size, spec = tokens_P.shape[0], model.spec
     if size == 0:
-        empty = jnp.zeros((cfg.n_heads, 0, cfg.head_dim), cfg.compute_dtype)
-        return PrefixCache((KV(empty, empty),) * cfg.n_layers, jnp.asarray(0))
+        empty = jnp.zeros((spec.n_kv_heads, 0, spec.head_dim), model.compute_dtype)
+        return PrefixCache((KV(empty, empty),) * spec.n_layers, jnp.asarray(0), jnp.asarray(0))
     mask_BTS = jnp.tril(jnp.ones((1, size, size), bool))
     _, layers = _run_blocks(model, params, tokens_P[None], jnp.arange(size)[None], DenseMask(mask_BTS))
-    return PrefixCache(tuple(KV(kv.k[0], kv.v[0]) for kv in layers), jnp.asarray(length))
+    first_local = jnp.maximum(length - _local_size(spec, size), 0)
+
+    def visible(n: int, x_HPK: jax.Array) -> jax.Array:
+        if prefix_size(spec, n, size) == size:
+            return x_HPK
+        return jax.lax.dynamic_slice_in_dim(x_HPK, first_local, prefix_size(spec, n, size), axis=1)
+
+    visible_layers = tuple(KV(visible(n, kv.k[0]), visible(n, kv.v[0])) for n, kv in enumerate(layers))
+    return PrefixCache(visible_layers, jnp.asarray(length), first_local)
+
+
+def prefix_size(spec: DecoderSpec, layer: int, size: int) -> int:
+    """P of a layer's prefix cache, for a prefix of `size` tokens with its padding."""
+    return _local_size(spec, size) if spec.is_local(layer) else size
+
+
+def _local_size(spec: DecoderSpec, size: int) -> int:
+    """P of the local layers: a token after the prefix attends to `window` - 1 of the prefix's tokens at most."""
+    return min(size, -(-max(spec.window - 1, 1) // _PREFIX_UNIT) * _PREFIX_UNIT)
 
 
 def prefill(
-    model: GPT,
+    model: Decoder,
     params: DecodeParams,
     tokens_C: jax.Array,
     mask: PrefillMask,
@@ -128,7 +148,7 @@ def _set_rows(group: KV, rows_I: jax.Array, new: KV) -> KV:
 
 
 def decode_step(
-    model: GPT, params: DecodeParams, tokens_B: jax.Array, cache: RingCache, prefix: PrefixCache
+    model: Decoder, params: DecodeParams, tokens_B: jax.Array, cache: RingCache, prefix: PrefixCache
 ) -> tuple[jax.Array, RingCache]:
     """Appends one token to each row. Returns (logits [B, V] of the next token, the cache with `tokens_B`)."""
     slot = cache.time % cache.slots
@@ -140,7 +160,7 @@ def decode_step(
 
 
 def encode_rows(
-    model: GPT, params: DecodeParams, tokens_RT: jax.Array, lengths_R: jax.Array
+    model: Decoder, params: DecodeParams, tokens_RT: jax.Array, lengths_R: jax.Array
 ) -> tuple[tuple[KV, ...], ...]:
     """Encodes LEFT-padded rows, without a prefix, for callers that have no refills (t5x).
 
@@ -156,7 +176,7 @@ def encode_rows(
 
 
 def _run_blocks(
-    model: GPT,
+    model: Decoder,
     params: DecodeParams,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
@@ -164,12 +184,18 @@ def _run_blocks(
     cache: tuple[tuple[KV, ...], ...] | None = None,
     prefix: PrefixCache | None = None,
 ) -> tuple[jax.Array, tuple[Any, ...]]:
-    """(activations [B, T, D] after the last block, the KV or updated cache of each layer); see layers.Attention."""
+    """(activations [B, T, D] after the last block, the KV or updated cache of each layer); see decoder.Attention."""
     x_BTD = call(model, params.rest, tokens_BT, positions_BT, method="embed")
-    block, layers = Block(model.config), []
+    block, layers = Block(model.spec, model.compute_dtype), []
+
+    def run(is_local, weights, x_BTD, layer_cache, layer_prefix):
+        return block.apply({"params": weights}, x_BTD, positions_BT, mask, is_local, layer_cache, layer_prefix)
+
+    # Layers of one kind are traced and lowered once; XLA inlines them. tests/benchmarks/README.md, "Startup".
+    run = jax.jit(run, static_argnums=0)
     for n, weights in enumerate(params.layers):
-        layer_cache, layer_prefix = cache and cache[n], prefix and prefix.layer(n)
-        outputs = block.apply({"params": weights}, x_BTD, positions_BT, mask, layer_cache, layer_prefix)
+        is_local = model.spec.is_local(n)
+        outputs = run(is_local, weights, x_BTD, cache and cache[n], prefix and prefix.layer(n, is_local))
         x_BTD, kv = cast(Any, outputs)
         layers.append(kv)
     return x_BTD, tuple(layers)

@@ -16,8 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from star_jax.distributed import platforms, processes, sharding
 from star_jax.errors import InputError
-from star_jax.models import decoder
-from star_jax.models.decoder import DecodeParams
+from star_jax.models.decoder import DecodeParams, Decoder
 from star_jax.records import EncodedPrompt
 from star_jax.sampling import kv_cache, stop_strings
 from star_jax.sampling.engine import TRUNCATED, EngineSpec, Outputs, Queue, sample_queues, sample_queues_on_cuda
@@ -37,10 +36,11 @@ class Request:
 class Sample:
     """One completion as sampled."""
 
-    text: str  # cut before the first stop string
+    text: str  # cut before the first stop string; an invalid UTF-8 sequence is U+FFFD
     token_ids: tuple[int, ...]  # all sampled tokens, the stop's included
     token_log_probs: tuple[float, ...]  # log p of each, nats, at temperature 1 over the vocabulary in use
     truncated: bool  # the token budget ran out before a stop
+    valid_utf8: bool = True  # the tokens' bytes are a text, which a model may have written U+FFFD in
 
     @property
     def log_probability(self) -> float:
@@ -52,7 +52,7 @@ class Sample:
 class SamplerSpec:
     """The settings of a sampler. Raises InputError for sizes below 1."""
 
-    stop: tuple[str, ...] = ()  # strings that end a completion; end-of-text always does
+    stop: tuple[str, ...] = ()  # strings that end a completion; the tokenizer's end ids always do
     max_new_tokens: int = 128
     decoding: Decoding = Decoding()
     slots: int = 128  # rows that decode together, for each index along the mesh's data axis
@@ -70,20 +70,22 @@ class SamplerSpec:
 class Sampler:
     """Samples completions of prompts that share a few-shot prefix. Holds no weights: each call gets them."""
 
-    def __init__(self, model: decoder.GPT, tokenizer: Tokenizer, mesh: Mesh, spec: SamplerSpec = SamplerSpec()) -> None:
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, mesh: Mesh, spec: SamplerSpec = SamplerSpec()) -> None:
         """
         Args:
           mesh: a sampling mesh (sharding.sampling_mesh), on which the weights of every call are placed.
 
         Raises InputError where the tokenizer has more ids than the model.
         """
-        if model.config.vocab_size < tokenizer.vocab_size:
+        if model.spec.vocab_size < tokenizer.vocab_size:
             raise InputError(
-                f"the model has {model.config.vocab_size} rows of vocabulary and the tokenizer {tokenizer.vocab_size} "
+                f"the model has {model.spec.vocab_size} rows of vocabulary and the tokenizer {tokenizer.vocab_size} "
                 "ids; they do not belong together"
             )
         self.model, self.tokenizer, self.mesh, self.spec = model, tokenizer, mesh, spec
-        self.engine = EngineSpec(spec.slots, spec.prefill_tokens, spec.max_new_tokens, tokenizer.vocab_size)
+        self.engine = EngineSpec(
+            spec.slots, spec.prefill_tokens, spec.max_new_tokens, tokenizer.vocab_size, tokenizer.never_sampled
+        )
         self._automaton_SV = jnp.asarray(stop_strings.automaton(tokenizer, spec.stop))
 
     def sample(self, params: DecodeParams, requests: Sequence[Request]) -> list[Sample]:
@@ -100,7 +102,8 @@ class Sampler:
         for the next. Chunks are cut by prompt length, shortest first, so a call that continues with the missing
         requests of an interrupted one pads to the same length.
 
-        Raises InputError for a prompt that leaves no room for `max_new_tokens` in the model's positions.
+        Raises InputError for a prompt that leaves no room for `max_new_tokens` in the model's positions, for one with
+        an id that the model lacks, and for logits that are not finite.
         """
         prefixes: dict[tuple[int, ...], kv_cache.PrefixCache] = {}
         previous: tuple[list[int], Outputs] | None = None
@@ -122,28 +125,30 @@ class Sampler:
 
     def _chunks(self, requests: Sequence[Request]) -> Iterator[tuple[tuple[int, ...], list[int], int]]:
         """Requests that go through the queues together: (prefix ids, their indices, padded length of their bodies)."""
-        groups: dict[str, list[int]] = {}
+        groups: dict[tuple[int, ...], list[int]] = {}
         for index, request in enumerate(requests):
             if not request.prompt.body_ids:
                 raise InputError("a prompt's body has no tokens; a completion needs at least one to follow")
-            groups.setdefault(request.prompt.prompt.prefix, []).append(index)
+            check_ids(request.prompt.body_ids, self.model.spec.vocab_size)
+            groups.setdefault(request.prompt.prefix_ids, []).append(index)
 
         def length(index: int) -> int:
             return len(requests[index].prompt.body_ids)
 
-        for indices in groups.values():  # check all of them before the first is sampled
+        for prefix_ids, indices in groups.items():  # check all of them before the first is sampled
+            check_ids(prefix_ids, self.model.spec.vocab_size)
             indices.sort(key=length)
-            tokens = len(requests[indices[-1]].prompt.prefix_ids) + length(indices[-1])
-            if tokens + self.spec.max_new_tokens > self.model.config.max_positions:
+            tokens = len(prefix_ids) + length(indices[-1])
+            if tokens + self.spec.max_new_tokens > self.model.spec.max_positions:
                 raise InputError(
                     f"a prompt of {tokens} tokens and {self.spec.max_new_tokens} new ones do not fit the model's "
-                    f"{self.model.config.max_positions} positions; lower prompt.shots or sampling.max_new_tokens"
+                    f"{self.model.spec.max_positions} positions; lower prompt.shots or sampling.max_new_tokens"
                 )
         size = self.spec.queue * self._queues
-        for _, indices in sorted(groups.items()):
+        for prefix_ids, indices in sorted(groups.items()):
             padded_length = round_up(max(length(indices[-1]), self.spec.longest_body), 8)
             for start in range(0, len(indices), size):
-                yield requests[indices[0]].prompt.prefix_ids, indices[start : start + size], padded_length
+                yield prefix_ids, indices[start : start + size], padded_length
 
     def _encode_prefix(self, params: DecodeParams, prefix_ids: tuple[int, ...]) -> kv_cache.PrefixCache:
         tokens_P = np.zeros(round_up(len(prefix_ids), 16), np.int32)
@@ -178,18 +183,35 @@ class Sampler:
         return Queue(*(jax.device_put(array, by_queue) for array in (tokens_QT, lengths_Q, keys_Q2, real_G)))
 
     def _read(self, indices: Sequence[int], outputs: Outputs) -> list[tuple[int, Sample]]:
-        """Waits for a chunk and gathers it from all processes."""
+        """Waits for a chunk and gathers it from all processes. Raises InputError if the model's logits overflowed."""
         gathered: Outputs = processes.gather(jax.device_get(outputs))
+        if not np.isfinite(gathered.log_probs_QM).all():
+            raise InputError(
+                "the model's logits are not finite numbers, so its samples mean nothing: its weights or activations "
+                f"overflow in {self.model.compute_dtype}; use other weights, or a wider model.compute_dtype"
+            )
         rows = (i % self._queues * self.spec.queue + i // self._queues for i in range(len(indices)))
         return [(index, self._sample(gathered, row)) for index, row in zip(indices, rows, strict=True)]
 
     def _sample(self, outputs: Outputs, row: int) -> Sample:
         count = outputs.count_Q[row]
         token_ids = outputs.tokens_QM[row, :count].tolist()
-        text = self.tokenizer.decode(token_ids)
-        end = min((text.find(stop) for stop in self.spec.stop if stop in text), default=len(text))
-        log_probs = outputs.log_probs_QM[row, :count].tolist()
-        return Sample(text[:end], tuple(token_ids), tuple(log_probs), bool(outputs.reason_Q[row] == TRUNCATED))
+        text, valid_utf8 = stop_strings.text_before(self.tokenizer.decode_bytes(token_ids), self.spec.stop)
+        log_probs, truncated = outputs.log_probs_QM[row, :count].tolist(), bool(outputs.reason_Q[row] == TRUNCATED)
+        return Sample(text, tuple(token_ids), tuple(log_probs), truncated, valid_utf8)
+
+
+def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """Raises InputError for an id that a model of `vocab_size` rows lacks.
+
+    A lookup beyond the embedding gives another token's row and no error. `Tokenizer.vocab_size` does not cover special
+    tokens that are never sampled, such as a BOS.
+    """
+    if wrong := [i for i in ids if not 0 <= i < vocab_size]:
+        raise InputError(
+            f"a text has the token id {wrong[0]} and the model ids 0 to {vocab_size - 1}: the tokenizer has tokens "
+            "that the model was not trained with; give the model's own tokenizer"
+        )
 
 
 def key_data(seed: str) -> np.ndarray:

@@ -7,6 +7,10 @@ import jax.numpy as jnp
 
 from star_jax.distributed import platforms
 
+# The smallest temperature and top_p that are computed with: logits / temperature stays finite in float32, and every
+# likeliest token has this probability. Below them sampling is greedy already, so smaller values change nothing.
+_SMALLEST = 1e-30
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
@@ -20,7 +24,7 @@ class Decoding:
         """Token ids [B], int32, by Gumbel-max. `keys_B`: one random key per row; unused at temperature 0."""
         if self.temperature == 0:
             return greedy_token_and_logprob(logits_BV)[0]
-        logits_BV = self._truncate(logits_BV / self.temperature)
+        logits_BV = self._truncate(logits_BV / max(self.temperature, _SMALLEST))
         gumbel_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(keys_B)
         return jnp.argmax(logits_BV + gumbel_BV, axis=-1).astype(jnp.int32)
 
@@ -28,7 +32,7 @@ class Decoding:
         if 0 < self.top_k < logits_BV.shape[-1]:
             logits_BV = _keep_likeliest(logits_BV, jnp.ones_like(logits_BV), self.top_k)
         if self.top_p < 1:
-            logits_BV = _keep_likeliest(logits_BV, jax.nn.softmax(logits_BV, axis=-1), self.top_p)
+            logits_BV = _keep_likeliest(logits_BV, jax.nn.softmax(logits_BV, axis=-1), max(self.top_p, _SMALLEST))
         return logits_BV
 
 

@@ -1,11 +1,15 @@
-"""The tasks, by name. To add one, see README.md: a class in a module of this package and a line in TASKS."""
+"""The tasks: those of this package by name, a user's own as "module:Class" or "file.py:Class". See README.md."""
 
 import dataclasses
 import importlib
+import inspect
 import typing
+from collections.abc import Mapping
 from typing import Any
 
+from star_jax import option_values, user_code
 from star_jax.errors import InputError
+from star_jax.option_values import CODE, PATH
 from star_jax.tasks.base import Task
 
 # name -> "module:class". Imported on first use: `seqio_task` needs TensorFlow, the others must not import it.
@@ -19,9 +23,12 @@ TASKS = {
 
 
 def task_class(name: str) -> type[Task]:
-    """The class of a task. Raises InputError for an unknown name."""
+    """The class of a task. Raises InputError for an unknown name, and for code that is no task."""
+    if _is_user_code(name):
+        return _user_class(name)
     if not isinstance(name, str) or name not in TASKS:
-        raise InputError(f"unknown task {name!r}; there are {', '.join(sorted(TASKS))}")
+        own = "module:Class or file.py:Class for one of your own"
+        raise InputError(f"unknown task {name!r}; there are {', '.join(sorted(TASKS))}, and {own}")
     module, attribute = TASKS[name].split(":")
     return typing.cast(type[Task], getattr(importlib.import_module(module), attribute))
 
@@ -32,18 +39,58 @@ def options(name: str) -> dict[str, Any]:
     return {f.name: None if f.default is dataclasses.MISSING else f.default for f in fields}
 
 
+def as_stored(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a stored run's task. A run from before `answer_rule` had its values read leniently."""
+    values = dict(values)
+    if "answer_rule" in options(values["name"]) and values.get("answer_rule") not in ("strict", "lenient"):
+        values["answer_rule"] = "lenient"
+    return values
+
+
+def named_code(values: Mapping[str, Any]) -> dict[str, str]:
+    """Option -> Python module or "module:name" that a config's `task` would have run; runs nothing of it.
+
+    Raises InputError for an unknown task.
+    """
+    if _is_user_code(values["name"]):
+        return {"name": values["name"]}  # the task's own options may name more
+    fields = dataclasses.fields(task_class(values["name"]))
+    return {f.name: str(values[f.name]) for f in fields if f.metadata == CODE and values.get(f.name)}
+
+
+def code_digests(values: Mapping[str, Any]) -> dict[str, str]:
+    """Option and "code" -> digest of the user's file that the option of a config's `task` names."""
+    named = {f"task.{option}": text for option, text in named_code(values).items() if ":" in text}
+    return {f"{option} code": user_code.digest(text, option) for option, text in named.items()}
+
+
 def make(name: str, **values: Any) -> Task:
     """The task `name` with the given options. Raises InputError for a wrong name, option, type or value."""
     cls = task_class(name)
     fields = {f.name: f for f in dataclasses.fields(cls)}
+    types = typing.get_type_hints(cls)
     for key, value in values.items():
         if key not in fields:
             raise InputError(f"task {name!r} has no option {key!r}; it has {', '.join(sorted(fields))}")
-        expected = fields[key].type
-        if isinstance(expected, type) and (
-            not isinstance(value, expected) or isinstance(value, bool) != (expected is bool)
-        ):
-            raise InputError(f"task.{key} must be {expected.__name__}, got {value!r}")
+        expected = types[key]
+        if isinstance(expected, type):
+            values[key] = option_values.checked(value, expected, f"task.{key}", fields[key].metadata == PATH)
     if missing := [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]:
         raise InputError(f"task {name!r} needs the option {missing[0]!r}; set --config.task.{missing[0]}=...")
     return cls(**values)
+
+
+def _is_user_code(name: Any) -> bool:
+    return isinstance(name, str) and name not in TASKS and ":" in name
+
+
+def _user_class(name: str) -> type[Task]:
+    cls = user_code.load(name, "task.name")
+    where = f"task.name={name}"
+    if not (isinstance(cls, type) and issubclass(cls, Task)):
+        raise InputError(f"{where}: is no subclass of star_jax.tasks.base.Task")
+    if "__dataclass_params__" not in vars(cls):
+        raise InputError(f"{where}: put @dataclasses.dataclass(frozen=True) before the class; its fields are options")
+    if inspect.isabstract(cls):
+        raise InputError(f"{where}: the class does not define {', '.join(sorted(cls.__abstractmethods__))}")
+    return cls

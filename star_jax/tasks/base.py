@@ -1,15 +1,17 @@
 """What a STaR task is: its problems, how one is put to the model, and how an answer is read and graded.
 
-To add a task, subclass `Task` and add the class to `star_jax.tasks.TASKS`. README.md in this folder has an example.
+To add a task, subclass `Task` in a file of your own; README.md in this folder has an example.
 """
 
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from star_jax.errors import InputError
-from star_jax.records import Problem
+from star_jax.records import Example, Problem, Source
+
+MAX_TOKENS = 2**24  # of a task's budget for one completion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Task(abc.ABC):
     Attributes:
       direct: train on answers without rationales (the paper's "direct" baselines). Set by `star.direct`. `parse` then
         reads a bare answer and `reference` returns one; ignore it if the task is never run with star.direct=True.
-      stop: strings that end a completion; end-of-text always does. A stop string is not part of the completion. No
-        reference may contain one.
+      stop: strings that end a completion; end ids always do. A stop string is not part of the completion. No reference
+        may contain one. They do not apply with prompt.format="chat", where an answer may have several paragraphs.
       symbols: all words of a formal task, "\\n" included, for tokenizer="symbols"; () otherwise.
     """
 
@@ -61,6 +63,25 @@ class Task(abc.ABC):
         space: with byte-level BPE the completion's first token includes the space before its first word.
         """
 
+    def own_problem(self, values: dict[str, Any], name: str) -> Problem | None:
+        """The problem, named `name`, of an object in the format of the task's own files; None if it is in another one.
+
+        For star_jax.sample, which reads any other object as the task "jsonl" does. The answer is "" if there is none.
+        Raises ValueError for a bad object.
+        """
+        return None
+
+    def split_turns(self, text: str) -> tuple[str, str]:
+        """(problem, completion) of a text: what `render` returns, or a shot, which also has a completion.
+
+        They are the turns of user and assistant with prompt.format="chat". Here a line that begins with "A:" divides
+        them, and neither has that mark; override it where `render` ends in another way.
+        """
+        if text.endswith("\nA:"):
+            return text.removesuffix("\nA:"), ""
+        problem, _, completion = text.partition("\nA:")
+        return problem, completion
+
     @abc.abstractmethod
     def parse(self, text: str) -> str | None:
         """The answer that a completion gives, in canonical form; None if it gives none, or several.
@@ -75,6 +96,21 @@ class Task(abc.ABC):
         """
         return None
 
+    def transcripts(self, gold: Sequence[float], count: int, seed: int) -> list[Example]:
+        """`count` texts, made with `transcript`, on which one of `base.stages` pretrains a tiny base model.
+
+        They are all that this model knows before STaR begins: the form of a completion, what to do with a hint, perhaps
+        the easiest problems. The model sees each after the run's shots. The same arguments must give the same texts,
+        and no text may show a problem of dev or test.
+
+        Args:
+          gold: the stage's option `gold`: shares of the kinds of texts that the task has; it defines them.
+          seed: another one for each stage and each seed of the run.
+
+        A task without this method needs a model in base.path. Raises InputError for shares of kinds that it lacks.
+        """
+        raise NotImplementedError
+
     def grade(self, problem: Problem, answer: str) -> bool:
         """Whether an answer that `parse` returned is right."""
         return answer == problem.answer
@@ -82,6 +118,13 @@ class Task(abc.ABC):
     def canonical(self, problem: Problem, answer: str) -> str:
         """Equal text for answers that mean the same, used to count majority votes."""
         return str(answer)
+
+    def lenient(self) -> "Task | None":
+        """The same task with a reader that also accepts answers in other forms; None if there is no other reader.
+
+        Evaluations show the accuracy by that reader beside the task's own.
+        """
+        return None
 
     def available(self, problem: Problem, iteration: int) -> bool:
         """Whether a train problem may be sampled in iteration 1, 2, ...; lets a task introduce problems later."""
@@ -100,6 +143,24 @@ class Task(abc.ABC):
     def reference_steps(cls, problem: Problem) -> int | None:
         """Number of steps of a problem's reference rationale; None if it has none, or they cannot be counted."""
         return None if problem.rationale is None else cls.steps(problem.rationale)
+
+
+def transcript(
+    task: Task, problem: Problem, completion: str, hint: bool = False, unweighted: tuple[tuple[int, int], ...] = ()
+) -> Example:
+    """A pretraining text: the problem as the task renders it, with `hint` its answer too, and a completion.
+
+    `unweighted`: spans [start, end) of the completion, in characters, that carry no loss.
+    """
+    return Example(
+        problem_id=problem.id,
+        prompt=task.render(problem, hint),
+        completion=completion,
+        iteration=0,
+        source=Source.PRETRAINING,
+        hint_kept=hint,
+        unweighted=unweighted,
+    )
 
 
 def check_split(split: str, known: Sequence[str]) -> None:

@@ -3,18 +3,22 @@
 train.jsonl:17: the answer 'F' is not a choice's label; fix the line, or skip such lines with ...skip_bad=True
 """
 
+import codecs
 import dataclasses
 import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from star_jax.errors import InputError
+from star_jax.json_reader import parse, read_lines
+from star_jax.option_values import PATH
 from star_jax.records import Problem
-from star_jax.tasks.base import Task, check_split
+from star_jax.tasks.answers.folding import folded
+from star_jax.tasks.base import MAX_TOKENS, Task, check_split
 
 LOG = logging.getLogger("star_jax")
 SPLITS = ("train", "dev", "test")
@@ -24,23 +28,34 @@ SPLITS = ("train", "dev", "test")
 class FileTask(Task):
     """Base class of tasks whose problems are objects in JSON-lines files, or rows of a hub dataset.
 
-    A subclass sets FILES (and HUB) and defines `make_problem`, `render` and `parse`. The best iteration is selected on
-    the dev split. With `held_out` that is a part of the train file, chosen by a hash of the problems' ids. "test" is
-    the official file on which results are reported.
+    A subclass sets FILES (and HUB) and defines `make_problem`, `render` and `parse`, which reads as `answer_rule` says.
+    The best iteration is selected on the dev split. With `held_out` that is a part of the train file, chosen by a hash
+    of the problems' ids; problems of the same content are in the same split. "test" is the official file on which
+    results are reported.
     """
 
-    data_dir: str = ""  # folder of the data files; "": download the dataset from the hub (needs `datasets`)
+    # Folder of the data files; "": download the dataset from the hub (needs `datasets`)
+    data_dir: str = dataclasses.field(default="", metadata=PATH)
     held_out: int = 0  # number of train problems that form the dev split; 0: the task's dev file, if it has one
     skip_bad: bool = False  # skip and count bad lines instead of stopping at the first
     max_tokens: int = 256  # token budget of one completion with a rationale
+    # "strict": answers count in the form that the task's prompts show, as in the paper; "lenient": in other forms too
+    answer_rule: str = "strict"
 
     FILES: ClassVar[dict[str, str]] = {}  # split -> file name
     HUB: ClassVar[tuple[str, str]] = ("", "default")  # dataset and configuration
     HUB_SPLITS: ClassVar[dict[str, str]] = {}  # split -> its name on the hub
 
     def __post_init__(self) -> None:
-        if self.held_out < 0 or self.max_tokens < 1:
-            raise InputError("task: held_out must not be negative and max_tokens must be at least 1")
+        if self.held_out < 0 or not 1 <= self.max_tokens <= MAX_TOKENS:
+            raise InputError(
+                f"task: held_out must not be negative and max_tokens must be at least 1 and at most {MAX_TOKENS}"
+            )
+        if self.answer_rule not in ("strict", "lenient"):
+            raise InputError(f"task.answer_rule must be strict or lenient, got {self.answer_rule!r}")
+
+    def lenient(self) -> "FileTask | None":
+        return None if self.answer_rule == "lenient" else dataclasses.replace(self, answer_rule="lenient")
 
     def make_problem(self, values: dict[str, Any], name: str) -> Problem:
         """The problem of one JSON object.
@@ -64,7 +79,7 @@ class FileTask(Task):
         train = _read(self, "train")
         if self.held_out >= len(train):
             raise InputError(f"task.held_out: {self.held_out} of {len(train)} train problems leave none for training")
-        dev_ids = {p.id for p in sorted(train, key=lambda p: hashlib.sha256(p.id.encode()).digest())[: self.held_out]}
+        dev_ids = _held_out_ids(train, self.held_out)
         return [p for p in train if (p.id in dev_ids) == (split == "dev")]
 
 
@@ -81,32 +96,54 @@ def text_of(values: dict[str, Any], *keys: str) -> str:
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:
-    """Yields ("file:line", the line's object or a ValueError with what is wrong with it); skips blank lines.
+    """`objects_of` the lines of a file. Raises InputError for a file that cannot be read."""
+    lines = read_lines(path, remedy="correct the path in --config.task")
+    yield from objects_of((line for _, line in lines), str(path))
 
-    Raises InputError for a file that cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", _object(line)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); correct the path in --config.task") from error
+
+def objects_of(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:
+    """Yields ("name:line", the line's object or a ValueError with what is wrong with it); skips blank lines."""
+    for number, line in enumerate(lines, start=1):
+        if line.removeprefix(codecs.BOM_UTF8).strip():
+            yield f"{name}:{number}", _object(line)
 
 
 def _object(line: bytes) -> dict[str, Any] | ValueError:
     try:
         # A lone half of a surrogate pair ("\ud83d") is valid JSON but not valid text: no tokenizer can encode it.
-        text = line.decode("utf-8-sig")
-        values = json.loads(text)
+        values = parse(line, unique_keys=True)
         json.dumps(values, ensure_ascii=False).encode()
     except UnicodeDecodeError:
         return ValueError("not UTF-8 text")
     except UnicodeEncodeError:
         return ValueError("holds half of a surrogate pair, which is not a character")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return ValueError(f"not JSON ({error})")
     return values if isinstance(values, dict) else ValueError("not a JSON object")
+
+
+def _held_out_ids(train: Sequence[Problem], count: int) -> set[str]:
+    """The ids of `count` train problems that form the dev split; no other problem has the content of one of them.
+
+    Problems of equal content are ranked together, by the smallest hash of their ids; those that are more than what is
+    left of `count` stay in train. Raises InputError if no choice of problems in that order gives `count`.
+    """
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for problem in train:
+        # The order of the choices makes no other problem.
+        content = (folded(problem.question), *sorted(map(folded, problem.choices)))
+        groups.setdefault(content, []).append(problem.id)
+    ids: set[str] = set()
+    for members in sorted(groups.values(), key=lambda g: min(hashlib.sha256(i.encode()).digest() for i in g)):
+        if len(members) <= count - len(ids):
+            ids.update(members)
+    if len(ids) < count:
+        remedy = f"set --config.task.held_out={len(ids)}, or " if ids else ""
+        raise InputError(
+            f"task.held_out: of {len(train)} train problems, {len(ids)} and not {count} can be held out together "
+            f"with all that ask the same; {remedy}remove the repeated lines"
+        )
+    return ids
 
 
 def _hub_objects(task: FileTask, split: str) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:

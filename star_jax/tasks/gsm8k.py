@@ -9,14 +9,16 @@ With a hint, the first line ends in "did she earn? (10)": the number only, never
 """
 
 import dataclasses
+import re
+from fractions import Fraction
 from typing import Any, ClassVar
 
-from star_jax.errors import InputError
 from star_jax.records import Problem
 from star_jax.tasks.answers.numbers import calculations, canonical, last_number, parse_number
 from star_jax.tasks.data_files import FileTask, text_of
 
 MARKER = "####"
+_PLAIN = re.compile(r"\s*-?[0-9][0-9,]*(?:\.[0-9]+)?\.?\s*")  # what follows it
 MAX_STEPS_CATEGORY = 8  # longer solutions (103 of 7,473 have 8 or 9 steps) share the category
 
 
@@ -28,19 +30,11 @@ class Gsm8k(FileTask):
     """
 
     max_tokens: int = 320  # all references but one (343) fit, in GPT-2's tokens; the median is 87
-    # "marker": the answer is the number after "####"; if there are several, they must agree. "last_number": without a
-    # marker, the last number of the text; for models that never saw the format.
-    answer_rule: str = "marker"
 
     stop: ClassVar[tuple[str, ...]] = ("\n\n", "\nQ:")
     FILES: ClassVar[dict[str, str]] = {"train": "train.jsonl", "test": "test.jsonl"}
     HUB: ClassVar[tuple[str, str]] = ("openai/gsm8k", "main")
     HUB_SPLITS: ClassVar[dict[str, str]] = {"train": "train", "test": "test"}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.answer_rule not in ("marker", "last_number"):
-            raise InputError(f"task.answer_rule must be marker or last_number, got {self.answer_rule!r}")
 
     @property
     def max_new_tokens(self) -> int:
@@ -50,24 +44,33 @@ class Gsm8k(FileTask):
         question, solution = text_of(values, "question"), text_of(values, "answer")
         if MARKER not in solution:
             raise ValueError(f"the answer has no '{MARKER}' followed by the final number")
-        answer = _marked(solution)
+        answer = self.parse(solution)
         if answer is None:
-            raise ValueError(f"the answer does not state exactly one number after '{MARKER}'")
+            raise ValueError(f"the answer does not state exactly one number, as digits, after '{MARKER}'")
         if "\nQ:" in solution:
             raise ValueError("a line of the answer begins with 'Q:', which is a stop of completions")
         return Problem(
             id=name, question=question, answer=answer, category=_steps_category(solution), rationale=solution
         )
 
+    def own_problem(self, values: dict[str, Any], name: str) -> Problem | None:
+        return self.make_problem(values, name) if MARKER in str(values.get("answer")) else None
+
     def render(self, problem: Problem, hint: bool = False) -> str:
         return f"Q: {problem.question}{f' ({problem.answer})' if hint else ''}\nA:"
 
     def parse(self, text: str) -> str | None:
-        answer = _marked(text)
-        if answer is None and self.answer_rule == "last_number":
-            number = last_number(text)
-            return None if number is None else canonical(number)
-        return answer
+        """The number after the marker; of several, all must agree.
+
+        Strict: the plain number, "#### 1,080". Lenient: also "#### **$1,080** a day", and without a marker the last
+        number of the text.
+        """
+        marked = [line.partition(MARKER)[2] for line in text.split("\n") if MARKER in line]
+        if self.answer_rule == "strict":
+            marked = [answer if _PLAIN.fullmatch(answer) else "" for answer in marked]
+        elif not marked:
+            return _canonical({last_number(text)})
+        return _canonical({parse_number(answer) for answer in marked})
 
     def reference(self, problem: Problem) -> str | None:
         if self.direct:
@@ -94,10 +97,9 @@ def _lines(solution: str) -> list[str]:
     return [line for line in solution.strip().split("\n") if line.strip()]
 
 
-def _marked(text: str) -> str | None:
-    """The number that every marker is followed by, in canonical form; None if there is no marker, or they disagree."""
-    stated = {parse_number(line.partition(MARKER)[2]) for line in text.split("\n") if MARKER in line}
-    number = stated.pop() if len(stated) == 1 else None
+def _canonical(stated: set[Fraction | None]) -> str | None:
+    """The number in canonical form; None if there is none, or they disagree."""
+    number = next(iter(stated)) if len(stated) == 1 else None
     return None if number is None else canonical(number)
 
 

@@ -17,8 +17,9 @@ import string
 from typing import Any, ClassVar
 
 from star_jax.errors import InputError
+from star_jax.option_values import CODE
 from star_jax.records import Problem
-from star_jax.tasks.base import Task, check_split
+from star_jax.tasks.base import MAX_TOKENS, Task, check_split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,8 @@ class SeqioTask(Task):
     """Problems of a seqio Task, or of a Mixture's Tasks in turn, each problem once; mixing rates are not used."""
 
     task: str = ""  # name in seqio's registry; required
-    module: str = ""  # Python module to import, which registers it; "": it is registered already
+    # Python module to import, which registers it; "": it is registered already
+    module: str = dataclasses.field(default="", metadata=CODE)
     train_split: str = "train"  # the data source's name of the split; TFDS sources accept slices such as "train[:90%]"
     dev_split: str = "validation"
     test_split: str = "test"
@@ -39,13 +41,16 @@ class SeqioTask(Task):
     def __post_init__(self) -> None:
         if not self.task:
             raise InputError("task 'seqio_task' needs the name of a seqio Task; set --config.task.task=...")
-        if self.max_tokens < 1 or not self.answer_marker.strip():
-            raise InputError("task: needs max_tokens of at least 1 and an answer_marker that is not blank")
+        if not 1 <= self.max_tokens <= MAX_TOKENS or not self.answer_marker.strip():
+            raise InputError(
+                f"task: needs max_tokens of at least 1 (at most {MAX_TOKENS}) and an answer_marker that is not blank"
+            )
         try:
-            fields = {name for _, name, _, _ in string.Formatter().parse(self.hint_template) if name is not None}
+            parts = [part[1:] for part in string.Formatter().parse(self.hint_template) if part[1] is not None]
         except ValueError:
-            fields = set()
-        if fields != {"inputs", "answer"}:
+            parts = []
+        # Plain fields only: a format specification such as {answer:>999999999} sets sizes.
+        if {field for field, _, _ in parts} != {"inputs", "answer"} or any(spec or kind for _, spec, kind in parts):
             raise InputError(f"task.hint_template must hold {{inputs}} and {{answer}}, got {self.hint_template!r}")
 
     @property

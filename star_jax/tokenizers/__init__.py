@@ -1,24 +1,29 @@
-"""Text <-> token ids, three kinds with one interface (`base.Tokenizer`): GPT-2's byte-level BPE, bytes, and symbols.
+"""Text <-> token ids, three kinds with one interface (`base.Tokenizer`): any tokenizer.json, bytes, and symbols.
 
-`make` creates a tokenizer from the option `config.tokenizer`, `from_spec` from what a run or a model stores.
+`make` creates a tokenizer from the option `config.tokenizer`, `load_directory` from a model's files, and `from_spec`
+from what a run or a model stores.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from star_jax import json_reader, option_values
 from star_jax.errors import InputError
+from star_jax.tokenizers import json_tokenizer
 from star_jax.tokenizers.base import Tokenizer
-from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
+from star_jax.tokenizers.directory import from_hub, load_directory
+from star_jax.tokenizers.json_tokenizer import JsonTokenizer
 from star_jax.tokenizers.simple import ByteTokenizer, SymbolTokenizer
+
+__all__ = ["JsonTokenizer", "Tokenizer", "from_spec", "load_directory", "make"]
 
 
 def make(name: str, symbols: Sequence[str] = ()) -> Tokenizer:
     """The tokenizer of `config.tokenizer`.
 
     Args:
-      name: "bytes" (or ""), "symbols", a directory with GPT-2's tokenizer files, or a model's name on the hub.
+      name: "bytes" (or ""), "symbols", a directory with a model's tokenizer files, or a model's name on the hub.
       symbols: the task's words, for "symbols".
 
     Raises InputError if there is no such tokenizer, or its files cannot be read.
@@ -31,16 +36,20 @@ def make(name: str, symbols: Sequence[str] = ()) -> Tokenizer:
                 "tokenizer='symbols': this task has no closed set of words; set --config.tokenizer=bytes or a directory"
             )
         return SymbolTokenizer(symbols)
-    return Gpt2Tokenizer.load(Path(name)) if Path(name).is_dir() else Gpt2Tokenizer.from_hub(name)
+    name = option_values.local_path(name, "tokenizer")
+    return load_directory(Path(name)) if Path(name).is_dir() else from_hub(name)
 
 
 def from_spec(spec: dict[str, Any]) -> Tokenizer:
-    """The tokenizer whose `spec()` this is. Raises InputError for an unknown kind."""
+    """The tokenizer whose `spec()` this is. Raises InputError with the reason, without a file, if it is none's."""
     kind = spec.get("kind")
     if kind == "bytes":
         return ByteTokenizer()
     if kind == "symbols":
-        return SymbolTokenizer(spec["symbols"])
-    if kind == "gpt2":
-        return Gpt2Tokenizer(json.dumps(spec["tokenizer"]))
-    raise InputError(f"unknown tokenizer kind {kind!r}; there are bytes, symbols and gpt2")
+        symbols = spec.get("symbols")
+        if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+            raise InputError(f"symbols should be a list of texts, is {json_reader.short(symbols)}")
+        return SymbolTokenizer(symbols)
+    if kind == "json":
+        return json_tokenizer.from_spec(spec)
+    raise InputError(f"unknown tokenizer kind {kind!r}; there are bytes, symbols and json")

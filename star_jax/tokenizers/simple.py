@@ -12,14 +12,14 @@ class ByteTokenizer(Tokenizer):
 
     def __init__(self) -> None:
         self.vocab_size = 257
-        self.end_of_text = 256
+        self.end_ids = (256,)
         self.pieces = [bytes([i]) for i in range(256)] + [b""]
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        return bytes(i for i in ids if i < 256)
 
     def stop_bytes(self, stop: str) -> bytes:
         return stop.encode("utf-8")
@@ -41,7 +41,7 @@ class SymbolTokenizer(Tokenizer):
             raise InputError('symbols must be distinct words without spaces, and include "\\n"')
         self.symbols = tuple(symbols)
         self.vocab_size = len(symbols) + 1
-        self.end_of_text = len(symbols)
+        self.end_ids = (len(symbols),)
         self.pieces = [b"\n" if s == "\n" else b" " + s.encode() for s in symbols] + [b""]
         self._ids = {symbol: i for i, symbol in enumerate(symbols)}
 
@@ -58,9 +58,9 @@ class SymbolTokenizer(Tokenizer):
                 ids.append(self._ids[word])
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        words = " ".join(self.symbols[i] for i in ids if i < self.end_of_text)
-        return "\n".join(line.strip(" ") for line in words.split("\n"))
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        words = " ".join(self.symbols[i] for i in ids if i < len(self.symbols))
+        return "\n".join(line.strip(" ") for line in words.split("\n")).encode()
 
     def stop_bytes(self, stop: str) -> bytes:
         return b"".join(self.pieces[i] for i in self.encode(stop))

@@ -20,6 +20,7 @@ from star_jax.errors import InputError, Stopped
 from star_jax.models import decoder
 from star_jax.training import loss, optimizer, packing
 from star_jax.weights import checkpoint, placement, train_state
+from star_jax.weights.finite import non_finite_leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class FineTuneSpec:
     optimizer: OptimizerConfig
     z_loss: float = 0.0  # see ReplicationConfig
     peak_learning_rate: float | None = None  # in place of the optimizer's
+    name: str = "fine-tuning"  # for messages: which iteration's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ class TrainState(NamedTuple):
 
 
 def fine_tune(
-    model: decoder.GPT,
+    model: decoder.Decoder,
     params: decoder.Params,
     rows: packing.PackedRows,
     spec: FineTuneSpec,
@@ -75,7 +77,8 @@ def fine_tune(
         SIGTERM), from which it resumes. The last two are kept.
       on_step: called with (step, metrics) after every `train.log_every`-th step and the last.
 
-    Raises InputError if a loss is not finite, naming the step and its rows. Raises Stopped if the process was asked to
+    Raises InputError if a loss, a gradient or, at a checkpoint or the end, a weight is not finite, naming the step:
+    neither such weights nor such a state are stored. Raises Stopped if the process was asked to
     stop: a single process after the current step, several where metrics are fetched, since they have to agree.
     """
     train = spec.train
@@ -98,13 +101,24 @@ def fine_tune(
             due = (step + 1) % (train.checkpoint_every or spec.steps) == 0
             if checkpointer and step + 1 < spec.steps and (stop or due):
                 accumulator.fetch()
+                _check_finite(spec, state, step)
                 checkpointer.save(state, {**totals, "seconds": time.monotonic() - started})
                 if stop:
                     raise Stopped
     accumulator.fetch()
+    _check_finite(spec, state, spec.steps - 1)
     if checkpointer:
         checkpointer.close()
     return state.params, Report(steps=spec.steps, **{**totals, "seconds": round(time.monotonic() - started, 2)})
+
+
+_LOWER = "lower optimizer.learning_rate (with --allow_changes the run continues with what it has stored)"
+
+
+def _check_finite(spec: FineTuneSpec, state: TrainState, step: int) -> None:
+    """Raises InputError if a step left a weight or a moment that is NaN or infinite. Losses show it a step later."""
+    if name := non_finite_leaf(state):
+        raise InputError(f"{spec.name}: after step {step}, {name} holds values that are not finite; {_LOWER}")
 
 
 def _initial_state(
@@ -160,7 +174,7 @@ class MetricsAccumulator:
     def fetch(self) -> None:
         """Waits for the queued metrics, adds them to the totals, and reports every `log_every`-th step and the last.
 
-        Raises InputError if a loss is not finite.
+        Raises InputError if a loss or a gradient is not finite.
         """
         fetched = jax.device_get([metrics for _, metrics in self._pending])
         for (step, _), metrics in zip(self._pending, fetched, strict=True):
@@ -168,11 +182,12 @@ class MetricsAccumulator:
         self._pending.clear()
 
     def _add(self, step: int, values: dict[str, float]) -> None:
-        if not math.isfinite(values["loss"]):
-            raise InputError(
-                f"fine-tuning: the loss of step {step} is {values['loss']}, over {self._describe_batch(step)}; "
-                "lower optimizer.learning_rate or look at these examples"
-            )
+        for what, value in (("loss", values["loss"]), ("gradient's norm", values["gradient_norm"])):
+            if not math.isfinite(value):
+                raise InputError(
+                    f"{self._spec.name}: the {what} of step {step} is {value}, over {self._describe_batch(step)}; "
+                    f"{_LOWER} or look at these examples"
+                )
         totals, every = self._totals, self._spec.train.log_every
         totals["tokens"] += int(values["tokens"])
         totals["loss_tokens"] += int(values["loss_tokens"])
@@ -185,7 +200,7 @@ class MetricsAccumulator:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 5, 6), donate_argnums=2)
 def train_step(
-    model: decoder.GPT,
+    model: decoder.Decoder,
     config: OptimizerConfig,
     state: TrainState,
     batch: dict[str, jax.Array],
@@ -198,7 +213,7 @@ def train_step(
     total_weight = jnp.sum(batch["weights_RT"][:, 1:])
 
     def share_of_mean(params, part):
-        if loss.use_chunked_loss(model.config):
+        if loss.use_chunked_loss(model.spec):
             total, _ = loss.chunked_loss_sums(model, params, part, loss.ChunkOptions(z_loss))
         else:
             total, _ = loss.unchunked_loss_sums(model, params, part, z_loss)

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from star_jax.config import ModelConfig
 from star_jax.distributed import sharding
 from star_jax.models import decoder
+from star_jax.models.layers import softcap
+from star_jax.models.spec import DecoderSpec
 
 # Chunk size in tokens per device. Smaller: a chunk's logits take less memory. Larger: fewer passes over the gradient of
 # the head's weights.
@@ -36,15 +37,16 @@ class ChunkOptions:
     z_loss: float = 0.0  # see unchunked_loss_sums
     chunk: int = CHUNK
     tail: int = TAIL  # unused if it is more than half of a chunk
+    logit_softcap: float = 0.0  # of the model; see DecoderSpec
 
 
-def use_chunked_loss(config: ModelConfig) -> bool:
+def use_chunked_loss(spec: DecoderSpec) -> bool:
     """True if a token's logits are wider than its activations in the MLP, so that avoiding them saves memory."""
-    return config.vocab_size > config.d_mlp
+    return spec.vocab_size > spec.d_mlp
 
 
 def unchunked_loss_sums(
-    model: decoder.GPT, params: decoder.Params, batch: dict[str, jax.Array], z_loss: float = 0.0
+    model: decoder.Decoder, params: decoder.Params, batch: dict[str, jax.Array], z_loss: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
     """(sum of weight * loss in nats, sum of weights) of packed rows. Each token is predicted by the one before it.
 
@@ -67,14 +69,15 @@ def unchunked_loss_sums(
 
 
 def chunked_loss_sums(
-    model: decoder.GPT, params: decoder.Params, batch: dict[str, jax.Array], options: ChunkOptions = ChunkOptions()
+    model: decoder.Decoder, params: decoder.Params, batch: dict[str, jax.Array], options: ChunkOptions = ChunkOptions()
 ) -> tuple[jax.Array, jax.Array]:
     """`unchunked_loss_sums` with logits for one chunk of tokens at a time; for wide vocabularies, such as GPT-J's."""
     inputs = (batch[name] for name in ("tokens_RT", "positions_RT", "segment_ids_RT"))
     x_RTD: Any = model.apply({"params": params}, *inputs, method="packed_hidden")
-    kernel_DV, bias_V = decoder.head_weights(model.config, params)
+    kernel_DV, bias_V = decoder.head_weights(model.spec, params)
     # A token's target is the next one; the last token of a row has none.
     targets_RT, weights_RT = (jnp.pad(batch[name][:, 1:], ((0, 0), (0, 1))) for name in ("tokens_RT", "weights_RT"))
+    options = dataclasses.replace(options, logit_softcap=model.spec.logit_softcap)
     return chunked_cross_entropy(options, x_RTD, kernel_DV, bias_V, targets_RT, weights_RT), jnp.sum(weights_RT)
 
 
@@ -215,6 +218,7 @@ def _chunk_loss(options, with_gradients, axes, head, x_CD, targets_C, weights_C)
     logits_CV = jnp.matmul(x_CD, kernel_DV, preferred_element_type=jnp.float32)
     if bias_V is not None:
         logits_CV += bias_V.astype(x_CD.dtype).astype(jnp.float32)[None]
+    logits_CV = softcap(logits_CV, options.logit_softcap)
     vocabulary, index_C = logits_CV.shape[1], targets_C
     max_C = jnp.max(logits_CV, axis=1)
     if axes.vocab:
@@ -232,7 +236,10 @@ def _chunk_loss(options, with_gradients, axes, head, x_CD, targets_C, weights_C)
         return loss, None
     scale_C = weights_C * (1 + 2 * options.z_loss * log_sum_C) / sum_C
     is_target_CV = jnp.arange(vocabulary)[None] == index_C[:, None]
-    return loss, scale_C[:, None] * exp_CV - jnp.where(is_target_CV, weights_C[:, None], 0.0)
+    dlogits_CV = scale_C[:, None] * exp_CV - jnp.where(is_target_CV, weights_C[:, None], 0.0)
+    if options.logit_softcap:
+        dlogits_CV *= 1 - jnp.square(logits_CV / options.logit_softcap)
+    return loss, dlogits_CV
 
 
 def _add_gradients(axes, head, gradients, offset, x_CD, dlogits_CV):

@@ -17,6 +17,7 @@ import numpy as np
 from star_jax.errors import InputError
 from star_jax.records import Example
 from star_jax.tokenizers.base import Tokenizer
+from star_jax.tokenizers.round_trip import check_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +46,31 @@ class PackedRows:
 
 
 def tokenize(example: Example, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """(token ids, float32 loss weights) of prompt + completion + end-of-text; prompt tokens weigh 0.
+    """(token ids, float32 loss weights) of prompt + completion + end id; prompt tokens weigh 0.
 
     The prompt is encoded separately, so where it ends is known. The completion's tokens are the sampled ones if the
-    example carries them, else its text is encoded.
+    example carries them, else its text is encoded. The end is the tokenizer's first end id, whatever stopped the
+    completion.
+
+    Raises InputError for a text that the tokenizer does not keep.
     """
-    prompt_ids = tokenizer.encode(example.prompt)
+    prompt_ids = prompt_tokens(example, tokenizer)
     ids, weights = list(prompt_ids), [0.0] * len(prompt_ids)
     for part_ids, weight in _completion_parts(example, tokenizer):
         ids += part_ids
         weights += [weight] * len(part_ids)
-    ids, weights = [*ids, tokenizer.end_of_text], [*weights, example.loss_weight]
+    ids, weights = [*ids, tokenizer.end_ids[0]], [*weights, example.loss_weight]
     weights[0] = 0.0  # nothing precedes a segment's first token, so nothing can predict it
     return np.array(ids, np.int32), np.array(weights, np.float32)
+
+
+def prompt_tokens(example: Example, tokenizer: Tokenizer) -> list[int]:
+    """The prompt's ids: those that were sampled from, made in the same way."""
+    if example.prompt_ids:
+        return list(example.prompt_ids)
+    prefix, body = example.prompt[: example.prefix_length], example.prompt[example.prefix_length :]
+    prefix_ids, body_ids = tokenizer.encode_parts(prefix, body)
+    return [*prefix_ids, *body_ids]
 
 
 def pack(
@@ -163,18 +176,27 @@ def import_seqio() -> Any:
 def _completion_parts(example: Example, tokenizer: Tokenizer) -> Iterator[tuple[list[int], float]]:
     """(token ids, loss weight of each of them) of the parts of a completion that `unweighted` divides.
 
-    Sampled ids are one part: no sampled example has `unweighted` spans.
+    Sampled ids are one part: no sampled example has `unweighted` spans. Raises InputError for a text that the tokenizer
+    does not keep.
     """
     weight = float(example.loss_weight)
     if example.token_ids:
         yield list(example.token_ids), weight
         return
-    offset = 0
+    spans, offset = [], 0
     for start, end in example.unweighted:
-        yield tokenizer.encode(example.completion[offset:start]), weight
-        yield tokenizer.encode(example.completion[start:end]), 0.0
+        spans += [(offset, start, weight), (start, end, 0.0)]
         offset = end
-    yield tokenizer.encode(example.completion[offset:]), weight
+    spans.append((offset, len(example.completion), weight))
+    encoded: list[int] = []
+    for start, end, span_weight in spans:
+        ids = tokenizer.encode_continuation(example.completion[start:end])
+        encoded += ids
+        yield ids, span_weight
+    try:
+        check_text(tokenizer, encoded, example.completion, starts_document=False)
+    except InputError as error:
+        raise InputError(f"problem {example.problem_id!r}, completion: {error}") from error
 
 
 def _batch_indices(count: int, batch_rows: int, seed: int, start: int) -> Iterator[np.ndarray]:

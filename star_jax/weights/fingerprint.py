@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -26,6 +27,31 @@ def fingerprint(params: Any) -> str:
         sums = np.asarray(_replicated_sums(leaf, replicated))
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype} {sums}".encode())
     return digest.hexdigest()[:12]
+
+
+def of_host_arrays(leaves: Iterable[tuple[str, tuple[int, ...], np.dtype, Iterable[np.ndarray]]]) -> str:
+    """The fingerprint of leaves that are read piece by piece, computed by NumPy in the host's memory.
+
+    Args:
+      leaves: (jax.tree_util.keystr of the path, shape, dtype, pieces) in the order of the tree. A leaf's pieces follow
+        each other along its first axis.
+    """
+    digest = hashlib.sha256()
+    for name, shape, dtype, pieces in leaves:
+        sums, index = np.zeros(2, np.uint64), 0
+        for piece in pieces:
+            bits = np.ascontiguousarray(piece).reshape(-1).view(f"uint{8 * dtype.itemsize}")
+            for start in range(0, bits.size, _BLOCK):
+                block = bits[start : start + _BLOCK].astype(np.uint32)
+                positions = (np.arange(block.size, dtype=np.uint64) + np.uint64(index + start)).astype(np.uint32)
+                mixed = murmur_mix(block ^ murmur_mix(positions))
+                sums += [mixed.sum(dtype=np.uint64), murmur_mix(mixed + np.uint32(1)).sum(dtype=np.uint64)]
+            index += bits.size
+        digest.update(f"{name} {shape} {dtype} {sums.astype(np.uint32)}".encode())
+    return digest.hexdigest()[:12]
+
+
+_BLOCK = 2**16  # elements that are mixed at a time: they stay in the cache of a core
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -63,11 +89,11 @@ def _sums(leaf: jax.Array, first_index: jax.Array) -> jax.Array:
     return jnp.stack([jnp.sum(mixed), jnp.sum(murmur_mix(mixed + 1))])
 
 
-def murmur_mix(x: jax.Array) -> jax.Array:
-    """MurmurHash3's finalizer, uint32 -> uint32.
+def murmur_mix(x: Any) -> Any:
+    """MurmurHash3's finalizer, uint32 -> uint32, of an array of JAX or NumPy.
 
     A product of bits and index would miss some swaps: weights that come from bfloat16 have 16 zero bits.
     """
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

@@ -11,15 +11,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from star_jax.distributed.sharding import RULES, auto_mesh, devices_by_process, mesh_of
 from star_jax.errors import InputError
 from star_jax.models import decoder
+from star_jax.models.decoder import Decoder
 
 
 @functools.cache
-def abstract_params(model: decoder.GPT) -> decoder.Params:
+def abstract_params(model: Decoder) -> decoder.Params:
     """Shapes and dtypes of the stacked parameters, boxed with their logical axes; see unbox."""
     return jax.eval_shape(lambda: decoder.init(model, jax.random.key(0)))
 
 
-def param_shardings(model: decoder.GPT, mesh: Mesh, options: str = "mesh") -> decoder.Params:
+def param_shardings(model: Decoder, mesh: Mesh, options: str = "mesh") -> decoder.Params:
     """A NamedSharding for each parameter. Raises InputError if a parameter does not divide over its mesh axes.
 
     `options`: the group of options that defines the mesh, for the error message.
@@ -38,13 +39,13 @@ def param_shardings(model: decoder.GPT, mesh: Mesh, options: str = "mesh") -> de
     return shardings
 
 
-def constrain_params(model: decoder.GPT, params: decoder.Params) -> decoder.Params:
+def constrain_params(model: Decoder, params: decoder.Params) -> decoder.Params:
     """Constrains a tree of the parameters' shapes, such as gradients, to their shardings while tracing."""
     specs = nn.get_partition_spec(abstract_params(model))
     return jax.tree.map(nn.with_logical_constraint, params, jax.tree.map(tuple, specs, is_leaf=_is_spec))
 
 
-def sharded_shapes(model: decoder.GPT, mesh: Mesh, dtype: Any) -> decoder.Params:
+def sharded_shapes(model: Decoder, mesh: Mesh, dtype: Any) -> decoder.Params:
     """Shapes of the parameters in `dtype` with their shardings on a mesh. Raises InputError like param_shardings."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jax.numpy.dtype(dtype), sharding=sharding),
@@ -53,9 +54,22 @@ def sharded_shapes(model: decoder.GPT, mesh: Mesh, dtype: Any) -> decoder.Params
     )
 
 
-def leaf_name(path: Any) -> str:
-    """A tree path as text: "blocks/attention/query"."""
-    return "/".join(str(key.key) for key in path)
+def leaf_name(path: Any, separator: str = "/") -> str:
+    """A tree path as text: "blocks/attention/query"; of a train state "opt_state/0/mu/blocks/attention/query"."""
+    return separator.join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def cast(params: decoder.Params, dtype: Any) -> decoder.Params:
+    """Parameters in `dtype` with the same shardings, leaf by leaf.
+
+    Memory beyond the two trees is one leaf, and beyond the wider of them if the caller holds no reference to `params`.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    del params
+    for n, leaf in enumerate(leaves):
+        if leaf.dtype != dtype:
+            leaves[n] = jax.jit(lambda x: x.astype(dtype), out_shardings=leaf.sharding)(leaf)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def unbox(tree: Any) -> Any:
@@ -70,13 +84,13 @@ def unbox(tree: Any) -> Any:
     return jax.tree.map(value, tree, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
 
 
-def init_params(model: decoder.GPT, mesh: Mesh, seed: int) -> decoder.Params:
+def init_params(model: Decoder, mesh: Mesh, seed: int) -> decoder.Params:
     """Random parameters, created sharded: no device holds all of them at any time."""
     create = jax.jit(lambda key: unbox(decoder.init(model, key)), out_shardings=param_shardings(model, mesh))
     return create(jax.random.key(seed))
 
 
-def to_sampling(model: decoder.GPT, params: decoder.Params, mesh: Mesh, dtype: Any = None) -> decoder.Params:
+def to_sampling(model: Decoder, params: decoder.Params, mesh: Mesh, dtype: Any = None) -> decoder.Params:
     """Reshards stacked parameters to this process's sampling mesh, cast to `dtype` if given.
 
     Parameters are moved one leaf at a time, so memory beyond the two trees is one leaf. All processes must call this
@@ -101,7 +115,7 @@ def to_sampling(model: decoder.GPT, params: decoder.Params, mesh: Mesh, dtype: A
     return jax.tree.map(move, params, param_shardings(model, mesh))
 
 
-def to_decode_params(model: decoder.GPT, params: decoder.Params, mesh: Mesh, dtype: Any = None) -> decoder.DecodeParams:
+def to_decode_params(model: Decoder, params: decoder.Params, mesh: Mesh, dtype: Any = None) -> decoder.DecodeParams:
     """Reshards stacked parameters to a sampling mesh, cast to `dtype` if given, and splits them into layers.
 
     All processes must call it together; see to_sampling.

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from star_jax.distributed import processes
 from star_jax.models import decoder
 from star_jax.models.decoder import DecodeParams
+from star_jax.runs.atomic_files import refuse_links
+from star_jax.runs.layout import model_directory
 from star_jax.runs.metrics import Phases
-from star_jax.runs.run_directory import model_directory
 from star_jax.tokenizers.base import Tokenizer
 from star_jax.weights import checkpoint, placement
 from star_jax.weights import fingerprint as fingerprints
@@ -23,7 +24,7 @@ class StoreSpec:
     """What a store holds and where."""
 
     workdir: Path
-    model: decoder.GPT
+    model: decoder.Decoder
     tokenizer: Tokenizer
     training_mesh: Mesh
     sampling_mesh: Mesh
@@ -92,6 +93,7 @@ class WeightStore:
         The save continues in the background if host memory has room for a copy; `wait` before relying on it.
         """
         with self._phases("save"):
+            processes.broadcast_from_leader(lambda: refuse_links(self.spec.workdir, self.directory(n), below=True))
             model = self.directory(n), self.spec.model, params, self.spec.tokenizer
             stored = self.fingerprint(n) if self.exists(n) else ""
             if stored and stored != fingerprints.fingerprint(params):

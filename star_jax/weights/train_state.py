@@ -11,9 +11,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from star_jax.distributed import processes
-from star_jax.errors import disk_errors_as_input_errors, is_peer_failure
+from star_jax.errors import InputError, disk_errors_as_input_errors, is_peer_failure
+from star_jax.json_reader import refuse_special_files
 from star_jax.runs import checksums
+from star_jax.runs.atomic_files import refuse_links
+from star_jax.weights import orbax_tree
 from star_jax.weights.fingerprint import fingerprint
+from star_jax.weights.finite import non_finite_leaf
 from star_jax.weights.orbax_tree import root_cause
 
 LOG = logging.getLogger("star_jax")
@@ -27,22 +31,32 @@ class TrainStateCheckpointer:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory.absolute()
+        self._directory = directory
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         """Lazy, because it creates the directory."""
+        directory = self._directory
+        processes.broadcast_from_leader(lambda: refuse_links(directory.parent, directory, below=True))
+        processes.broadcast_from_leader(lambda: refuse_special_files(directory, f"delete {directory}"))
         return ocp.CheckpointManager(
-            self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+            orbax_tree.orbax_path(self._directory),
+            options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
         )
 
     def save(self, state: Any, totals: dict[str, Any]) -> None:
-        """Saves a state under its step number.
+        """Saves a state under its step number, and reads it again; orbax_tree.check_stored has what that costs.
 
         Raises RuntimeError if that step, or a later one, is saved already: Orbax only returns False then. Raises
-        InputError for errors of the disk.
+        InputError for errors of the disk, if a value is not finite (nothing is written then), or if other content is
+        on disk than in memory.
         """
-        about = {"totals": totals, "content_hash": _content_hash(state, totals)}
+        if name := non_finite_leaf(state):
+            raise InputError(
+                f"step {int(state.step)}: {name} holds values that are not finite numbers; such a state is not saved"
+            )
+        state_fingerprint = fingerprint(state)
+        about = {"totals": totals, "content_hash": _content_hash(state_fingerprint, totals)}
         with disk_errors_as_input_errors(self._directory, ValueError):
             saved = self._manager.save(
                 int(state.step),
@@ -51,6 +65,7 @@ class TrainStateCheckpointer:
             self._manager.wait_until_finished()
         if not saved:
             raise RuntimeError(f"Orbax did not save step {int(state.step)} into {self._directory}")
+        orbax_tree.check_stored(self._directory / str(int(state.step)) / "state", state, state_fingerprint)
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """(state, totals) of the latest complete and undamaged checkpoint, or None.
@@ -84,7 +99,7 @@ class TrainStateCheckpointer:
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore())
         )
         state, totals = type(like)(*stored.state), stored.about["totals"]
-        if _content_hash(state, totals) != stored.about["content_hash"]:
+        if _content_hash(fingerprint(state), totals) != stored.about["content_hash"]:
             raise ValueError("its content is not what was saved")
         return state, totals
 
@@ -94,5 +109,5 @@ class TrainStateCheckpointer:
             self._manager.close()
 
 
-def _content_hash(state: Any, totals: dict[str, Any]) -> str:
-    return f"{fingerprint(state)} {checksums.of(json.dumps(totals, sort_keys=True).encode())}"
+def _content_hash(state_fingerprint: str, totals: dict[str, Any]) -> str:
+    return f"{state_fingerprint} {checksums.of(json.dumps(totals, sort_keys=True).encode())}"

@@ -16,9 +16,9 @@ from tokenizers import ByteLevelBPETokenizer
 from star_jax import config, tasks
 from star_jax.algorithms import star
 from star_jax.distributed import sharding
-from star_jax.models import decoder
+from star_jax.models import families
 from star_jax.records import Completion, Example, Problem, read_jsonl
-from star_jax.tokenizers import byte_level_bpe
+from star_jax.tokenizers import JsonTokenizer
 from star_jax.training import fine_tune, packing
 from star_jax.weights import checkpoint, placement
 
@@ -87,12 +87,12 @@ def save_base(typed: config.Config, folder: Path) -> None:
     library = ByteLevelBPETokenizer()
     texts = (e.prompt + e.completion for e in examples)
     library.train_from_iterator(texts, vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False)
-    words = byte_level_bpe.Gpt2Tokenizer(library.to_str())
+    words = JsonTokenizer(library.to_str(), end_ids=(library.token_to_id("<|endoftext|>"),))
     sizes = config.ModelConfig(
         n_layers=2, d_model=64, n_heads=4, d_mlp=256, rotary_dim=16, vocab_size=words.vocab_size, max_positions=256,
         architecture="gptj", scan_unroll=2,
     )  # fmt: skip
-    model, mesh = decoder.GPT(sizes), sharding.make_mesh(typed.mesh)
+    model, mesh = families.build(sizes), sharding.make_mesh(typed.mesh)
     with sharding.use(mesh):
         params, _ = fine_tune.fine_tune(
             model,

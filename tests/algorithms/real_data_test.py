@@ -17,10 +17,11 @@ import jax
 import numpy as np
 import pytest
 
-from star_jax import config
+from star_jax import config, tokenizers
 from star_jax.evaluation import statistics
+from star_jax.models import families
 from star_jax.records import Completion, Example, read_jsonl
-from star_jax.tokenizers import base, byte_level_bpe
+from star_jax.tokenizers import base
 from star_jax.weights.sources import hf
 from tests.support.models import numpy_params
 
@@ -34,6 +35,7 @@ TOKENS = {
     "commonsense_qa": {" A": 2, " B": 2, " C": 2, " D": 2, " E": 2, "\n": 10},
     "gsm8k": {"####": 16, "\n\n": 2, **{f" {n}": 1 for n in (4, 5, 6, 10)}},
 }
+RULES = {"commonsense_qa": "lenient", "gsm8k": "strict"}  # the letters have no brackets
 SAMPLES_PER_PROBLEM = {"commonsense_qa": 4, "gsm8k": 6}
 PROBLEMS = 50
 
@@ -63,7 +65,7 @@ def lead_on(params, words: base.Tokenizer, before: Iterable[str], after: Iterabl
 def run(request, shared_dir, tmp_path_factory) -> tuple[str, Path, Path]:
     """(task, folder of its real files, the finished run)."""
     task, folder = request.param, tmp_path_factory.mktemp(request.param)
-    words = byte_level_bpe.Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
+    words = tokenizers.load_directory(shared_dir / "data" / "gpt2")
     params = numpy_params(SIZES, scale=0.05)
     bias_V = np.full(SIZES.vocab_size, -8.0, np.float32)
     bias_V[50257:] = 50.0  # padding of the vocabulary, which must never be sampled
@@ -74,7 +76,7 @@ def run(request, shared_dir, tmp_path_factory) -> tuple[str, Path, Path]:
     if task == "gsm8k":
         lead_on(params, words, ("####",), [text for text in TOKENS[task] if text[0] == " "], 0)
         lead_on(params, words, [text for text in TOKENS[task] if text[0] == " "], ("\n\n",), 1)
-    hf.save(folder / "base", SIZES, jax.tree.map(np.asarray, params), words, np.dtype(np.float32))
+    hf.save(folder / "base", families.spec_of(SIZES), jax.tree.map(np.asarray, params), words, np.dtype(np.float32))
     data = shared_dir / "data" / task
     call(
         "main", f"--config=configs/{task}.py", f"--workdir={folder / 'run'}", f"--config.base.path={folder / 'base'}",
@@ -83,7 +85,7 @@ def run(request, shared_dir, tmp_path_factory) -> tuple[str, Path, Path]:
         f"--config.star.samples_per_problem={SAMPLES_PER_PROBLEM[task]}", "--config.sampling.temperature=1.0",
         "--config.sampling.slots=56", "--config.sampling.queue=128", "--config.sampling.max_new_tokens=12",
         "--config.star.steps=3", "--config.train.batch_rows=1", "--config.prompt.shots=2", "--config.mesh.data=1",
-        "--config.evaluation.report_split=",
+        "--config.evaluation.report_split=", f"--config.task.answer_rule={RULES[task]}",
     )  # fmt: skip
     return task, data, folder / "run"
 
@@ -178,4 +180,4 @@ def test_its_model_can_be_sampled_voted_on_and_exported(run, tmp_path):
         f"--target={tmp_path / 'hf'}", "--target_format=hf",
     )  # fmt: skip
     assert {p.name for p in (tmp_path / "hf").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
-    assert hf.HfSource(tmp_path / "hf").config == SIZES
+    assert hf.HfSource(tmp_path / "hf").spec == families.spec_of(SIZES)

@@ -1,6 +1,7 @@
 """star_jax.algorithms.selection: verdicts, what is kept, what is rationalized, and the counts."""
 
 import collections
+import dataclasses
 import itertools
 import random
 
@@ -11,10 +12,11 @@ from star_jax.algorithms import selection
 from star_jax.evaluation import judging
 from star_jax.evaluation.prompts import PromptEncoder
 from star_jax.records import Completion, Problem
+from star_jax.sampling import stop_strings
 from star_jax.sampling.sampler import Sample
 from star_jax.tasks.arithmetic import Arithmetic, make_problem
 from star_jax.tasks.few_shot import PromptSet
-from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
+from star_jax.tokenizers import load_directory
 from star_jax.tokenizers.simple import ByteTokenizer, SymbolTokenizer
 from star_jax.training import packing
 
@@ -39,6 +41,7 @@ def completion(
         log_probability=-1.5,
         tokens=3,
         seed=f"seed of {problem.id}",
+        problem_fingerprint=problem.fingerprint,
         token_ids=token_ids,
     )
 
@@ -77,6 +80,35 @@ def test_verdicts():
             wrong.append((text, truncated, judged))
         assert (judged.problem_id, judged.text, judged.log_probability) == ("t-3", text, -1.2346)
         assert {key: getattr(judged, key) for key in about} == about
+    assert not wrong
+
+
+def test_a_right_answer_in_bytes_that_are_no_text_is_unparsable_and_not_kept():
+    """A model may write U+FFFD itself, and a broken sequence after the stop is not part of the text."""
+    sampling_pass = judging.SamplingPass("sample", seed=5, iteration=2)
+    gsm8k, problem = tasks.make("gsm8k", data_dir="nowhere"), Problem("t", "How many?", "7")
+    wrong = []
+    for content, expected in [
+        (b" So it is \xe2\x82 7.\n#### 7", "unparsable"),
+        (b" So it is 7.\n#### 7\xff", "unparsable"),
+        (b"\xa9 So it is 7.\n#### 7", "unparsable"),
+        (" So it is \ufffd 7.\n#### 7".encode(), "right"),
+        (b" So it is 7.\n#### 7", "right"),
+        (b" So it is 7.\n#### 7\n\n\xe2\x82", "right"),
+        (b" So it is 8.\n#### 8", "wrong"),
+    ]:
+        text, valid_utf8 = stop_strings.text_before(content, ["\n\n"])
+        sample = Sample(text, tuple(content), (0.0,) * len(content), False, valid_utf8)
+        judged = judging.judge(gsm8k, problem, sample, sampling_pass, 0)
+        encoder = PromptEncoder(gsm8k, BYTES, PROMPTS)
+        examples = selection.keep(encoder, [problem], [judged], selection.SelectionSpec(0, "w0"))
+        if judged.verdict != expected or bool(examples) != (expected == "right"):
+            wrong.append((content, judged))
+        if expected == "unparsable" and judged.answer is not None:
+            wrong.append((content, judged.answer))
+        truncated = judging.judge(gsm8k, problem, dataclasses.replace(sample, truncated=True), sampling_pass, 0)
+        if truncated.verdict != "truncated":
+            wrong.append((content, truncated))
     assert not wrong
 
 
@@ -222,7 +254,7 @@ def check_summary(seed):
     assert summary["kept_rationalized"] == len([1 for _, _, hinted in right if hinted])
     assert summary["kept"] == len(right) + 7 and summary["kept_from_earlier"] == 7
     assert summary["hints_kept"] == sum(e.hint_kept for e in own)
-    assert summary["kept_retokenized"] == len([1 for _, text, _ in right if text == "b"])
+    assert summary["kept_retokenized"] == len([1 for _, text, _ in right if text == "b"]) + 7
     classes = {p.id: p.category for p in problems}
     for name, kept in summary["kept_by_category"].items():
         assert kept["sampled"] == len([1 for i, _, hinted in right if not hinted and classes[i] == name])
@@ -230,23 +262,25 @@ def check_summary(seed):
     assert summary["problems_by_category"] == collections.Counter(classes.values())
 
 
-def sampled_text(tokenizer, token_ids, stops) -> str:
-    """The text that the sampler reports for these ids: cut before the first stop."""
-    text = tokenizer.decode(token_ids)
-    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
-
-
 def check_completion_ids(tokenizer, texts, stops, pick) -> collections.Counter:
-    """Against all prefixes of the sampled ids, by brute force; returns how often the text was cut inside a token."""
+    """Against all prefixes of the sampled ids, by brute force; returns how often the text was cut inside a token.
+
+    As many sampled ids as possible, then the ids of the rest of the text.
+    """
     counts = collections.Counter()
     for text in texts:
         token_ids = tuple(pick(text))
-        one = completion(PROBLEMS[0], text=sampled_text(tokenizer, token_ids, stops), token_ids=token_ids)
-        prefixes = [token_ids[:n] for n in range(len(token_ids) + 1)]
-        fitting = [ids for ids in prefixes if tokenizer.decode(ids) == one.text]
-        ids = selection.completion_ids(tokenizer, one)
-        assert ids == (fitting[0] if fitting else ()), (text, token_ids)
-        counts["cut" if not fitting else "whole"] += 1
+        kept, _ = stop_strings.text_before(tokenizer.decode_bytes(token_ids), stops)
+        one = completion(PROBLEMS[0], text=kept, token_ids=token_ids)
+        possible = {}  # end -> the ids up to there, and those of the rest
+        for end in range(len(token_ids) + 1):
+            data = tokenizer.decode_bytes(token_ids[:end])
+            if kept.encode().startswith(data) and "\ufffd" not in data.decode(errors="replace"):
+                rest = tokenizer.encode_continuation(kept[len(data.decode()) :])
+                possible.setdefault(data, ((*token_ids[:end], *rest), len(rest)))
+        expected = possible[max(possible, key=len)]
+        assert selection.completion_ids(tokenizer, one) == expected, (text, token_ids)
+        counts["cut" if expected[1] else "whole"] += 1
     return counts
 
 
@@ -254,15 +288,13 @@ def test_completion_ids_are_the_sampled_ids_of_the_text(shared_dir):
     rng = np.random.default_rng(0)
     stops = ("\n\n", "Q:", "é")
     texts = ["".join(rng.choice(["a", "é", "\n", "Q:", " b", "字"], 8)) for _ in range(200)]
-    cut = check_completion_ids(BYTES, [*texts, ""], stops, lambda text: [*BYTES.encode(text), BYTES.end_of_text])
+    cut = check_completion_ids(BYTES, [*texts, ""], stops, lambda text: [*BYTES.encode(text), BYTES.end_ids[0]])
     assert cut["cut"] == 0
-    # A budget may end inside a letter: the text ends with U+FFFD and the ids are all that was sampled.
-    assert check_completion_ids(BYTES, texts, stops, lambda text: BYTES.encode(text)[:7])["cut"] == 0
     symbols = SymbolTokenizer(Arithmetic.symbols)
     words = [" ".join(rng.choice(Arithmetic.symbols, 12)) for _ in range(100)]
     assert check_completion_ids(symbols, words, ("\n", "3 ,"), symbols.encode)["whole"] > 90
 
-    gpt2 = Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
+    gpt2 = load_directory(shared_dir / "data" / "gpt2")
     id_of = {piece: i for i, piece in enumerate(gpt2.pieces)}
 
     def any_tokens(text):
@@ -276,29 +308,37 @@ def test_completion_ids_are_the_sampled_ids_of_the_text(shared_dir):
     texts = ["A hen lives here.\nQ: and", "the answer is 7.\n\n\nQ:", "é字 so 10 Q: é"] * 60
     counts = check_completion_ids(gpt2, texts, ("e.\nQ", "\n\n", "er i"), any_tokens)
     assert counts["cut"] > 20 and counts["whole"] > 20
-    truncated = check_completion_ids(gpt2, texts, (), lambda text: any_tokens(text)[: rng.integers(1, 9)])
-    assert truncated["cut"] == 0
+
+
+def test_a_sampled_replacement_character_is_not_mistaken_for_half_of_one():
+    ids = BYTES.encode("a\ufffd")
+    for end in ((), (256,)):
+        one = completion(PROBLEMS[0], text="a\ufffd", token_ids=(*ids, *end))
+        assert selection.completion_ids(BYTES, one) == (tuple(ids), 0)
 
 
 def test_training_uses_the_tokens_that_were_sampled(shared_dir):
-    """A text in non-canonical tokens is trained on as sampled; one that a stop cut inside a token is encoded again."""
-    gpt2 = Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
+    """A text in non-canonical tokens is trained on as sampled; of a token that a stop cut, the rest is encoded."""
+    gpt2 = load_directory(shared_dir / "data" / "gpt2")
     id_of = {piece: i for i, piece in enumerate(gpt2.pieces)}
     as_sampled = [id_of[piece] for piece in (b" th", b"ere", b"fore", b" 3", b"3")]
     text = " therefore 33"
     assert gpt2.decode(as_sampled) == text and gpt2.encode(text) != as_sampled
     stopped = (*gpt2.encode(" so it is"), id_of[b" nine"])
     completions = [
-        completion(PROBLEMS[0], text=text, token_ids=(*as_sampled, gpt2.end_of_text)),
+        completion(PROBLEMS[0], text=text, token_ids=(*as_sampled, gpt2.end_ids[0])),
         completion(PROBLEMS[1], text=" so it is ni", token_ids=stopped),
     ]
     examples = keep(completions, PROBLEMS[:2], gpt2)
-    assert [e.token_ids for e in examples] == [tuple(as_sampled), ()]
-    assert selection.summary(1, PROBLEMS[:2], completions, [], examples)["kept_retokenized"] == 1
+    cut = [*gpt2.encode(" so it is"), *gpt2.encode(" ni")]
+    assert [e.token_ids for e in examples] == [tuple(as_sampled), tuple(cut)]
+    assert [e.retokenized for e in examples] == [0, len(gpt2.encode(" ni"))]
+    summary = selection.summary(1, PROBLEMS[:2], completions, [], examples)
+    assert (summary["kept_retokenized"], summary["retokenized_problems"]) == (1, ["t-1"])
     rows = packing.pack(examples, gpt2, 256, seed=0)
-    for example, ids in zip(examples, (as_sampled, gpt2.encode(" so it is ni")), strict=True):
+    for example, ids in zip(examples, (as_sampled, cut), strict=True):
         tokens, weights = packing.tokenize(example, gpt2)
-        expected = [*gpt2.encode(example.prompt), *ids, gpt2.end_of_text]
+        expected = [*gpt2.encode(example.prompt), *ids, gpt2.end_ids[0]]
         assert tokens.tolist() == expected and weights.sum() == len(ids) + 1
         packed = rows.tokens_RT[0].tobytes()
         assert np.array(expected, np.int32).tobytes() in packed

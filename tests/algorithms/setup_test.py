@@ -2,9 +2,11 @@
 
 import dataclasses
 import importlib.util
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from star_jax import config, tokenizers
@@ -13,10 +15,13 @@ from star_jax.algorithms.run import Run
 from star_jax.errors import InputError
 from star_jax.evaluation import generate
 from star_jax.evaluation.prompts import PromptEncoder
-from star_jax.models import decoder
-from star_jax.records import write_lines
-from star_jax.tokenizers import byte_level_bpe
+from star_jax.models import families
+from star_jax.records import Problem, write_lines
+from star_jax.tasks.arithmetic import Arithmetic
+from star_jax.tokenizers.simple import SymbolTokenizer
 from star_jax.weights import checkpoint
+from star_jax.weights.sources import location
+from tests.support import gguf as written
 from tests.support.models import TINY, numpy_params
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -39,11 +44,11 @@ def settings(name: str, **changes) -> config.Config:
                                             ("arithmetic_gptj", "")])  # fmt: skip
 def test_every_real_prompt_fits_gpt_j_and_every_training_text_its_row(shared_dir, record_property, name, data):
     """Shots, problem and budget of every problem, in GPT-2's tokens, hinted too; only few references are longer."""
-    words = byte_level_bpe.Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
+    words = tokenizers.load_directory(shared_dir / "data" / "gpt2")
     changes = {"task__data_dir": str(shared_dir / "data" / data)} if data else {"task__train_per_length": 200}
     typed = settings(name, **changes)
     task = typed.make_task()
-    prompts = PromptEncoder(task, words, generate.prompts_of(typed, 1))
+    prompts = PromptEncoder(task, words, generate.prompts_of(typed, task, 1))
     for split in ("train", "dev", "test"):
         found = setup._prompt_lengths(typed, prompts, split, task.problems(split))
         record_property(f"{name} {split}", found)
@@ -56,11 +61,22 @@ def test_every_real_prompt_fits_gpt_j_and_every_training_text_its_row(shared_dir
         assert shots + found["body_tokens_max"] + found["new_tokens_budget"] + 1 <= typed.train.row_tokens
 
 
+def test_a_split_that_shares_problems_with_train_is_warned_of(caplog):
+    train = [Problem(f"train-{i}", f"q{i}", "1") for i in range(5)]
+    dev = [Problem(f"dev-{i}", f"q{i}", "1") for i in range(3, 9)]
+    setup._warn_of_shared_problems("train", train, train)
+    setup._warn_of_shared_problems("dev", dev[2:], train)
+    assert not caplog.messages
+    setup._warn_of_shared_problems("dev", dev, train)
+    (message,) = caplog.messages
+    assert message.startswith("dev: 2 of 6 problems are also train problems, the first is 'dev-3'")
+
+
 def test_a_prompt_that_leaves_no_room_is_named_before_anything_is_done():
     typed = settings("arithmetic", task__train_per_length=3)
     typed = dataclasses.replace(typed, model=dataclasses.replace(TINY, max_positions=100))
     task = typed.make_task()
-    prompts = PromptEncoder(task, tokenizers.make("symbols", task.symbols), generate.prompts_of(typed, 1))
+    prompts = PromptEncoder(task, tokenizers.make("symbols", task.symbols), generate.prompts_of(typed, task, 1))
     with pytest.raises(InputError, match=r"train problem 'train-\d-\d+': 0 tokens of shots.*exceed the model's 100"):
         setup._prompt_lengths(typed, prompts, "train", task.problems("train"))
 
@@ -69,7 +85,7 @@ def test_a_prompt_that_leaves_no_room_is_named_before_anything_is_done():
 def base(tmp_path_factory) -> Path:
     """A model of the TINY sizes with no tokenizer."""
     directory = tmp_path_factory.mktemp("base") / "model"
-    checkpoint.save_model(directory, decoder.GPT(TINY), numpy_params(TINY), None)
+    checkpoint.save_model(directory, families.build(TINY), numpy_params(TINY), None)
     return directory
 
 
@@ -99,7 +115,8 @@ MISFITS = [
     ({"base__path": "no/such/model"}, "no/such/model"),
     ({"mesh__data": 8, "train__batch_rows": 12}, "12 rows do not divide over 8 devices"),
     ({"mesh__data": 1, "mesh__fsdp": 3, "train__batch_rows": 12}, "mesh.fsdp: 3 does not divide the 32 of"),
-    ({"mesh__data": 1, "mesh__tensor": 8}, "mesh.tensor: 8 does not divide the"),
+    ({"mesh__data": 1, "mesh__tensor": 8}, "mesh.tensor: 8 does not divide the model's 2 KV heads"),
+    ({"mesh__data": 8, "sampling__tensor": 4}, "sampling.tensor: 4 does not divide the model's 2 KV heads"),
 ]
 
 
@@ -110,9 +127,28 @@ def test_what_does_not_fit_is_refused_before_the_directory_is_made(base, tmp_pat
         assert not (tmp_path / "run").exists(), changes
 
 
+def test_a_token_id_beyond_the_embedding_is_refused_before_the_directory_is_made(base, tmp_path, monkeypatch):
+    """A BOS is never sampled, so the tokenizer's vocabulary does not count it."""
+    monkeypatch.setattr(SymbolTokenizer, "bos_id", 20)
+    with pytest.raises(
+        InputError, match=r"a text has the token id 20 and the model ids 0 to 19: .* give the model's own tokenizer"
+    ):
+        opened(base, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(SymbolTokenizer, "bos_id", 19)
+    assert opened(base, tmp_path / "run").tokenizer.bos_id == 19
+
+
+def test_a_stop_that_the_tokenizer_cannot_write_is_refused_before_the_directory_is_made(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(Arithmetic, "stop", ("\n\n", "Question:"))
+    with pytest.raises(InputError, match=r"the stop string 'Question:': no symbol for"):
+        opened(base, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_rotary_positions_may_be_more_or_fewer_than_the_base_had(base, tmp_path):
     run = opened(base, tmp_path / "run", model__max_positions=300)
-    assert run.model.config.max_positions == 300 and run.config.model == run.model.config
+    assert run.model.spec.max_positions == 300 and families.build(run.config.model) == run.model
 
 
 def test_a_second_opening_has_the_same_config_and_writes_nothing(base, tmp_path):
@@ -134,10 +170,41 @@ def test_problems_that_differ_from_the_run_s_are_refused(base, tmp_path, monkeyp
     assert (tmp_path / "run" / "problems_train.jsonl").read_bytes() == before
 
 
-def test_damaged_problems_are_written_again(base, tmp_path):
+def test_damaged_problems_are_named_and_written_again_once_they_are_deleted(base, tmp_path):
+    """They are not stored as the problems of before a change of the data."""
     opened(base, tmp_path / "run").close()
     path = tmp_path / "run" / "problems_train.jsonl"
     before = path.read_bytes()
     path.write_bytes(before[:-5])
+    with pytest.raises(InputError, match=r"problems_train\.jsonl: damaged or edited.*delete the file"):
+        opened(base, tmp_path / "run")
+    path.unlink()
     opened(base, tmp_path / "run").close()
-    assert path.read_bytes() == before
+    assert path.read_bytes() == before and not list((tmp_path / "run").glob("earlier_*"))
+
+
+def test_provenance_names_the_package_of_the_base_and_continuing_does_not_need_it(tmp_path, monkeypatch):
+    """A GGUF file in a pip package. Another version of the package is another base, until the run has its own copy."""
+    pytest.importorskip("gguf")
+    package = tmp_path / "site" / "package_with_a_model"
+    package.mkdir(parents=True)
+    written.write(package / "model.gguf", "llama", written.torch_model("llama"))
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    model = location.PipModel("numpy", "x", (("package_with_a_model", "model.gguf"),), "model.gguf", "")
+    monkeypatch.setitem(location.PACKAGES, "tiny", model)
+    sizes = {"model__max_positions": 0, "model__architecture": ""}
+    run = opened("pip:tiny", tmp_path / "run", **sizes)
+    run.close()
+    assert run.model.spec.family == "llama" and run.config.base.path == "pip:tiny"
+
+    def base_in_provenance() -> str:
+        return json.loads((tmp_path / "run" / "provenance.json").read_text())["world"]["base"]
+
+    assert base_in_provenance() == f"numpy {np.__version__}: model.gguf"
+    monkeypatch.setitem(location.PACKAGES, "tiny", model._replace(file="other.gguf"))
+    with pytest.raises(InputError, match=r"different settings: base was .*model\.gguf.*other\.gguf"):
+        opened("pip:tiny", tmp_path / "run", **sizes)
+    checkpoint.save_model(run.weights.directory(0), run.model, setup.make_base(run), run.tokenizer)
+    monkeypatch.delitem(location.PACKAGES, "tiny")
+    opened("pip:tiny", tmp_path / "run", **sizes).close()
+    assert base_in_provenance() == f"numpy {np.__version__}: model.gguf"

@@ -136,10 +136,11 @@ def test_steps_that_fail_the_check_are_not_kept_and_tried_again(base, tmp_path, 
 @pytest.mark.slow
 def test_longer_sums_join_in_their_iteration(base, tmp_path):
     task = dict(task__max_digits=1, replication__later_digits=2, replication__later_from=2, task__eval_digits=3)
-    run_dir = run_with(base, tmp_path, **task, star__problems_per_iteration=20)
+    # Fine-tuning changes nearly nothing: the base solves some sums of one digit, and each iteration has to keep some.
+    run_dir = run_with(base, tmp_path, **task, star__problems_per_iteration=40, optimizer__learning_rate=1e-6)
     for n, expected in ((1, {"1"}), (2, {"1", "2"})):
         ids = [c.problem_id for c in completions(run_dir, n)]
-        assert {name.split("-")[1] for name in ids} == expected and len(ids) == 20
+        assert {name.split("-")[1] for name in ids} == expected and len(ids) == 40
     by_category = run_dir.read_json(run_dir.path(0, "eval_dev.json"))["by_category"]
     assert list(by_category) == ["1 digit", "2 digits", "3 digits"]
 
@@ -158,7 +159,7 @@ def with_moments(base, tmp_path_factory):
     """A base with Adam moments, as star_jax.convert --moments leaves them: (directory, moments)."""
     directory = tmp_path_factory.mktemp("moments") / "base"
     shutil.copytree(base, directory)
-    config = checkpoint.load_config(directory)
+    config = checkpoint.load_spec(directory)
     first = jax.tree.map(jax.numpy.asarray, numpy_params(config, seed=1, scale=1e-2))
     second = jax.tree.map(lambda leaf: jax.numpy.asarray(np.abs(leaf)), numpy_params(config, seed=2, scale=1e-2))
     for which, tree in (("first", first), ("second", second)):
@@ -212,4 +213,4 @@ def test_gpt_2_goes_through_the_loop(tmp_path):
     star.run(small_config(model__architecture="gpt2", model__rotary_dim=0, star__iterations=1), tmp_path)
     assert {e.source for e in kept(RunDirectory(tmp_path), 1)} == {"sampled", "rationalized"}
     model, params = checkpoint.load_model(RunDirectory(tmp_path).path(1, "params"))
-    assert model.config.is_gpt2 and "head" not in params and isinstance(model, decoder.GPT)
+    assert model.spec.family == "gpt2" and "head" not in params and isinstance(model, decoder.Decoder)

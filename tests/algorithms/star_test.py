@@ -15,6 +15,7 @@ from star_jax.algorithms import setup, star
 from star_jax.distributed import processes
 from star_jax.errors import InputError
 from star_jax.evaluation.prompts import PromptEncoder
+from star_jax.report import run_data
 from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling import sampler
 from star_jax.tasks.few_shot import PromptSet
@@ -80,7 +81,7 @@ def test_sampled_ids_and_log_probabilities_are_stored_and_trained_on(finished):
         assert packing.tokenize(example, tokenizer)[0].tolist() == [
             *prompt_ids,
             *example.token_ids,
-            tokenizer.end_of_text,
+            tokenizer.end_ids[0],
         ]
 
 
@@ -288,7 +289,7 @@ def test_shots_precede_every_prompt_until_they_are_dropped(base, tmp_path, monke
     everyone = [p for split in ("train", "dev") for p in task.problems(split)]
     answers = {task.render(p, hint=True): task.reference(p) for p in everyone}
     answers |= {task.render(p): task.reference(p) for p in everyone if p.id.endswith(("0", "2", "4", "6", "8"))}
-    encode, encoded_texts, made = SymbolTokenizer.encode, [], []
+    encode, encoded_texts, for_sampling, made = SymbolTokenizer.encode, [], [], []
 
     def body_of(prompt):
         return SymbolTokenizer(task.symbols).split_parts(prompt.prefix, prompt.body)[1]
@@ -308,7 +309,14 @@ def test_shots_precede_every_prompt_until_they_are_dropped(base, tmp_path, monke
         return render(self, task, problem, hint)
 
     monkeypatch.setattr(PromptSet, "prompt", rendering)
-    monkeypatch.setattr(PromptEncoder, "_encode", lambda self, prompt: made.append(make(self, prompt)) or made[-1])
+
+    def encoding(self, prompt):
+        before = len(encoded_texts)
+        made.append(make(self, prompt))
+        for_sampling.extend(encoded_texts[before:])  # training encodes the stored prompts once more
+        return made[-1]
+
+    monkeypatch.setattr(PromptEncoder, "_encode", encoding)
     monkeypatch.setattr(SymbolTokenizer, "encode", lambda self, text: encoded_texts.append(text) or encode(self, text))
     monkeypatch.setattr(sampler.Sampler, "stream", answer)
     run_dir = run_with(
@@ -326,7 +334,7 @@ def test_shots_precede_every_prompt_until_they_are_dropped(base, tmp_path, monke
         assert not any("Target: " in e.prompt for e in examples)
     assert len(renders) == len(set(renders)) == len(made), "a prompt was rendered or encoded twice"
     with_shots = [body_of(prompt.prompt) for prompt in made if prompt.prompt.prefix]
-    assert sorted(with_shots) == sorted(text for text in encoded_texts if text.startswith("\n\nInput"))
+    assert sorted(with_shots) == sorted(text for text in for_sampling if text.startswith("\n\nInput"))
 
 
 @pytest.mark.slow
@@ -408,7 +416,7 @@ def test_on_other_devices_it_continues_with_the_same_problems_and_data(base, tmp
         star.run(config, tmp_path / "moved")
     before = losses(tmp_path / "moved")
     meshes = setup.meshes
-    monkeypatch.setattr(setup, "meshes", lambda config: meshes(config, jax.devices()[:2]))
+    monkeypatch.setattr(setup, "meshes", lambda config, spec: meshes(config, spec, jax.devices()[:2]))
     star.run(config, tmp_path / "moved")
     whole, moved = losses(tmp_path / "whole"), losses(tmp_path / "moved")
     assert max(step for _, step in before) < 6 and whole.keys() == moved.keys()
@@ -416,3 +424,29 @@ def test_on_other_devices_it_continues_with_the_same_problems_and_data(base, tmp
     np.testing.assert_allclose([*whole.values()], [moved[key] for key in whole], rtol=1e-5)
     for name in ("samples.jsonl", "rationalizations.jsonl", "kept.jsonl", "kept.safetensors"):
         assert (tmp_path / f"moved/iter_001/{name}").read_bytes() == (tmp_path / f"whole/iter_001/{name}").read_bytes()
+
+
+def test_samples_of_other_data_are_never_kept(finished, tmp_path):
+    """Stopped after sampling and continued with --allow_changes and other problems: refused, then as advised."""
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(workdir / "iter_002")
+    for pattern in ("rationalizations.*", "kept.*", "*.json", "eval_dev.*", "DONE"):
+        for path in (workdir / "iter_001").glob(pattern):
+            path.unlink()
+    shutil.rmtree(workdir / "iter_001" / "params")
+    samples = (workdir / "iter_001/samples.jsonl").read_bytes()
+    other = small_config(task__seed=1, star__iterations=1)
+    with pytest.raises(InputError, match=r"iter_001/samples\.jsonl: .*another question.*delete samples\.jsonl"):
+        star.run(other, workdir, allow_changes=True)
+    assert (workdir / "iter_001/samples.jsonl").read_bytes() == samples
+    (workdir / "iter_001/samples.jsonl").unlink()
+    star.run(other, workdir, allow_changes=True)
+    problems = {problem.key: problem for problem in other.make_task().problems("train")}
+    examples = kept(RunDirectory(workdir), 1)
+    assert examples and all(problems[example.problem_key].question in example.prompt for example in examples)
+    run = run_data.read_run(workdir)
+    assert run_data.train_problems(run).keys() == problems.keys() | {
+        problem.key for problem in small_config().make_task().problems("train")
+    }
+    assert run.iterations[0].evaluation.problem_set != run.iterations[1].evaluation.problem_set
+    assert run.best == 1  # the base was evaluated on other problems

@@ -18,7 +18,7 @@ from star_jax.report.marks.estimates import Cell
 from star_jax.report.samples import SOURCES
 from tests.support.commands import python
 from tests.support.marks import extend, items_of, mark
-from tests.support.report_runs import KEPT, MARK_CATEGORIES, make_kept_run, make_run, put
+from tests.support.report_runs import KEPT, MARK_CATEGORIES, make_kept_run, make_run, match_contents, put
 
 HOSTILE = "steps\nmark: sound\n\nitem: 1\r\n| mark: w\n# no\u2028mark: l\x85mark: o\x00\x1b[2J\n"
 
@@ -200,6 +200,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     run = make_kept_run(tmp_path / "run")
     problems = [Problem(f"train-{c}-{i}", "q", "a", "[red]:x: \n") for c in range(3) for i in range(60)]
     put(run / "problems_train.jsonl", problems)
+    match_contents(run)
     result = python("-m", "star_jax.audit", f"--workdir={run}", "--n=4")
     assert (result.returncode, result.stderr) == (0, "") and "4 items, 4 of them new; 0 marked" in result.stdout
     assert f"Then: python -m star_jax.report --workdir={run}" in result.stdout and "[red]:x:" in result.stdout

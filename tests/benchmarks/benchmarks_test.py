@@ -12,7 +12,7 @@ import pytest
 
 from star_jax.algorithms import star
 from star_jax.config import GPTJ_6B, ModelConfig
-from star_jax.models import decoder
+from star_jax.models import families
 from star_jax.preflight import budget
 from tests.support.runs import small_config
 
@@ -117,6 +117,39 @@ def test_gpt_j_s_tables_at_a_tiny_size(capsys):
     assert re.search(r"transformers' generate: (4 rows, .* new tokens/s|torch or transformers is absent)", printed)
 
 
+@pytest.mark.slow
+def test_the_gpu_models_tables_at_a_tiny_size(capsys):
+    """The script asserts that the kernels, emulated here, compute what the dense backend does."""
+    sizes = ["--layers=2", "--width=64", "--slots=4", "--prefix=32", "--body=16", "--new_tokens=8", "--rows=2",
+             "--row_tokens=64", "--steps=2", "--probe_mib=4", "--probe_side=64", "--heads=4",
+             "--slot_count=24", "--limit=3000"]  # fmt: skip
+    load("gpu_models").main(sizes)
+    printed = capsys.readouterr().out
+    rows = re.findall(r"^ +(64|80|128|256) +[14] +(?:0|24) +0\.0\d+", printed, re.MULTILINE)
+    assert len(rows) == 4 * 3, printed
+    numbers = r"-?[\d,]+(?:\.\d+)?"
+    for line in (
+        rf"decode: +{numbers} tokens/s, {numbers} ms per step; floor {numbers} ms, {numbers}% of the bandwidth",
+        rf"prefill: +{numbers} tokens/s, {numbers} TFLOP/s, {numbers}% of the matrix rate",
+        rf"train step, 2 of 2 layers, 2 x 64 tokens, float32 Adam, remat full, loss {numbers}",
+        rf"first {numbers} s, then {numbers} s; {numbers} tokens/s; MFU {numbers}% \(goal 50 %\)",
+    ):
+        assert len(re.findall(line, printed)) == 2, (line, printed)  # of GPT-J and of Llama
+
+
+@pytest.mark.slow
+def test_a_second_start_reads_compiled_programs():
+    """Two starts of a tiny model: every phase has a row, and the second one finds compiled programs."""
+    phases = load("startup").PHASES
+    flags = ["--model=gpt-2", "--layers=2", "--prefix=32", "--body=16", "--slots=4", "--new_tokens=8"]
+    printed = run("startup.py", *flags)
+    tables = [[line.split() for line in table.splitlines()] for table in printed.split("second start")]
+    first, second = ({row[0]: [float(x) for x in row[1:]] for row in rows if row[0] in phases} for rows in tables)
+    for table in (first, second):
+        assert list(table) == list(phases) and all(len(row) == 6 for row in table.values()), printed
+    assert first["engine"][5] == 0 and second["engine"][5] >= 1, printed
+
+
 def test_gpt_j_s_benchmark_needs_neither_seqio_nor_tensorflow_nor_ml_collections():
     """A machine with a GPU may have nothing but jax, flax, optax and orbax."""
     hide = "for name in ('seqio', 'tensorflow', 'clu', 'ml_collections', 'tqdm', 'torch'): sys.modules[name] = None"
@@ -132,14 +165,14 @@ def test_the_least_work_of_gpt_j_6b_by_hand():
     least_work = load("least_work")
     cfg = ModelConfig(**GPTJ_6B, compute_dtype="bfloat16")
     lengths = budget.Lengths(prefix=785, body=55, new=96)
-    weights = 2 * (budget.parameter_count(decoder.GPT(cfg)) - 50400 * 4096)
+    weights = 2 * (budget.parameter_count(families.spec_of(cfg)) - 50400 * 4096)
     assert weights == pytest.approx(12.1e9 - 0.413e9, rel=2e-3)
     blocks, head = 28 * 12 * 4096**2, 50400 * 4096  # biases and norms are a thousandth
     token_flops = 2 * (blocks + head) + 4 * 28 * 4096 * (785 + 55 + 95 / 2)
     for slots in (64, 256, 512):
-        work = least_work.sampling(cfg, slots, slots, lengths)
+        work = least_work.sampling(families.build(cfg), slots, slots, lengths)
         assert work.decode_steps == 95
         assert work.decode_bytes / 95 == pytest.approx(weights + 458_752 * (785 + slots * (55 + 48)))
         assert work.decode_flops == pytest.approx(slots * 95 * token_flops, rel=1e-3)
-        twice = least_work.sampling(cfg, 2 * slots, slots, lengths)
+        twice = least_work.sampling(families.build(cfg), 2 * slots, slots, lengths)
         assert twice.decode_bytes == 2 * work.decode_bytes and twice.decode_flops == 2 * work.decode_flops

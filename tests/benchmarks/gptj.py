@@ -37,7 +37,7 @@ from jax.sharding import Mesh
 
 from star_jax import config
 from star_jax.distributed import sharding
-from star_jax.models import decoder
+from star_jax.models import decoder, families
 from star_jax.models.decoder import DecodeParams
 from star_jax.preflight import budget
 from star_jax.records import EncodedPrompt, Prompt
@@ -63,9 +63,9 @@ def main(argv: list[str] | None = None) -> None:
     peer = transformers_line(args)  # first: JAX then reserves the device's memory
     settings = sizes(args)
     cfg = settings.model
-    model, mesh = decoder.GPT(cfg), sharding.make_mesh(config.MeshConfig(data=1))
+    model, mesh = families.build(cfg), sharding.make_mesh(config.MeshConfig(data=1))
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}: {cfg.n_layers} layers, d_model {cfg.d_model}, "
-          f"{budget.parameter_count(model):,} parameters")  # fmt: skip
+          f"{budget.parameter_count(model.spec):,} parameters")  # fmt: skip
     speed = Speed(
         args.matrix_rate * 1e12 or machine.matrix_rate(args.probe_side, "bfloat16"),
         args.bandwidth * 1e12 or copy_rate(args.probe_mib),
@@ -134,7 +134,7 @@ def copy_rate(mib: int) -> float:
     return 2.0 * source.nbytes / min(machine.best(lambda f=f: f(source), turns=3, calls=10) for f in functions)
 
 
-def random_params(model: decoder.GPT, mesh: Mesh, dtype: str = "bfloat16") -> decoder.Params:
+def random_params(model: decoder.Decoder, mesh: Mesh, dtype: str = "bfloat16") -> decoder.Params:
     """Normal weights of standard deviation 0.02, made on the device leaf by leaf; end-of-text is never sampled."""
     shapes, tree = jax.tree.flatten(placement.sharded_shapes(model, mesh, dtype))
     make = jax.jit(lambda key, like: 0.02 * jax.random.normal(key, like.shape, like.dtype), static_argnums=1)
@@ -142,7 +142,7 @@ def random_params(model: decoder.GPT, mesh: Mesh, dtype: str = "bfloat16") -> de
     leaves = [jax.device_put(make(key, like), like.sharding) for key, like in zip(keys, shapes, strict=True)]
     params = jax.tree.unflatten(tree, leaves)
     head = params["head"]
-    return {**params, "head": {**head, "bias": head["bias"].at[ByteTokenizer().end_of_text].set(-1e4)}}
+    return {**params, "head": {**head, "bias": head["bias"].at[ByteTokenizer().end_ids[0]].set(-1e4)}}
 
 
 def requests_of(args: argparse.Namespace, count: int, seed: int) -> list[Request]:
@@ -159,7 +159,7 @@ def requests_of(args: argparse.Namespace, count: int, seed: int) -> list[Request
 
 
 def make_sampler(
-    args: argparse.Namespace, model: decoder.GPT, params: decoder.Params, slots: int
+    args: argparse.Namespace, model: decoder.Decoder, params: decoder.Params, slots: int
 ) -> tuple[Sampler, DecodeParams]:
     """A sampler and its weights, on the devices of `params`."""
     spec = SamplerSpec(
@@ -172,12 +172,12 @@ def make_sampler(
 def ending_at_once(params: DecodeParams) -> DecodeParams:
     """Weights with which every row ends with its first token: the same program runs the prefill and one step."""
     head = params.rest["head"]
-    bias = head["bias"].at[ByteTokenizer().end_of_text].set(1e4)
+    bias = head["bias"].at[ByteTokenizer().end_ids[0]].set(1e4)
     return params._replace(rest={**params.rest, "head": {**head, "bias": bias}})
 
 
 def time_decoding(
-    args: argparse.Namespace, model: decoder.GPT, params: decoder.Params, slots: int, speed: Speed
+    args: argparse.Namespace, model: decoder.Decoder, params: decoder.Params, slots: int, speed: Speed
 ) -> None:
     """Prints the rates of decoding and of prefill; one row per slot."""
     requests, (ours, weights) = requests_of(args, slots, seed=0), make_sampler(args, model, params, slots)
@@ -187,7 +187,7 @@ def time_decoding(
     assert {len(sample.token_ids) for sample in ours.sample(ending, requests)} == {1}
     whole, prefill = (machine.best(lambda w=w: ours.sample(w, requests) and (), turns=2) for w in (weights, ending))
     lengths = budget.Lengths(args.prefix, args.body, args.new_tokens)
-    work = least_work.sampling(model.config, slots, slots, lengths)
+    work = least_work.sampling(model, slots, slots, lengths)
     decode, floor, steps = whole - prefill, work.decode_bytes / speed.bytes, work.decode_steps
     print(f"\n{slots} slots, {memory()}; first call {first:.1f} s")
     print(f"  decode:  {slots * steps / decode:10,.0f} tokens/s, {1e3 * decode / steps:.2f} ms per step; "
@@ -198,7 +198,7 @@ def time_decoding(
           f"{rate / speed.flops:.1%} of the matrix rate")  # fmt: skip
 
 
-def time_sampling_pass(args: argparse.Namespace, model: decoder.GPT, params: decoder.Params, name: str) -> float:
+def time_sampling_pass(args: argparse.Namespace, model: decoder.Decoder, params: decoder.Params, name: str) -> float:
     """Seconds of one pass over all problems, prefix included, after compilation."""
     slots = args.loop_slots or args.slots[-1]
     ours, weights = make_sampler(args, model, params, slots)
@@ -208,7 +208,7 @@ def time_sampling_pass(args: argparse.Namespace, model: decoder.GPT, params: dec
     samples = ours.sample(weights, requests)
     seconds = time.perf_counter() - started
     lengths = budget.Lengths(args.prefix, args.body, args.new_tokens)
-    steps = least_work.sampling(model.config, args.problems, slots, lengths).decode_steps
+    steps = least_work.sampling(model, args.problems, slots, lengths).decode_steps
     tokens = sum(len(sample.token_ids) for sample in samples)
     print(f"\n{name}: {args.problems} problems, {slots} slots: {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s; "
           f"{steps} decode steps at least")  # fmt: skip
@@ -216,11 +216,11 @@ def time_sampling_pass(args: argparse.Namespace, model: decoder.GPT, params: dec
 
 
 def time_training(
-    args: argparse.Namespace, settings: config.Config, model: decoder.GPT, mesh: Mesh, speed: Speed
+    args: argparse.Namespace, settings: config.Config, model: decoder.Decoder, mesh: Mesh, speed: Speed
 ) -> dict[str, float]:
     """Seconds of the loop's restart from base ("load") and of its steps ("fine_tune")."""
     settings = choose_training(settings)
-    model, weights, adam = decoder.GPT(settings.model), settings.train.param_dtype, settings.optimizer
+    model, weights, adam = families.build(settings.model), settings.train.param_dtype, settings.optimizer
     params = random_params(model, mesh, weights)
     base = placement.to_host(params)
     jax.tree.map(lambda leaf: leaf.delete(), params)
@@ -242,7 +242,7 @@ def time_training(
         fine_tune = time.perf_counter() - started
     step_seconds, tokens = fine_tune / args.steps, args.rows * args.row_tokens
     plain = dataclasses.replace(settings, model=dataclasses.replace(settings.model, remat="none"))
-    mfu, hardware = (budget.train_flops(c) / step_seconds / speed.flops for c in (plain, settings))
+    mfu, hardware = (budget.train_flops(c, model.spec) / step_seconds / speed.flops for c in (plain, settings))
     print(f"\ntrain step: {args.rows} x {args.row_tokens} tokens, {weights} weights, {adam.moment_dtype} first moment, "
           f"remat {settings.model.remat}, loss {float(metrics['loss']):.3f}, {memory()}")  # fmt: skip
     print(f"  first {first:.1f} s, then {step_seconds:.3f} s; {tokens / step_seconds:,.0f} tokens/s; MFU {mfu:.1%}, "
@@ -262,7 +262,9 @@ def choose_training(settings: config.Config) -> config.Config:
             train=dataclasses.replace(settings.train, param_dtype=weights),
             optimizer=dataclasses.replace(settings.optimizer, moment_dtype=first),
         )
-        arguments, temporaries = budget.train_bytes(option, dict(data=1, fsdp=1, tensor=1))
+        arguments, temporaries = budget.train_bytes(
+            option, families.spec_of(option.model), dict(data=1, fsdp=1, tensor=1)
+        )
         fits = not limit or arguments + temporaries < limit
         print(f"  {weights} weights, {first} first moment, remat {remat}: {arguments / 2**30:.2f} + "
               f"{temporaries / 2**30:.2f} GiB, {'fits' if fits else 'does not fit'}")  # fmt: skip
@@ -270,10 +272,10 @@ def choose_training(settings: config.Config) -> config.Config:
     return chosen or option
 
 
-def rows_of(args: argparse.Namespace, model: decoder.GPT) -> dict[str, np.ndarray]:
+def rows_of(args: argparse.Namespace, model: decoder.Decoder) -> dict[str, np.ndarray]:
     """A batch of rows of one segment each, with loss on all tokens."""
     shape = (args.rows, args.row_tokens)
-    ids = np.random.default_rng(1).integers(0, model.config.vocab_size, shape).astype(np.int32)
+    ids = np.random.default_rng(1).integers(0, model.spec.vocab_size, shape).astype(np.int32)
     positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
     ones = np.ones(shape, np.int32)
     packed = packing.PackedRows(ids, positions, ones, ones.astype(np.float32), too_long=0, problem_ids=())

@@ -114,9 +114,8 @@ def settings(args: argparse.Namespace) -> config.Config:
     if args.digits:
         values.task.update(dict(max_digits=args.digits, train_per_length=args.problems, held_out_per_length=8))
     if args.base:
-        sizes = checkpoint.load_config(args.base)
         values.base.path = str(Path(args.base).absolute())
-        values.model.update({name: getattr(sizes, name) for name in config.SIZES})
+        values.model.update({"architecture": "", **dict.fromkeys(config.SIZES, 0)})  # the base's
     return config.from_dict(values)
 
 

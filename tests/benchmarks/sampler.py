@@ -32,7 +32,7 @@ import numpy as np
 
 from star_jax.config import MeshConfig, ModelConfig
 from star_jax.distributed import sharding
-from star_jax.models import decoder
+from star_jax.models import decoder, families
 from star_jax.models.decoder import DecodeParams
 from star_jax.records import EncodedPrompt, Prompt
 from star_jax.sampling import kv_cache
@@ -61,7 +61,7 @@ def main() -> None:
     problems = random.Random(0).sample(TASK.problems("train"), args.problems)
     prompts = [few_shot.load("arithmetic", args.shots, direct=False).prompt(TASK, p) for p in problems]
     mean = statistics.mean(len(TOKENIZER.encode(TASK.reference(p))) + 1 for p in problems)
-    model, params = decoder.GPT(CONFIG), weights_with_mean_length(mean)
+    model, params = families.build(CONFIG), weights_with_mean_length(mean)
     spec = SamplerSpec(TASK.stop, TASK.max_new_tokens, DECODING, slots=args.slots, queue=args.problems)
     mesh = sharding.sampling_mesh(sharding.make_mesh(MeshConfig(data=1)), 1)
     ours, weights = Sampler(model, TOKENIZER, mesh, spec), placement.to_decode_params(model, params, mesh)
@@ -90,7 +90,9 @@ def main() -> None:
     print(f"{'side':6}{'seconds':>9}{'tokens/s':>11}{'useful':>8}{'GFLOP':>8}{'GB':>7}{'floor, s':>10}{'away':>7}")
     median = {name: statistics.median(values) for name, values in seconds.items()}
     for name in sides:
-        flops, moved = least_work.mixed_sampling(CONFIG, prefix, bodies, news, args.slots, shared=name == "ours")
+        flops, moved = least_work.mixed_sampling(
+            families.spec_of(CONFIG), prefix, bodies, news, args.slots, shared=name == "ours"
+        )
         floor = max(flops / flops_per_second, moved / bytes_per_second)
         useful = sum(news) / (steps[name] * args.slots)
         print(f"{name:6}{median[name]:9.3f}{sum(news) / median[name]:11,.0f}{useful:8.0%}{flops / 1e9:8.1f}"
@@ -100,14 +102,8 @@ def main() -> None:
 
 def requests_of(prompts: list[Prompt], tokenizer: Tokenizer) -> list[Request]:
     """One request for each prompt, with its index as the seed. The prompts' shared prefix is encoded once."""
-    prefix_ids = tuple(tokenizer.encode(tokenizer.split_parts(prompts[0].prefix, "")[0]))
     return [
-        Request(
-            EncodedPrompt(
-                prompt, prefix_ids, tuple(tokenizer.encode(tokenizer.split_parts(prompt.prefix, prompt.body)[1]))
-            ),
-            str(i),
-        )
+        Request(EncodedPrompt(prompt, *tokenizer.encode_parts(prompt.prefix, prompt.body)), str(i))
         for i, prompt in enumerate(prompts)
     ]
 
@@ -184,12 +180,12 @@ def plain_batch(model, shape, params, tokens_BT, lengths_B, keys_B2, count, auto
 
 def weights_with_mean_length(mean: float) -> decoder.Params:
     """Random weights that sample the symbols nearly uniformly, and end-of-text after `mean` tokens on average."""
-    params = placement.unbox(jax.jit(functools.partial(decoder.init, decoder.GPT(CONFIG)))(jax.random.key(0)))
+    params = placement.unbox(jax.jit(functools.partial(decoder.init, families.build(CONFIG)))(jax.random.key(0)))
     budget, low, high = TASK.max_new_tokens, 1e-6, 1.0
     for _ in range(60):  # the mean of a geometric length, truncated at the budget, decreases with p
         p = (low + high) / 2
         low, high = (p, high) if (1 - (1 - p) ** budget) / p > mean else (low, p)
-    end, line = TOKENIZER.end_of_text, TOKENIZER.encode("\n")[0]
+    end, line = TOKENIZER.end_ids[0], TOKENIZER.encode("\n")[0]
     head = params["head"]
     head["kernel"] = 0.05 * head["kernel"].at[:, end].set(0)
     head["bias"] = head["bias"].at[end].set(np.log(p / (1 - p) * (end - 1))).at[line].set(-30.0)  # no "\n\n"

@@ -33,12 +33,11 @@ import numpy as np
 import plain_loop
 from sampler import machine_rates, requests_of
 
-from star_jax import config, tasks
+from star_jax import config, tasks, tokenizers
 from star_jax.distributed import sharding
-from star_jax.models import decoder
+from star_jax.models import decoder, families
 from star_jax.sampling.sampler import Sampler, SamplerSpec
 from star_jax.tasks import few_shot
-from star_jax.tokenizers import byte_level_bpe
 from star_jax.weights import placement
 
 SIZES = config.ModelConfig(8, 512, 8, 2048, 32, vocab_size=50400, max_positions=2048)
@@ -77,20 +76,20 @@ class Work:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.config = dataclasses.replace(SIZES, n_layers=args.layers)
-        self.words = byte_level_bpe.Gpt2Tokenizer.load(Path(args.tokenizer))
+        self.words = tokenizers.load_directory(Path(args.tokenizer))
         task = tasks.make("commonsense_qa", data_dir=args.data)
         shots = few_shot.load("commonsense_qa", 7, direct=False)
         self.dev = [shots.prompt(task, problem) for problem in task.problems("dev")[: args.problems]]
         self.train = [shots.prompt(task, problem) for problem in task.problems("train")[: args.stopping_problems]]
-        self.prefix = self.words.encode(self.words.split_parts(self.dev[0].prefix, "")[0])
-        self.bodies = [self.words.encode(self.words.split_parts(p.prefix, p.body)[1]) for p in self.dev]
+        encoded = [self.words.encode_parts(p.prefix, p.body) for p in self.dev]
+        self.prefix, self.bodies = list(encoded[0][0]), [list(body_ids) for _, body_ids in encoded]
         self.params = random_params(self.config)
         self.mesh = sharding.sampling_mesh(sharding.make_mesh(config.MeshConfig(data=1)), 1)
-        self.decode_params = placement.to_decode_params(decoder.GPT(self.config), self.params, self.mesh)
+        self.decode_params = placement.to_decode_params(families.build(self.config), self.params, self.mesh)
 
     def sampler(self, **options) -> Sampler:
         """A greedy sampler over all 50,400 rows of the vocabulary, like the other sides."""
-        sampler = Sampler(decoder.GPT(self.config), self.words, self.mesh, SamplerSpec(**options))
+        sampler = Sampler(families.build(self.config), self.words, self.mesh, SamplerSpec(**options))
         sampler.engine = dataclasses.replace(sampler.engine, vocab_used=self.config.vocab_size)
         return sampler
 
@@ -98,7 +97,7 @@ class Work:
 def random_params(cfg: config.ModelConfig) -> decoder.Params:
     """Normal weights of standard deviation 0.1, so that tokens differ; norms at their initial values."""
     rng = np.random.default_rng(0)
-    shapes = placement.unbox(placement.abstract_params(decoder.GPT(cfg)))
+    shapes = placement.unbox(placement.abstract_params(families.build(cfg)))
 
     def leaf_values(path, leaf):
         if "norm" in placement.leaf_name(path):
@@ -124,7 +123,9 @@ def whole_pass(args: argparse.Namespace, work: Work, rates: tuple[float, float])
             tokens[name] = sample()
             seconds[name] += [time.perf_counter() - started] * (turn > 0)
     bodies = [len(body) for body in work.bodies]
-    flops, moved = least_work.mixed_sampling(work.config, len(work.prefix), bodies, [new] * len(bodies), args.slots)
+    flops, moved = least_work.mixed_sampling(
+        families.spec_of(work.config), len(work.prefix), bodies, [new] * len(bodies), args.slots
+    )
     floor = flops / rates[0]
     print(f"{args.problems} problems after {len(work.prefix)} tokens, {new} new ones each; bodies of "
           f"{min(map(len, work.bodies))} to {max(map(len, work.bodies))}")  # fmt: skip

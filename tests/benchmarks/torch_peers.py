@@ -12,13 +12,14 @@ import numpy as np
 import torch
 import transformers
 
+from star_jax.models import families
 from star_jax.weights.sources import hf
 
 
 def load(config, params) -> torch.nn.Module:
     """star_jax's weights as GPTJForCausalLM, float32."""
     with tempfile.TemporaryDirectory() as folder:
-        hf.save(Path(folder) / "model", config, params, None, np.dtype(np.float32))
+        hf.save(Path(folder) / "model", families.spec_of(config), params, None, np.dtype(np.float32))
         return transformers.GPTJForCausalLM.from_pretrained(Path(folder) / "model", dtype=torch.float32).eval()
 
 

@@ -124,13 +124,11 @@ def serve(side: Iterator[dict[str, Any]]) -> None:
 
 def ours(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yields facts, then the loss of each step."""
-    import dataclasses
 
     import jax
 
     from star_jax.config import MeshConfig, OptimizerConfig
     from star_jax.distributed import sharding
-    from star_jax.models import decoder
     from star_jax.training import fine_tune
     from star_jax.weights import checkpoint
 
@@ -138,7 +136,7 @@ def ours(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     facts: dict[str, Any] = {"imported": resident()}
     mesh = sharding.make_mesh(MeshConfig(data=1))
     model, params = checkpoint.load_model(args.weights, mesh)
-    model = decoder.GPT(dataclasses.replace(model.config, remat=args.remat))
+    model = model.clone(remat=args.remat)
     adam = OptimizerConfig(weight_decay=WEIGHT_DECAY, clip_norm=0.0)
     state = fine_tune.initial_state(adam, params)
     batch = {name: sharding.put_rows(mesh, array) for name, array in rows(args).items()}
@@ -204,14 +202,14 @@ def write_weights(args: argparse.Namespace, directory: Path) -> None:
     """Writes random weights as a Hugging Face directory, which both sides read."""
     import jax
 
-    from star_jax.models import decoder
+    from star_jax.models import families
     from star_jax.weights import placement
     from star_jax.weights.sources import hf
 
     rng, config = np.random.default_rng(0), model_config(args)
-    shapes = placement.unbox(placement.abstract_params(decoder.GPT(config)))
+    shapes = placement.unbox(placement.abstract_params(families.build(config)))
     params = jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32), shapes)
-    hf.save(directory, config, params, None, np.dtype(np.float32))
+    hf.save(directory, families.spec_of(config), params, None, np.dtype(np.float32))
 
 
 def rows(args: argparse.Namespace) -> dict[str, np.ndarray]:
@@ -235,13 +233,13 @@ def rows(args: argparse.Namespace) -> dict[str, np.ndarray]:
 def table(args: argparse.Namespace, seconds: dict[str, float], facts: dict[str, dict[str, Any]]) -> None:
     import least_work
 
-    from star_jax.models import decoder
+    from star_jax.models import families
     from star_jax.preflight import budget
 
     config, packed = model_config(args), rows(args)
     tokens, with_loss = packed["tokens_RT"].size, int(packed["weights_RT"].sum())
-    count, rate = budget.parameter_count(decoder.GPT(config)), machine.matrix_rate(2048)
-    flops = least_work.train_flops(config, packed)
+    count, rate = budget.parameter_count(families.spec_of(config)), machine.matrix_rate(2048)
+    flops = least_work.train_flops(families.spec_of(config), packed)
     print(f"{count:,} parameters, {args.rows} rows of {args.row_tokens} tokens, {with_loss:,} of {tokens:,} with loss")
     print(f"least work of a step: {flops / 1e9:,.0f} GFLOP, Adam {7 * 4 * count / 1e9:.1f} GB; this machine: "
           f"{rate / 1e9:.0f} GFLOP/s (matrix product): {flops / rate:.2f} s")  # fmt: skip

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from star_jax import config, tasks
+from star_jax.cli import option_help
 from star_jax.cli.config_flags import read_config
 from star_jax.cli.parser import Parser
 from star_jax.errors import InputError
@@ -28,13 +30,13 @@ def test_forms_of_flags_and_overrides():
         ("--config.star.steps=5", "--config.star.steps=7", "--noconfig.tensorboard", "--config.replication.z_loss=-1.0",
          "--config", DEMO),
     ):  # fmt: skip
-        args, config = read(*argv, "--workdir", "here")
+        args, options = read(*argv, "--workdir", "here")
         assert (args.config, args.workdir) == (DEMO, "here")
-        assert (config.star.steps, config.tensorboard, config.replication.z_loss) == (7, False, -1.0), argv
-        assert config.is_locked and config.star.iterations == default.star.iterations
-    args, config = read(f"--config={DEMO}:no_rationalization", "--config.base.stages[0].steps=9")
-    assert args.config == f"{DEMO}:no_rationalization" and not config.star.rationalize
-    assert [stage["steps"] for stage in config.base.stages] == [9, default.base.stages[1]["steps"]]
+        assert (options.star.steps, options.tensorboard, options.replication.z_loss) == (7, False, -1.0), argv
+        assert options.is_locked and options.star.iterations == default.star.iterations
+    args, options = read(f"--config={DEMO}:no_rationalization", "--config.base.stages[0].steps=9")
+    assert args.config == f"{DEMO}:no_rationalization" and not options.star.rationalize
+    assert [stage["steps"] for stage in options.base.stages] == [9, default.base.stages[1]["steps"]]
     assert read(f"--config={DEMO}", "--config.tensorboard")[1].tensorboard
 
 
@@ -54,6 +56,7 @@ def test_mistakes_are_one_line(tmp_path):
         "outer.py": "import runpy\nfrom pathlib import Path\n"
         "def get_config():\n    return runpy.run_path(Path(__file__).with_name('raises.py'))['get_config']()\n",
         "binary.py": "\0",
+        "config.json": '{"seed": 0}',
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -63,6 +66,7 @@ def test_mistakes_are_one_line(tmp_path):
         (["--config"], "main: argument --config: expected one argument"),
         (["--config=configs/none.py"], "--config=configs/none.py: there is no such file"),
         (["--config=configs"], "--config=configs: there is no such file"),
+        ([f"--config={tmp_path}/config.json"], "holds settings that a run stored; give the config file of the command"),
         ([f"--config={DEMO}:nonsense"], f"ValueError: {DEMO} has no variant 'nonsense'"),
         ([f"--config={DEMO}", "--config.star.iteration=3"], "no such option; did you mean star.iterations?"),
         ([f"--config={DEMO}", "--config.train.z_loss=1"], "z_loss: its name is now --config.replication.z_loss"),
@@ -97,11 +101,40 @@ def test_mistakes_are_one_line(tmp_path):
     assert "config_file" not in sys.modules
 
 
+def test_help_names_every_option_and_helpfull_describes_it(capsys):
+    """Each field of the config and of every task, with its default and its comment."""
+    full, overview = option_help.full(), option_help.overview()
+    described = {group.prefix + option.name: option for group in option_help.groups() for option in group.options}
+    for name in tasks.TASKS:
+        for option, value in _leaves(config.default(name).to_dict()):
+            if option not in ("base.stages", "task.name", "task.stop"):
+                assert option in described and option.rpartition(".")[2] in overview, option
+                assert f"  {option}=" in full
+                if not option.startswith("task."):
+                    assert described[option].default == str(value) and described[option].comment, option
+    assert {f"base.stages[0].{name}" for name in ("steps", "learning_rate", "gold")} <= described.keys()
+    assert max(map(len, full.splitlines())) <= 120 and not set(config.MOVED) & described.keys()
+    with pytest.raises(SystemExit) as stop:
+        read("--helpfull=mesh")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and "mesh.fsdp=1" in text and "star." not in text
+    with pytest.raises(InputError, match="--helpfull=mess: no such group; there are model, base, prompt"):
+        read("--helpfull=mess")
+
+
+def _leaves(values: dict, prefix: str = ""):
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
 def test_help_describes_every_flag(capsys):
     with pytest.raises(SystemExit) as stop:
         read("--help")
     text = capsys.readouterr().out
     assert stop.value.code == 0 and text.startswith("usage: python -m star_jax.main ")
-    for part in ("A command.", "--workdir", "--config FILE[:VARIANT]", "--config.GROUP.OPTION=VALUE"):
+    for part in ("A command.", "--workdir", "--config FILE[:VARIANT]", "--config.GROUP.OPTION=VALUE", "--helpfull"):
         assert part in text
     assert Path(DEMO).is_file()

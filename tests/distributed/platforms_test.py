@@ -12,6 +12,7 @@ from star_jax.distributed import platforms, sharding
 from star_jax.models.attention.masks import KV
 from star_jax.models.attention.packed import PackedMask
 from star_jax.models.attention.ring import RingMask
+from tests.support.attention import PLAIN
 
 ROW_BYTES = 8 * 151 * 64 * 4  # keys of a row of the benchmark's model, in one layer
 H200 = types.SimpleNamespace(
@@ -76,9 +77,10 @@ def test_a_tpu_program_is_the_same_where_the_local_device_is_a_cuda_gpu(monkeypa
     """preflight compiles for TPUs on any machine: no CUDA path and no CPU path may get into such a program."""
 
     def attend_both(q_BHTK, segment_ids_BT):
-        trained_BHTK = PackedMask(segment_ids_BT).attend(q_BHTK, KV(q_BHTK, q_BHTK))
-        filled_B = jnp.zeros((q_BHTK.shape[0],), jnp.int32)
-        return trained_BHTK, RingMask(0, filled_B).attend(q_BHTK[:, :, :1], (KV(q_BHTK, q_BHTK),))
+        kv, positions_BT = KV(q_BHTK, q_BHTK), jnp.zeros_like(segment_ids_BT)
+        trained_BHTK = PackedMask(segment_ids_BT).attend(q_BHTK, kv, PLAIN, positions_BT)
+        mask = RingMask(0, positions_BT[:, 0])
+        return trained_BHTK, mask.attend(q_BHTK[:, :, :1], (kv,), PLAIN, positions_BT[:, :1])
 
     def lowered(local_device) -> str:
         arrays = jax.ShapeDtypeStruct((8, 2, 128, 128), jnp.bfloat16), jax.ShapeDtypeStruct((8, 128), jnp.int32)

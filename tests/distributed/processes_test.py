@@ -17,7 +17,8 @@ import pytest
 from star_jax import config
 from star_jax.algorithms import star
 from star_jax.distributed import launch, processes
-from star_jax.errors import InputError
+from star_jax.errors import ExitStatus, InputError
+from star_jax.runs.run_directory import RunDirectory
 from star_jax.weights import checkpoint
 from tests.support.commands import ROOT
 
@@ -42,7 +43,7 @@ TALK = """
 import os, signal, sys
 from star_jax.cli.parser import exit_on_bad_input
 from star_jax.distributed import launch, processes
-from star_jax.errors import InputError
+from star_jax.errors import ExitStatus, InputError
 
 def main():
     with launch.distributed_context():
@@ -146,7 +147,7 @@ def records(outputs: dict[str, bytes]) -> dict[str, list]:
 
 def test_two_processes_talk_and_the_death_of_one_ends_the_other(tmp_path):
     started = start(tmp_path / "talk", TALK)
-    assert started[0].wait(timeout=120) == launch.PEER_LOST, log_of(tmp_path / "talk", 0)
+    assert started[0].wait(timeout=120) == ExitStatus.PEER_LOST, log_of(tmp_path / "talk", 0)
     assert started[1].wait(timeout=120) == 128 + signal.SIGKILL
     first, second = (log_of(tmp_path / "talk", index).splitlines() for index in (0, 1))
     differs = "the tokenizer differs between process 0 and process 1; give all of them the same"
@@ -183,7 +184,7 @@ def test_two_processes_give_the_results_of_one_and_continue_after_a_kill(wide_ba
         assert time.monotonic() < deadline and started[0].poll() is None, log_of(killed, 0)[-3000:]
         time.sleep(0.05)
     started[1].send_signal(signal.SIGKILL)
-    assert started[0].wait(timeout=120) == launch.PEER_LOST
+    assert started[0].wait(timeout=120) == ExitStatus.PEER_LOST
     assert log_of(killed, 0).splitlines()[-1].startswith("star_jax: another process died")
     assert started[1].wait(timeout=10) == -signal.SIGKILL
     finish(killed, start(killed, RUN, str(file)))
@@ -197,6 +198,13 @@ def test_one_process_broadcasts_and_gathers_without_change():
     processes.check_equal("anything", "text")
 
 
+def test_an_access_that_the_system_refuses_is_one_line_that_names_the_file(tmp_path):
+    """In all processes, so that none waits for the others; the same without other processes."""
+    for broadcast in (processes.broadcast_from_leader, RunDirectory(tmp_path).broadcast):
+        with pytest.raises(InputError, match=rf"{tmp_path}/none: cannot be read or written \(No such file"):
+            broadcast((tmp_path / "none").stat)
+
+
 def test_an_incomplete_environment_is_one_line(monkeypatch):
     address = "JAX_COORDINATOR_ADDRESS"
     wrong = []
@@ -207,9 +215,10 @@ def test_an_incomplete_environment_is_one_line(monkeypatch):
          "JAX_PROCESS_ID=2 must be a number below JAX_NUM_PROCESSES=2"),
         ({address: "localhost:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "must be a number"),
         ({address: "localhost", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "give host:port"),
+        ({"STAR_DISTRIBUTED": "yes"}, "STAR_DISTRIBUTED=yes: must be 1"),  # it would be a run of its own
     ):  # fmt: skip
         with monkeypatch.context() as patch:
-            for name in (address, "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+            for name in (address, "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "STAR_DISTRIBUTED"):
                 patch.delenv(name, raising=False)
             for name, value in given.items():
                 patch.setenv(name, value)

@@ -11,12 +11,12 @@ from jax.sharding import PartitionSpec
 from star_jax.config import MeshConfig, ModelConfig, OptimizerConfig
 from star_jax.distributed import sharding
 from star_jax.errors import InputError
-from star_jax.models import decoder
+from star_jax.models import decoder, families
 from star_jax.training import fine_tune
 from star_jax.weights import placement
 from tests.support.models import numpy_params
 
-CONFIG = ModelConfig(n_layers=1, d_model=16, n_heads=8, d_mlp=32, rotary_dim=2, vocab_size=24)
+CONFIG = ModelConfig(n_layers=1, d_model=16, n_heads=8, d_mlp=32, rotary_dim=2, vocab_size=24, max_positions=64)
 ALL_AXES = MeshConfig(data=2, fsdp=2, tensor=2)
 MESHES = [MeshConfig(data=8), MeshConfig(fsdp=8), MeshConfig(tensor=8), MeshConfig(fsdp=2, tensor=4), ALL_AXES]
 # The mesh with all axes is enough for the quick suite.
@@ -30,7 +30,7 @@ def name_of(config: MeshConfig) -> str:
 
 @pytest.fixture(scope="module")
 def model():
-    return decoder.GPT(CONFIG)
+    return families.build(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,12 @@ def test_a_sharded_forward_pass_equals_one_device(model, params, one_device, con
     loss, logits_BTV = jax.device_get(results)
     assert abs(loss - one_device[0]) < 1e-5
     assert np.max(np.abs(logits_BTV - one_device[1])) < 1e-5
+
+
+def test_64_bits_are_refused():
+    """JAX_ENABLE_X64=1 would change every random number, so every result."""
+    with jax.enable_x64(True), pytest.raises(InputError, match=r"JAX_ENABLE_X64 is on, .*; unset the variable"):
+        sharding.make_mesh(MeshConfig())
 
 
 def test_no_parameter_uses_a_mesh_axis_twice(model):
@@ -258,7 +264,7 @@ def test_weights_come_back_from_host_memory_unchanged_and_the_copy_stays():
     """Fine-tuning donates its weights' buffers: neither copy may share them with the other."""
     donate = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
     for config in (MeshConfig(data=1), ALL_AXES):
-        mesh, model = sharding.make_mesh(config), decoder.GPT(CONFIG)
+        mesh, model = sharding.make_mesh(config), families.build(CONFIG)
         shardings = placement.param_shardings(model, mesh)
         first = jax.device_put(numpy_params(CONFIG), shardings)
         host = placement.to_host(first)
@@ -272,7 +278,7 @@ def test_weights_come_back_from_host_memory_unchanged_and_the_copy_stays():
 
 def test_host_bytes_count_every_copy():
     """A host copy is made of each model copy of the mesh."""
-    model, size = decoder.GPT(CONFIG), sum(leaf.nbytes for leaf in jax.tree.leaves(numpy_params(CONFIG)))
+    model, size = families.build(CONFIG), sum(leaf.nbytes for leaf in jax.tree.leaves(numpy_params(CONFIG)))
     for config, copies in ((MeshConfig(data=1), 1), (MeshConfig(data=4, tensor=2), 4)):
         shardings = placement.param_shardings(model, sharding.make_mesh(config))
         host_bytes = placement.host_bytes(jax.device_put(numpy_params(CONFIG), shardings))

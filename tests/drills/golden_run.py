@@ -37,7 +37,18 @@ RENAMED = {
     "problems_by_category": "problems_by_class",
     "truncated": "cut_off",
 }
-ADDED = {"kept_retokenized", "loss_weight"}
+ADDED = {
+    "kept_retokenized",
+    "retokenized",
+    "retokenized_problems",
+    "loss_weight",
+    "prefix_length",
+    "problem_fingerprint",
+    "problem_set",
+    "right_leniently",
+    "lenient",
+    "sampled_from",
+}
 FILES = ("samples.jsonl", "rationalizations.jsonl", "kept.jsonl", "filter.json", "eval_dev.jsonl", "eval_dev.json")
 DEMO = ["--config=configs/arithmetic.py", "--config.star.iterations=1", "--config.tensorboard=False"]
 QA_SIZES = dict(n_layer=2, n_embd=16, n_head=2, n_inner=32, rotary_dim=4, vocab_size=50400, n_positions=2048)
@@ -101,6 +112,8 @@ def run_qa(code: Path, folder: Path, data: Path) -> Path:
     """Such a model never reasons. Its head's bias leaves a few tokens, so some completions are right by chance."""
     write_qa_base(folder / "qa_base", data / "gpt2")
     per_problem = "draws" if (code / "star_jax" / "star.py").exists() else "samples_per_problem"
+    # The first reader was lenient: the model's letters have no brackets.
+    rule = ["--config.task.answer_rule=lenient"] if (code / "star_jax/tasks/answers/folding.py").exists() else []
     return run(
         code, folder / "qa", "--config=configs/commonsense_qa.py", f"--config.base.path={folder / 'qa_base'}",
         f"--config.task.data_dir={data / 'commonsense_qa'}", "--config.star.iterations=2",
@@ -108,7 +121,7 @@ def run_qa(code: Path, folder: Path, data: Path) -> Path:
         f"--config.star.{per_problem}=4", "--config.sampling.temperature=1.0",
         "--config.sampling.slots=56", "--config.sampling.queue=128", "--config.sampling.max_new_tokens=12",
         "--config.star.steps=3", "--config.train.batch_rows=1", "--config.prompt.shots=2",
-        "--config.evaluation.report_split=", "--config.star.keep_weights=0", "--config.tensorboard=False",
+        "--config.evaluation.report_split=", "--config.star.keep_weights=0", "--config.tensorboard=False", *rule,
     )  # fmt: skip
 
 

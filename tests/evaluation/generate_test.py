@@ -1,8 +1,10 @@
 """Accuracy, intervals and votes against brute force; resuming and choosing by files."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from star_jax import tasks
 from star_jax.config import Config, default, from_dict
 from star_jax.errors import InputError
 from star_jax.evaluation import accuracy, generate, statistics, stored_run
-from star_jax.evaluation.judging import SamplingPass
+from star_jax.evaluation.best import best_iteration
+from star_jax.evaluation.judging import SamplingPass, judge
 from star_jax.evaluation.prompts import PromptEncoder
 from star_jax.records import Completion, Problem, from_json, natural_order, to_json
 from star_jax.runs.run_directory import RunDirectory
@@ -26,7 +29,7 @@ TASK = Arithmetic(train_per_length=2, max_digits=2)
 def completion(problem: Problem, sample_index: int, answer: str | None, verdict: str) -> Completion:
     return Completion(
         problem.id, 1, sample_index, False, text="", answer=answer, verdict=verdict, consistent=None,
-        log_probability=-1.0, tokens=3, seed="s",
+        log_probability=-1.0, tokens=3, seed="s", problem_fingerprint=problem.fingerprint,
     )  # fmt: skip
 
 
@@ -61,6 +64,24 @@ def test_score_counts_by_category():
             assert (result["by_category"][name]["accuracy"], result["by_category"][name]["n"]) == (shares[-1], len(own))
             assert result["by_category"][name]["ci95"] == [round(x, 4) for x in statistics.wilson(sum(own), len(own))]
         assert result["mean_of_categories"] == pytest.approx(np.mean(shares))
+
+
+def test_the_lenient_reader_has_a_figure_of_its_own_and_selects_nothing():
+    task = tasks.make("commonsense_qa")
+    problems = [Problem(f"p{i}", f"{i}?", "b", choices=("river", "blotter", "ink")) for i in range(5)]
+    texts = ["So (b).", "It is B, a blotter.", "It is B, a river.", "So (a).", "So (b)."]
+    samples = [Sample(text, (), (), truncated=i == 4) for i, text in enumerate(texts)]
+    sampling_pass = SamplingPass("evaluate", seed=0, iteration=0)
+    pairs = list(zip(problems, samples, strict=True))
+    judged = [judge(task, problem, sample, sampling_pass, 0) for problem, sample in pairs]
+    assert [c.verdict for c in judged] == ["right", "unparsable", "unparsable", "wrong", "truncated"]
+    assert [c.right_leniently for c in judged] == [True, True, False, False, False]
+    result = accuracy.score(problems, judged)
+    assert (result["accuracy"], result["right"]) == (0.2, 1)
+    assert result["lenient"] == {"n": 5, "accuracy": 0.4, "ci95": [round(x, 4) for x in statistics.wilson(2, 5)]}
+    judged = [judge(task.lenient(), problem, sample, sampling_pass, 0) for problem, sample in pairs]
+    assert [c.verdict for c in judged] == ["right", "right", "wrong", "wrong", "truncated"]
+    assert "lenient" not in accuracy.score(problems, judged)
 
 
 def test_majority_takes_the_earliest_of_the_commonest():
@@ -141,6 +162,91 @@ def test_only_missing_completions_are_sampled(tmp_path):
     assert third.seeds == [] and RunDirectory(workdir).read_records(Completion, part.with_suffix("")) == resumed
 
 
+def test_stored_completions_are_used_for_their_problems_only(tmp_path):
+    """The data change after sampling, finished or not: one line says what, and nothing is sampled or lost."""
+    problems = TASK.problems("train")
+    other = dataclasses.replace(problems[1], answer="9 9")
+    changes = {
+        "has another question, choices or answer": [problems[0], other, *problems[2:]],
+        "is not among the problems any more": problems[1:],
+        "holds 8 completions, but 5 problems": [*problems, dataclasses.replace(problems[0], id="new")],
+    }
+    for name, chunks in (("finished", 1000), ("unfinished", 2)):
+        workdir = tmp_path / name
+        with contextlib.suppress(KeyboardInterrupt):
+            complete(workdir, StubSampler(chunks))
+        run_dir = RunDirectory(workdir)
+        before = {path: path.read_bytes() for path in workdir.rglob("*.jsonl*")}
+        stored = "samples.jsonl" if name == "finished" else "samples.jsonl.part"
+        for reason, changed in changes.items():
+            if name == "unfinished" and reason.startswith("holds"):
+                continue  # the new problem is sampled, too
+            sampler = StubSampler()
+            with pytest.raises(InputError, match=rf"{re.escape(stored)}: .*{reason}.*delete {re.escape(stored)} "):
+                generate.generate(
+                    run_dir, run_dir.path(2, "samples.jsonl"), sampler.stream, PROMPTS, changed, SAMPLING_PASS
+                )
+            assert not sampler.seeds and before == {path: path.read_bytes() for path in workdir.rglob("*.jsonl*")}
+        fewer = dataclasses.replace(SAMPLING_PASS, samples_per_problem=1)
+        with pytest.raises(InputError, match="more than the 1 samples"):
+            generate.generate(run_dir, run_dir.path(2, "samples.jsonl"), None, PROMPTS, problems, fewer)
+
+
+def test_a_sample_twice_in_place_of_another_is_refused(tmp_path):
+    completions, _ = complete(tmp_path, StubSampler())
+    run_dir, path = RunDirectory(tmp_path), tmp_path / "iter_002/samples.jsonl"
+    run_dir.write_records(path, [*completions[:-1], completions[0]])
+    with pytest.raises(InputError, match=r"sample 0 of problem .* is there twice; .*delete samples\.jsonl"):
+        complete(tmp_path, StubSampler())
+    problems = TASK.problems("train")
+    for other in ([*completions[:-1], completions[0]], completions[:-1]):
+        for figures in (lambda c: accuracy.score(problems, c), lambda c: accuracy.vote(TASK, problems, c)):
+            with pytest.raises(ValueError, match="not those of the problems"):
+                figures(other)
+
+
+def test_completions_of_another_pass_are_refused(tmp_path):
+    """A folder was renamed, or copied from another run, or the seed has changed: complete and unfinished files."""
+    own, _ = complete(tmp_path, StubSampler())
+    run_dir, path, problems = RunDirectory(tmp_path), tmp_path / "iter_002/samples.jsonl", TASK.problems("train")
+    for change in (dict(seed=8), dict(iteration=3), dict(name="evaluate"), dict(hinted=True)):
+        other = dataclasses.replace(SAMPLING_PASS, **change)
+        keys = {(problem.id, index): other.key(problem, index) for problem in problems for index in range(2)}
+        foreign = [dataclasses.replace(c, seed=keys[c.problem_id, c.sample_index]) for c in own]
+        for stored in (foreign, [*own[:-1], foreign[-1]]):
+            run_dir.write_records(path, stored)
+            with pytest.raises(
+                InputError, match=r"random key .*: in another run or iteration; .*delete samples\.jsonl"
+            ):
+                complete(tmp_path, StubSampler())
+            path.unlink()
+            run_dir.unfinished_stage(path).append(stored[-1:])
+            with pytest.raises(InputError, match=r"random key .*: in another run .*delete samples\.jsonl\.part"):
+                complete(tmp_path, StubSampler())
+            run_dir.unfinished_stage(path).delete()
+    run_dir.write_records(path, own)
+    assert complete(tmp_path, StubSampler())[0] == own
+
+
+def test_completions_of_an_earlier_version_match_no_problem(tmp_path):
+    complete(tmp_path, StubSampler())
+    run_dir, path = RunDirectory(tmp_path), tmp_path / "iter_002/samples.jsonl"
+    old = [dataclasses.replace(c, problem_fingerprint="") for c in run_dir.read_records(Completion, path)]
+    run_dir.write_records(path, old)
+    with pytest.raises(InputError, match="has no fingerprint, since an earlier version"):
+        complete(tmp_path, StubSampler())
+
+
+def test_iterations_evaluated_on_other_problems_are_not_compared():
+    before, after = accuracy.problem_set([Problem("p", "?", "1")]), accuracy.problem_set([Problem("p", "?", "2")])
+    assert before != after
+    sets = {0: before, 1: before, 2: after, 3: after}
+    assert best_iteration({0: 0.1, 1: 0.9, 2: 0.2, 3: 0.2}, sets) == 2
+    assert best_iteration({0: 0.1, 1: 0.9}, {0: before, 1: before}) == 1
+    problems = TASK.problems("train")
+    assert accuracy.problem_set(problems) == accuracy.problem_set(problems[::-1])
+
+
 def test_a_completion_has_its_prompt_its_seed_and_its_verdict(tmp_path):
     sampler = StubSampler()
     completions, _ = complete(tmp_path, sampler)
@@ -162,7 +268,8 @@ def test_a_prompt_is_rendered_and_encoded_once(monkeypatch):
     texts, encode = [], SymbolTokenizer.encode
     monkeypatch.setattr(SymbolTokenizer, "encode", lambda self, text: texts.append(text) or encode(self, text))
     task = Arithmetic(train_per_length=2, max_digits=2)
-    prompts = PromptEncoder(task, PROMPTS.tokenizer, PromptSet("shots\n\n", "shots shots\n\n"))
+    tokenizer = SymbolTokenizer(PROMPTS.tokenizer.symbols)  # one that has not encoded anything yet
+    prompts = PromptEncoder(task, tokenizer, PromptSet("shots\n\n", "shots shots\n\n"))
     problems = task.problems("train")
     for _ in range(3):
         for problem in problems:
@@ -219,7 +326,10 @@ def test_opening_an_iteration_reports_what_is_wrong(tmp_path):
         stored_run.open_iteration(str(tmp_path / "run"), "7")
     broken = json.loads((tmp_path / "run" / "config.json").read_text()) | {"sead": 1}
     (tmp_path / "run" / "config.json").write_text(json.dumps(broken))
-    with pytest.raises(InputError, match="did you mean 'seed'"):
+    with pytest.raises(InputError, match=r"config\.json: damaged or edited.*delete its entry in .*checksums\.json"):
+        stored_run.open_iteration(str(tmp_path / "run"), "best")
+    (tmp_path / "run" / "checksums.json").unlink()
+    with pytest.raises(InputError, match=r"config\.json: .*did you mean 'seed'"):
         stored_run.open_iteration(str(tmp_path / "run"), "1")
 
 
@@ -228,15 +338,14 @@ def test_prompts_and_problems_of_a_run():
     values = _config()
     values.evaluation.problems = 3
     config = from_dict(values)
-    assert generate.prompts_of(config, 1) == generate.prompts_of(config, 2) == PromptSet()
+    assert generate.prompts_of(config, TASK, 1) == generate.prompts_of(config, TASK, 2) == PromptSet()
     assert generate.split_problems(config, TASK, "dev") == TASK.problems("dev")[:3]
     with pytest.raises(InputError, match="split"):
         generate.split_problems(config, TASK, "validation")
 
 
-def answered(answer, right: bool, problem_id: str = "p") -> Completion:
-    verdict = "right" if right else "wrong"
-    return Completion(problem_id, 0, 0, False, "", answer, verdict, None, -1.0, 3, "seed")
+def answered(answer, right: bool, problem: Problem) -> Completion:
+    return completion(problem, 0, answer, "right" if right else "wrong")
 
 
 def test_a_vote_is_the_same_from_memory_and_from_disk():
@@ -249,7 +358,7 @@ def test_a_vote_is_the_same_from_memory_and_from_disk():
         (["(a).", "(b).", "(b)."], 1.0),
     ):
         answers = [task.parse(text) for text in texts]
-        completions = [answered(a, task.grade(problem, a)) for a in answers]
+        completions = [answered(a, task.grade(problem, a), problem) for a in answers]
         read_back = [from_json(Completion, to_json(c)) for c in completions]
         for votes in (completions, read_back):
             assert accuracy.vote(task, [problem], votes)["majority"]["accuracy"] == expected
@@ -258,7 +367,7 @@ def test_a_vote_is_the_same_from_memory_and_from_disk():
 def test_a_vote_counts_answers_and_not_their_spellings():
     task, problem = tasks.make("jsonl"), Problem("p", "?", "72")
     answers = ["5", "5", "72", "$72", "72.0"]
-    completions = [answered(a, task.grade(problem, a)) for a in answers]
+    completions = [answered(a, task.grade(problem, a), problem) for a in answers]
     assert accuracy.vote(task, [problem], completions)["majority"]["accuracy"] == 1.0
 
 

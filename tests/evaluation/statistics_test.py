@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from star_jax.evaluation import statistics
+from star_jax.evaluation import accuracy, statistics
 
 
 def test_wilson_solves_its_quadratic():
@@ -93,6 +93,43 @@ def _coverage(sizes, n, rates) -> float:
         _, low, high = statistics.stratified(strata)
         covered += low <= truth <= high
     return covered / 2000
+
+
+def test_a_mean_of_zeros_and_ones_has_wilson_s_interval():
+    for n in (1, 2, 7, 100):
+        for right in {0, 1, n // 2, n}:
+            values = [1.0] * right + [0.0] * (n - right)
+            expected = (right / n, *statistics.wilson(right, n))
+            np.testing.assert_allclose(statistics.bounded_mean(values, 1e9), expected, atol=1e-12)
+
+
+def test_a_bounded_mean_has_no_interval_without_width():
+    for value in (0.0, 0.25, 1.0):
+        for n in (1, 10, 1000):
+            share, low, high = statistics.bounded_mean([value] * n, 16 * n)
+            assert share == value and low <= value + 1e-12 and value - 1e-12 <= high and high - low > 1 / (4 * n)
+
+
+def test_intervals_of_pass_at_k_cover_the_truth_as_often_as_stated():
+    """Problems of random difficulty, K samples each; also where nearly none or nearly all are solved."""
+    rng = np.random.default_rng(0)
+    rows = [(n, samples, k, shape) for n in (20, 200) for samples, k in ((8, 1), (8, 4), (64, 4))
+            for shape in ((0.7, 0.7), (0.05, 5.0), (5.0, 0.1), (50.0, 50.0))]  # fmt: skip
+    low = {row: share for row in rows if (share := _pass_at_k_coverage(rng, *row)) < 0.93}
+    assert not low
+
+
+def _pass_at_k_coverage(rng, n, samples, k, shape) -> float:
+    """The truth is the mean over all problems that might have been drawn, E[1 - (1 - p)^k]."""
+    a, b = shape
+    truth = 1 - math.prod((b + j) / (a + b + j) for j in range(k))
+    table = np.array([accuracy.pass_at(k, samples, right) for right in range(samples + 1)])
+    covered = 0
+    for _ in range(1000):
+        right = rng.binomial(samples, rng.beta(*shape, n))
+        _, low, high = statistics.bounded_mean(table[right].tolist(), n * samples)
+        covered += low <= truth <= high
+    return covered / 1000
 
 
 def test_the_paired_test_is_the_sum_of_two_binomial_tails():

@@ -1,7 +1,8 @@
 """Program that the workers of launch_tpu_test run in place of star_jax.main. It counts, resumes, and can fail.
 
 Worker 0 counts to --steps in WORKDIR/step and prints a line per step; the others wait for it. --fail=N: worker N exits
-with 7, and worker 0 with 3, as star_jax.distributed.processes does. --stubborn: SIGTERM is ignored.
+with 7, and worker 0 with 3, as star_jax.distributed.processes does. SIGTERM ends it with 75, as star_jax.main;
+--stubborn: it is ignored.
 """
 
 import json
@@ -19,6 +20,8 @@ def main() -> int:
     (workdir / f"started.{worker}.json").write_text(json.dumps({"argv": sys.argv[1:], "env": dict(os.environ)}))
     if "stubborn" in flags:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(75))
     if flags.get("fail") == str(worker):
         print("first\nthe reason", flush=True)
         (workdir / "failed").touch()

@@ -106,6 +106,28 @@ def test_flags_reach_main_unchanged(tree):
     assert status == 0 and calls[-1] == [*MAIN, *flags]
 
 
+def test_paths_of_any_kind_reach_main_as_they_were_typed(tree):
+    """main expands ~ and refuses URLs. The shell must not expand brackets, although files match them."""
+    folder = tree.parent / "a [b]* folder"
+    folder.mkdir()
+    for name in ("mine [1].py", "mine 1.py", "run1"):
+        (folder / name).touch()
+    rows = [
+        (("--config=mine [1].py", "--workdir=run[1]"), None),
+        (("--config=~/mine.py", "--workdir=~/runs/x y"), None),
+        (("--config=gs://bucket/c.py:v", "--workdir=gs://bucket/run"), None),
+        (("--config", "mine [1].py:direct", "--workdir", "~"), ["--config=mine [1].py:direct", "--workdir=~"]),
+        (("--config=mine [1].py", "--config.task.data_dir=gs://b/[a-z]*?", "--config.base.path=$HOME/`id`"), None),
+        (("--config=mine [1].py", "--workdir="), None),
+    ]
+    wrong = []
+    for flags, expected in rows:
+        status, calls, output = run(tree, *flags, cwd=folder)
+        if status != 0 or calls[-1] != [*MAIN, *(expected or flags)]:
+            wrong.append((flags, calls, output))
+    assert not wrong and sorted(path.name for path in folder.iterdir()) == ["mine 1.py", "mine [1].py", "run1"]
+
+
 def test_a_config_is_the_callers_and_else_the_repositorys(tree):
     """The caller's folder may hold the clone, which is called star_jax as the package is."""
     folder = tree.parent
@@ -186,10 +208,19 @@ def test_it_installs_for_the_accelerator_it_finds(tree):
 
 
 def test_help_lists_the_launchers_flags_and_installs_nothing(tree):
+    """Nor does it need anything that is installed: the options are read from the sources."""
+    shutil.copytree(ROOT / "star_jax/tasks", tree / "star_jax/tasks")
+    shutil.copytree(ROOT / "star_jax/cli", tree / "star_jax/cli")
+    for name in ("config.py", "main.py"):
+        shutil.copy(ROOT / "star_jax" / name, tree / "star_jax" / name)
+    shutil.rmtree(tree / ".venv")
     status, calls, output = run(tree, "--help")
-    assert (status, calls) == (0, []) and output.rstrip().endswith("star_jax/config.py has every option.")
+    assert (status, calls) == (0, []) and "--allow_changes" in output and "problems_per_iteration" in output
+    status, calls, full = run(tree, "--helpfull=star")
+    assert (status, calls) == (0, []) and "star.steps=40 " in full and "sampling.slots" not in full
     wrong = ("--tpu=NAME", "--zone", "--project", "--create", "--type", "--queued", "--stop", "--delete")
     assert not [flag for flag in wrong if flag not in output]
+    python(tree / "bin/python3.11")
     run(tree)
     assert run(tree, "--help")[1] == [[*MAIN, "--help"]]
 

@@ -16,7 +16,7 @@ from tests.support.executables import write_script
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-PREEMPTED = 75  # run.sh's exit status
+PREEMPTED = 75  # run.sh's exit status, and that of a run after SIGTERM
 PYTHON = f'"{sys.executable}" -I -S'  # quicker, and the standard library does
 CREATE = ("--create", "--type=v5litepod-8")
 
@@ -139,7 +139,7 @@ def test_create_run_preempt_run_again_stop_delete(cloud):
     running = cloud.start(*cloud.work(10_000))
     cloud.wait_for_step(reached + 5)
     assert cloud.run("--stop").returncode == 0
-    assert result_of(running).returncode == 143 and not cloud.processes()
+    assert result_of(running).returncode == PREEMPTED and not cloud.processes()
     result = cloud.run("--stop")
     assert result.returncode == 0 and result.stderr.count("no run is in progress") == 2
     assert len(cloud.calls("tpu-vm", "create")) == 2, "--stop keeps the TPU"

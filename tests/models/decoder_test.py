@@ -11,10 +11,11 @@ import optax
 import pytest
 
 from star_jax.config import ModelConfig
-from star_jax.models import decoder
+from star_jax.models import decoder, families
 from star_jax.models.attention.prefill import PrefillMask
 from star_jax.sampling import kv_cache
 from tests.support import mesh_transformer
+from tests.support.families import LATER, tiny_spec
 from tests.support.models import TINY, numpy_params
 from tests.support.weights import from_torch, torch_model
 
@@ -58,14 +59,15 @@ PREFIX = _RNG.integers(0, 20, 5).tolist()
 
 
 @functools.cache
-def tiny_model(family: str) -> tuple[decoder.GPT, decoder.Params]:
-    """TINY, or a GPT-2 of the same sizes."""
-    config = TINY if family == "gptj" else dataclasses.replace(TINY, architecture="gpt2", rotary_dim=0)
-    return decoder.GPT(config), jax.tree.map(jnp.asarray, numpy_params(config, seed=0 if family == "gptj" else 4))
+def tiny_model(family: str, tied: bool | None = None) -> tuple[decoder.Decoder, decoder.Params]:
+    """A model of TINY's sizes; `tied`: see tiny_spec."""
+    spec = tiny_spec(family, tied)
+    model = decoder.Decoder(spec, scan_unroll=TINY.scan_unroll)
+    return model, jax.tree.map(jnp.asarray, numpy_params(spec, seed=4 if family == "gpt2" else 0))
 
 
-@pytest.fixture(params=["gptj", slow("gpt2")])
-def either(request) -> tuple[decoder.GPT, decoder.Params]:
+@pytest.fixture(params=["gptj", *map(slow, ["gpt2", *LATER])])
+def either(request) -> tuple[decoder.Decoder, decoder.Params]:
     """The tiny model of each family. The quick suite has GPT-2 in the tests against torch and of cached decoding."""
     return tiny_model(request.param)
 
@@ -119,7 +121,7 @@ def test_logits_and_gradients_are_those_of_torch(shape, record_property):
     weights = from_torch({name: p.detach().numpy() for name, p in theirs.named_parameters()}, config)
     expected_gradients = from_torch({name: p.grad.numpy() for name, p in theirs.named_parameters()}, config)
 
-    logits_BTV, gradients = logits_and_gradients(decoder.GPT(config), weights, tokens_BT)
+    logits_BTV, gradients = logits_and_gradients(families.build(config), weights, tokens_BT)
 
     record_property("logits", worst(logits_BTV, expected))
     pop_key_bias(gradients, expected_gradients)
@@ -142,7 +144,7 @@ def original(shared_dir):
         vocab_size=sizes["n_vocab"],
         max_positions=sizes["seq"],
     )
-    return folder, decoder.GPT(config)
+    return folder, families.build(config)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def original(shared_dir):
 def test_logits_are_those_of_the_original(shared_dir, checkpoint, logits, record_property):
     """The original's own output for its own checkpoints; in bfloat16 only its weights are rounded."""
     folder, model = original(shared_dir)
-    params = mesh_transformer.read_params(folder / checkpoint, model.config.n_layers, model.config.n_heads)
+    params = mesh_transformer.read_params(folder / checkpoint, model.spec.n_layers, model.spec.n_heads)
     with np.load(folder / "logits.npz", allow_pickle=False) as file:
         tokens_BT, expected = file["tokens"].astype(np.int32), file[logits]
     actual = forward(model, params, tokens_BT)
@@ -164,14 +166,14 @@ def test_logits_are_those_of_the_original(shared_dir, checkpoint, logits, record
 def test_the_first_logits_are_those_of_the_original(shared_dir, record_property):
     """Logits after prompts of six lengths, from which the original samples its first token."""
     folder, model = original(shared_dir)
-    params = mesh_transformer.read_params(folder / "ckpt_init_f32/step_0", model.config.n_layers, model.config.n_heads)
+    params = mesh_transformer.read_params(folder / "ckpt_init_f32/step_0", model.spec.n_layers, model.spec.n_heads)
     with np.load(folder / "generate.npz", allow_pickle=False) as file:
         tokens_RT, lengths_R = file["padded"].astype(np.int32), file["lengths"].astype(np.int32)
         expected = file["greedy_f32_logits_first8"][:, 0]
-    fits = lengths_R < model.config.max_positions  # a full row shifts the original's window before its first token
+    fits = lengths_R < model.spec.max_positions  # a full row shifts the original's window before its first token
     bodies = [row[len(row) - length :].tolist() for row, length in zip(tokens_RT[fits], lengths_R[fits], strict=True)]
     empty = kv_cache.encode_prefix(model, params, jnp.zeros((0,), jnp.int32), 0)
-    cache = put_bodies(model, params, kv_cache.empty_cache(model.config, len(bodies), 128), range(6), bodies, empty)
+    cache = put_bodies(model, params, kv_cache.empty_cache(model, len(bodies), 128), range(6), bodies, empty)
     actual, _ = decode_step(model, params, np.array([body[-1] for body in bodies], np.int32), cache, empty)
     record_property("logits", worst(actual, expected[fits]))
     assert len(bodies) == 6
@@ -199,7 +201,7 @@ def decode_rows(model, params, prefix, slots=12, steps=6, start=7):
 
     Yields (a row's tokens so far, its logits) after every step. The first step takes the body's last token.
     """
-    cache = kv_cache.empty_cache(model.config, rows=3, slots=slots)._replace(time=jnp.asarray(start))
+    cache = kv_cache.empty_cache(model, rows=3, slots=slots)._replace(time=jnp.asarray(start))
     cache = put_bodies(model, params, cache, range(3), BODIES, prefix)
     texts = [body[:-1] for body in BODIES]
     next_B = np.array([body[-1] for body in BODIES], np.int32)
@@ -217,15 +219,24 @@ def decode_rows(model, params, prefix, slots=12, steps=6, start=7):
 
 @pytest.mark.parametrize(
     ("family", "shots"),
-    [("gptj", PREFIX), ("gpt2", []), slow("gptj", []), slow("gpt2", PREFIX)],
-    ids=["gptj, prefix", "gpt2, no prefix", "gptj, no prefix", "gpt2, prefix"],
+    [
+        ("gptj", PREFIX),
+        ("gpt2", []),
+        ("gemma3_text", PREFIX * 5),
+        *(slow(family, PREFIX) for family in ("gpt2", *LATER)),
+        *(slow(family, []) for family in ("gptj", *LATER)),
+    ],
 )
 def test_cached_decoding_equals_the_reference_pass(family, shots):
-    """Prefill and decode steps around the end of the ring, with a row refilled on the way."""
+    """Prefill and decode steps around the end of the ring, with a row refilled on the way.
+
+    The longest prefix is 25 tokens; windows are 3 or 4, so that local layers keep its last 16 only.
+    """
     model, params = tiny_model(family)
     prefix = prefix_of(model, params, shots, padding=3 if shots else 0)
     steps = list(decode_rows(model, params, prefix))
-    padded_BT = np.array([(shots + tokens + [0] * 20)[:20] for tokens, _ in steps], np.int32)
+    length = len(shots) + 15
+    padded_BT = np.array([(shots + tokens + [0] * 15)[:length] for tokens, _ in steps], np.int32)
     reference_BTV = forward(model, params, padded_BT)
     last = [len(shots) + len(tokens) - 1 for tokens, _ in steps]
     assert len(steps) == 6 * 3
@@ -238,7 +249,7 @@ def test_a_shared_prefix_equals_the_same_tokens_in_every_row(either):
     bodies = [body + [0] for body in BODIES]  # their last tokens stay out of the cache
     layers_of = {}
     for cut in (0, len(PREFIX)):
-        cache = kv_cache.empty_cache(model.config, rows=3, slots=12)
+        cache = kv_cache.empty_cache(model, rows=3, slots=12)
         whole, prefix = [PREFIX[cut:] + body for body in bodies], prefix_of(model, params, PREFIX[:cut], padding=3)
         layers = put_bodies(model, params, cache, range(3), whole, prefix).layers
         layers_of[cut] = [leaf[row, :, 12 - len(body) :] for leaf in jax.tree.leaves(layers)
@@ -253,7 +264,7 @@ def test_packed_bodies_have_the_keys_of_padded_rows(either):
     tokens_RT = np.array([[13] * (8 - len(body)) + body for body in bodies], np.int32)
     lengths_R = np.array([len(body) for body in bodies], np.int32)
     rows = encode_rows(model, params, tokens_RT, lengths_R)
-    cache = kv_cache.empty_cache(model.config, rows=4, slots=8)
+    cache = kv_cache.empty_cache(model, rows=4, slots=8)
     cache = put_bodies(model, params, cache, range(4), [body + [0] for body in bodies], prefix_of(model, params, [], 0))
     assert cache.filled_B.tolist() == lengths_R.tolist()
     for one, other in zip(jax.tree.leaves(rows), jax.tree.leaves(cache.layers), strict=True):
@@ -280,9 +291,11 @@ def test_no_logit_depends_on_a_later_token(either):
     For GPT-2, whose head is the embedding, by the gradients for the position vectors.
     """
     model, params = either
+    if model.spec.tied_head and model.spec.rope.dim:  # the embedding reaches every logit as the head
+        model, params = tiny_model(model.spec.family, tied=False)
     tokens = np.random.default_rng(0).permutation(20)[:6].astype(np.int32)
     weights_V = np.random.default_rng(1).standard_normal(20)
-    name, rows = ("positions", np.arange(6)) if model.config.is_gpt2 else ("embedding", tokens)
+    name, rows = ("positions", np.arange(6)) if model.spec.family == "gpt2" else ("embedding", tokens)
 
     @jax.jit
     @jax.jacrev
@@ -299,12 +312,13 @@ def test_no_logit_depends_on_a_later_token(either):
 def test_scan_unroll_and_remat_change_no_number(either, remat):
     """Logits and gradients of two unrolled layers against those of a loop over layers with rematerialization."""
     model, params = either
-    assert model.config.scan_unroll == 2 and model.config.remat == "none"
+    assert model.scan_unroll == 2 and model.remat == "none"
     tokens_BT = np.random.default_rng(2).integers(0, 20, (2, 10)).astype(np.int32)
     expected = logits_and_gradients(model, params, tokens_BT)
-    other = decoder.GPT(dataclasses.replace(model.config, scan_unroll=1, remat=remat))
+    other = model.clone(scan_unroll=1, remat=remat)
     actual = logits_and_gradients(other, params, tokens_BT)
-    pop_key_bias(actual[1], expected[1])
+    if model.spec.family == "gpt2":
+        pop_key_bias(actual[1], expected[1])
     assert worst_relative(actual, expected) < 1e-5
 
 
@@ -314,7 +328,7 @@ def test_full_remat_computes_the_blocks_again(tiny):
     tokens_BT = np.zeros((1, 4), np.int32)
     text = {
         remat: logits_and_gradients.lower(
-            decoder.GPT(dataclasses.replace(TINY, remat=remat, scan_unroll=1)), params, tokens_BT
+            families.build(dataclasses.replace(TINY, remat=remat, scan_unroll=1)), params, tokens_BT
         ).as_text()
         for remat in ("none", "full")
     }
@@ -325,12 +339,12 @@ def test_full_remat_computes_the_blocks_again(tiny):
 def test_bfloat16_is_near_float32_with_logits_in_float32(either):
     """Activations and caches are bfloat16; the reference pass and a decode step stay within its precision."""
     model, params = either
-    half = decoder.GPT(dataclasses.replace(model.config, compute_dtype="bfloat16"))
+    half = model.clone(compute_dtype="bfloat16")
     tokens_BT = np.array([PREFIX + BODIES[0]], np.int32)
     expected = np.asarray(forward(model, params, tokens_BT))
     actual = forward(half, params, tokens_BT)
     empty = prefix_of(half, params, [], padding=0)
-    cache = put_bodies(half, params, kv_cache.empty_cache(half.config, 1, 12), [0], tokens_BT.tolist(), empty)
+    cache = put_bodies(half, params, kv_cache.empty_cache(half, 1, 12), [0], tokens_BT.tolist(), empty)
     last, cache = decode_step(half, params, tokens_BT[:, -1], cache, empty)
     assert actual.dtype == last.dtype == jnp.float32
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(cache.layers))
@@ -340,7 +354,7 @@ def test_bfloat16_is_near_float32_with_logits_in_float32(either):
 
 def test_padding_the_vocabulary_changes_no_other_logit(either):
     model, params = either
-    wide = dataclasses.replace(model.config, vocab_size=TINY.vocab_size + 4)
+    wide = dataclasses.replace(model.spec, vocab_size=TINY.vocab_size + 4)
     more = numpy_params(wide, seed=9)
 
     def put(rows, old):
@@ -351,16 +365,16 @@ def test_padding_the_vocabulary_changes_no_other_logit(either):
     wider = {"embedding", "head"} & params.keys()
     padded = {**params, **{name: jax.tree.map(put, more[name], params[name]) for name in wider}}
     tokens_BT = np.array([PREFIX + BODIES[0]], np.int32)
-    actual = forward(decoder.GPT(wide), padded, tokens_BT)
+    actual = forward(decoder.Decoder(wide), padded, tokens_BT)
     assert worst(actual[..., : TINY.vocab_size], forward(model, params, tokens_BT)) < 1e-5
 
 
 def test_padding_beyond_gpt_2_s_positions_reaches_no_logit():
     """A prefix of five tokens, padded to sixteen, in a model of eight positions: out-of-range lookups would be NaN."""
     config = dataclasses.replace(TINY, architecture="gpt2", rotary_dim=0, max_positions=8)
-    model, params = decoder.GPT(config), jax.tree.map(jnp.asarray, numpy_params(config))
+    model, params = families.build(config), jax.tree.map(jnp.asarray, numpy_params(config))
     prefix = prefix_of(model, params, PREFIX, padding=16 - len(PREFIX))
-    cache = put_bodies(model, params, kv_cache.empty_cache(config, 1, 4), [0], [[3, 4]], prefix, padding=12)
+    cache = put_bodies(model, params, kv_cache.empty_cache(model, 1, 4), [0], [[3, 4]], prefix, padding=12)
     actual, _ = decode_step(model, params, np.array([4], np.int32), cache, prefix)
     expected = forward(model, params, np.array([PREFIX + [3, 4]], np.int32))[:, -1]
     assert worst(actual, expected) < 1e-5

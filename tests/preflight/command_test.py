@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from star_jax.errors import InputError
+from star_jax.preflight import __main__ as command
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -41,6 +44,35 @@ def test_the_command_uses_the_cpu_whatever_jax_platforms_names():
 def test_a_missing_topology_is_one_line():
     done = run("-m", "star_jax.preflight", "--config=configs/commonsense_qa_gptj.py")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "give --topology" in done.stderr
+
+
+def test_a_published_model_needs_no_config_and_no_weights():
+    done = run("-m", "star_jax.preflight", "--model=qwen3-4b", "--topology=gpu:8xH100", "--config.sampling.slots=64")
+    assert done.returncode == 0, done.stderr
+    options, parameters, *_, last = done.stdout.splitlines()
+    assert options.startswith("qwen3-4b with ") and "--config.sampling.tensor=1" in options
+    assert parameters.startswith("4,022,468,096 parameters on 8 x H100") and last == "fits"
+    assert "sampling: 64 slots of 383 tokens after a prefix of 1024" in done.stdout
+
+
+def test_wrong_models_are_one_line(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS", "cpu"))  # the command sets it
+    wrong = []
+    for flags, reason in (
+        (["--topology=gpu:1xT4"], "give --model=NAME, e.g. --model=qwen3-4b, or --config=FILE"),
+        (["--topology=gpu:1xT4", "--model=qwen3-5b"], "--model=qwen3-5b: no sizes under this name; there are Qwen3-"),
+        (["--topology=gpu:1xT4", "--model=gpt-2"], "are 1408 together; the model has 1024 positions"),
+        (
+            ["--topology=gpu:16xT4", "--model=qwen3-4b", "--config.sampling.tensor=16"],
+            "sampling.tensor: 16 does not divide the model's 8 KV heads",
+        ),
+    ):
+        monkeypatch.setattr(sys, "argv", ["preflight", *flags])
+        with pytest.raises(InputError) as error:
+            command.main()
+        if reason not in str(error.value) or "\n" in str(error.value):
+            wrong.append((flags, str(error.value)))
+    assert not wrong
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import io
 
 from star_jax import config
 from star_jax.distributed import sharding
+from star_jax.models import families
 from star_jax.preflight import budget, report
 from star_jax.preflight.topology import Topology, parse_topology
 from tests.support.preflight import gptj_config
@@ -12,7 +13,13 @@ from tests.support.preflight import gptj_config
 def counted(settings: config.Config, topology: str) -> tuple[bool, str]:
     out = io.StringIO()
     lengths = budget.Lengths(1024, 128, 96)
-    fits = report.report(settings, parse_topology(topology), lengths, lambda line: print(line, file=out))
+    fits = report.report(
+        settings,
+        families.spec_of(settings.model),
+        parse_topology(topology),
+        lengths,
+        lambda line: print(line, file=out),
+    )
     return fits, out.getvalue()
 
 
@@ -27,9 +34,10 @@ def test_a_gpu_is_counted_and_fits_or_not():
 
 def test_each_remedy_takes_less():
     settings = gptj_config(model__remat="none", mesh__fsdp=1, mesh__data=8)
-    sizes = [sum(budget.train_bytes(settings, sharding.mesh_shape(settings.mesh, 8)))]
+    spec = families.spec_of(settings.model)
+    sizes = [sum(budget.train_bytes(settings, spec, sharding.mesh_shape(settings.mesh, 8)))]
     for _, smaller in report.remedies(settings):
-        sizes.append(sum(budget.train_bytes(smaller, sharding.mesh_shape(smaller.mesh, 8))))
+        sizes.append(sum(budget.train_bytes(smaller, spec, sharding.mesh_shape(smaller.mesh, 8))))
     assert sizes[:4] == sorted(sizes[:4], reverse=True) and len(set(sizes[:4])) == 4
 
 
@@ -47,7 +55,9 @@ def test_a_remedy_names_all_flags_that_it_takes():
 def test_the_advice_is_only_what_a_run_accepts():
     """Eight rows over eight devices have no microbatches; sixty-four over four have up to sixteen."""
     eight = gptj_config(train__row_tokens=2048, mesh__data=1, mesh__fsdp=8)
-    assert report.training_advice(eight, Topology("small", 8, 12.0)) == "more devices"
+    assert report.training_advice(eight, families.spec_of(eight.model), Topology("small", 8, 12.0)) == "more devices"
     many = gptj_config(train__row_tokens=2048, train__batch_rows=64, mesh__data=1, mesh__fsdp=4)
-    flags, _, parts = report.training_advice(many, Topology("large", 4, 48.0)).rpartition("=")
+    flags, _, parts = report.training_advice(many, families.spec_of(many.model), Topology("large", 4, 48.0)).rpartition(
+        "="
+    )
     assert flags.endswith("--config.train.microbatches") and int(parts) in (2, 4, 8, 16)

@@ -27,7 +27,7 @@ def test_mistakes(monkeypatch, tmp_path, capsys):
         "--workdir=absent": "no such directory",
         f"--workdir={tmp_path}": "neither config.json nor iter_000",
         f"--workdir={tmp_path} --nonsense": "--nonsense",
-        f"--workdir={tmp_path} --watch=0": "--watch must be at least 1 second",
+        f"--workdir={tmp_path} --watch=0": "--watch must be at least 1",
     }
     for arguments, reason in mistakes.items():
         monkeypatch.setattr(sys, "argv", ["report", *arguments.split()])

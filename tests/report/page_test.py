@@ -14,15 +14,22 @@ from star_jax.records import Example, Source
 from star_jax.report.browser import examples
 from star_jax.report.run_data import read_run
 from tests.support.pages import collections_of, page_of, words_of
-from tests.support.report_runs import CATEGORIES, make_run, problem, put, remove
+from tests.support.report_runs import CATEGORIES, make_run, match_contents, problem, put, remove
 
 
 def test_a_finished_run(tmp_path):
     words = words_of(page := page_of(make_run(tmp_path)))
     assert "done: 2 of 2 iterations" in words and "base 25.0 % → 75.0 % at iteration 2, the best" in words
     assert "selected on this same split (dev)" in words
-    assert "2, best 4 75.0 % 6.2 % to 93.8 % 75.0 % 3 1 0 0 0" in words
-    for part in ("Figure 1.", "Figure 2.", "Figure 3.", "Figure 3b.", "4 of 4 kept", "6 of 6 kept"):
+    assert "2, best 4 75.0 % 6.2 % to 93.8 % 3 1 0 0 0" in words
+    for part in (
+        "Accuracy.",
+        "Examples kept.",
+        "Training loss.",
+        "Training loss of the base",
+        "4 of 4 kept",
+        "6 of 6 kept",
+    ):
         assert part in words
     evaluation = collections_of(page)["evaluation"]
     assert list(evaluation["samples"]) == [0, 1, 2] and evaluation["best"] == 2
@@ -32,9 +39,20 @@ def test_a_finished_run(tmp_path):
     assert of_problem_1 == [("wrong", "steps of 1 in 0"), ("wrong", "steps of 1 in 1"), ("right", "steps of 1 in 2")]
 
 
+def test_the_lenient_reader_s_accuracy_stands_beside_the_strict_one(tmp_path):
+    assert "by the lenient reader" not in words_of(page_of(make_run(tmp_path)))
+    path = tmp_path / "iter_002/eval_dev.json"
+    put(path, json.loads(path.read_text()) | {"lenient": {"n": 4, "accuracy": 1.0, "ci95": [0.5, 1.0]}})
+    words = words_of(page_of(tmp_path))
+    assert "by the lenient reader" in words and "75.0 % 6.2 % to 93.8 % 100.0 % 50.0 % to 100.0 % 3 1" in words
+    put(path, json.loads(path.read_text()) | {"lenient": 1})
+    with pytest.raises(InputError, match=r"eval_dev\.json"):
+        page_of(tmp_path)
+
+
 def test_the_best_is_compared_with_the_base_problem_by_problem(tmp_path):
     words = words_of(page_of(make_run(tmp_path)))
-    assert "2 problems gained on the base, 0 lost: p = 0.5" in words  # "rwuc" -> "rrrw"
+    assert "2 dev problems gained on the base, 0 lost: p = 1, corrected for the choice among 2 iterations" in words
     remove(tmp_path, "iter_000/eval_dev.jsonl")
     assert "gained on the base" not in words_of(page_of(tmp_path))
 
@@ -77,6 +95,7 @@ def test_hostile_text_is_only_ever_text(tmp_path):
         for word in ("1 digit", "steps of 1", "1 + 1", "arithmetic", "kept 0", "pretrain", 'train-0"'):
             text = text.replace(word, evil + word[-1:])
         path.write_text(text, encoding="utf-8")
+    match_contents(tmp_path / "hostile")
     plain, hostile = (page_of(tmp_path / name) for name in ("plain", "hostile"))
     for text in ("alert(1)</script>", "<script>alert", "<img", "\u202e", "\u200f", "\x00", "\x1b", "\ud800"):
         assert text not in hostile
@@ -98,13 +117,13 @@ def test_an_unknown_verdict_is_refused(tmp_path):
 def test_several_runs_side_by_side(tmp_path):
     first, second = make_run(tmp_path / "first"), make_run(tmp_path / "second", iterations=1)
     path = report.write([first, second])
-    assert path == first / "report.html" and not (second / "report.html").exists()
+    assert path == first / "comparison.html" and {p.name for p in tmp_path.glob("*/*.html")} == {"comparison.html"}
     words = words_of(page := path.read_text(encoding="utf-8"))
     for part in ("2 STaR runs side by side", "first 25.0 → 75.0 %", "second 25.0 → 50.0 %"):
         assert part in words
-    assert "first done: 2 of 2 iterations 25.0 % 75.0 % 6.2 % to 93.8 % 2 75.0 % 5 min 30 s" in words
+    assert "first done: 2 of 2 iterations dev 25.0 % 2 75.0 % 6.2 % to 93.8 % 75.0 % 5 min 30 s" in words
     # Right are problems 1, 2, 3 in the first run's best iteration, 1 and 3 in the second's.
-    assert "second 4 2 1 0 -25.0 points p = 1" in words
+    assert "second dev 4 2 1 0 -25.0 points p = 1 (of 6 pairs)" in words
     assert re.findall(r'class="differs"><th scope="row"><bdi>([^<]*)', page) == ["star.iterations"] * 2
     assert [len(collections_of(page, run)["evaluation"]["samples"]) for run in (0, 1)] == [3, 2]
     words = words_of(page_of(make_run(tmp_path / "other" / "first"), first))
@@ -134,5 +153,15 @@ def test_the_page_replaces_the_old_one_and_leaves_no_temporary_file(tmp_path):
     assert not [other for other in tmp_path.iterdir() if "tmp" in other.name]
     with pytest.raises(InputError, match="cannot be written"):
         report.write(tmp_path, tmp_path / "config.json" / "report.html")
-    with pytest.raises(InputError, match="is a directory; --output takes the name of a file"):
+    for name in ("config.json", "problems_dev.jsonl"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(
+            InputError, match=rf"^--output=\S+/{name}: holds something else than a report; delete it or"
+        ):
+            report.write(tmp_path, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+    (tmp_path / "empty.html").touch()
+    for name in ("empty.html", "report.html"):
+        assert report.write(tmp_path, tmp_path / name).read_bytes().startswith(report._HEAD)
+    with pytest.raises(InputError, match="is a directory; give the name of a file"):
         report.write(tmp_path, tmp_path)

@@ -12,6 +12,7 @@ from star_jax.errors import InputError
 from star_jax.evaluation.best import best_iteration
 from star_jax.report import run_data
 from star_jax.report.figures import series
+from star_jax.runs import checksums
 from tests.support.pages import page_of, words_of
 from tests.support.report_runs import CATEGORIES, make_run, put, remove
 
@@ -60,10 +61,12 @@ def test_a_value_that_is_no_number_is_named(tmp_path):
     path = make_run(tmp_path) / "iter_001/samples.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], json.dumps(json.loads(lines[1]) | {"tokens": "many"}), *lines[2:]]) + "\n")
-    with pytest.raises(InputError, match=re.escape(f"{path}:2: 'tokens' should be a number, is \"many\"")):
+    with pytest.raises(
+        InputError, match=re.escape(f"{path}:2: not a Completion record ('tokens' should be an integer")
+    ):
         report.write(tmp_path)
     path.write_text("\n".join([json.dumps(json.loads(lines[0]) | {"log_probability": 10**400}), *lines[1:]]) + "\n")
-    with pytest.raises(InputError, match=re.escape(f"{path}:1: 'log_probability' should be a number")):
+    with pytest.raises(InputError, match=re.escape(f"{path}:1: not a Completion record ('log_probability' should be")):
         report.write(tmp_path)
     path.write_text("\n".join([*lines[1:], json.dumps(json.loads(lines[0]) | {"log_probability": math.nan})]) + "\n")
     assert "NLL per token" not in words_of(page_of(tmp_path)).split("Distinct")[0]
@@ -77,8 +80,8 @@ def test_a_category_without_problems_and_an_accuracy_without_interval(tmp_path):
     put(path, values)
     run = run_data.read_run(tmp_path)
     assert run.categories == (*CATEGORIES, "9 digits") and "9 digits" not in series.accuracy_series(run)
-    assert [p.accuracy for p in series.mean_series(run)] == [0.25, 0.5, 0.75]
-    assert "1 4 50.0 % 50.0 %" in words_of(page_of(tmp_path))
+    assert [p.accuracy for p in series.overall_series(run)] == [0.25, 0.5, 0.75]
+    assert "1 4 50.0 % 2 2" in words_of(page_of(tmp_path))
 
 
 def test_the_best_iteration_is_the_earliest_of_equals(tmp_path):
@@ -92,3 +95,15 @@ def test_the_best_iteration_is_the_earliest_of_equals(tmp_path):
     assert run_data.read_run(run).best == 1
     remove(run, "iter_*/eval_dev.json")
     assert run_data.read_run(run).best is None
+
+
+def test_a_flipped_bit_is_not_shown_as_a_result(tmp_path):
+    run = make_run(tmp_path)
+    for name in ("iter_001/samples.jsonl", "iter_001/eval_dev.json"):
+        path = run / name
+        path.with_name(checksums.NAME).write_text(checksums.with_file(path, path.read_bytes()))
+        report.write(run)
+        path.write_bytes(path.read_bytes().replace(b"1", b"3", 1))
+        with pytest.raises(InputError, match=re.escape(f"{path}: damaged")):
+            report.write(run)
+        path.write_bytes(path.read_bytes().replace(b"3", b"1", 1))

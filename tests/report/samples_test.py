@@ -30,7 +30,9 @@ def test_statistics_of_a_file_of_samples(run):
             assert stats.wrong_steps == np.sum((verdicts == "right") & (column(lines, "consistent") == False))  # noqa: E712
             nll = -column(lines, "log_probability").sum() / column(lines, "tokens").sum()
             assert stats.nll_per_token == pytest.approx(nll), (n, name)
-            assert stats.solved == set(column(lines, "problem_id")[verdicts == "right"]), (n, name)
+            assert {problem_id for problem_id, _ in stats.solved} == set(
+                column(lines, "problem_id")[verdicts == "right"]
+            ), (n, name)
 
 
 def test_train_problems_used_and_never_solved(run):

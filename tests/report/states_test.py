@@ -84,7 +84,13 @@ def test_a_whole_run_has_every_figure(open_page, tmp_path):
             )
     page = open_page(report.write(run))
     words = page.locator("body").inner_text()
-    for figure in ("Figure 1.", "Figure 2.", "Figure 3.", "Figure 3b.", "Figure 4."):
+    for figure in (
+        "Accuracy.",
+        "Examples kept.",
+        "Training loss.",
+        "Training loss of the base model,",
+        "Steps of solutions.",
+    ):
         assert figure in words
     assert page.locator("svg.plot").count() == 5 + 7, "five figures and seven panels"
     assert not any(blank(page.locator("svg.plot").nth(index)) for index in range(12))
@@ -97,7 +103,7 @@ def test_runs_side_by_side_have_a_figure_for_each_category(open_page, tmp_path):
     runs = [make_big_run(tmp_path / "a", 0), make_big_run(tmp_path / "b", 1), make_run(tmp_path / "c")]
     page = open_page(report.write(runs, tmp_path / "all.html"), width=390)
     words = page.locator("body").inner_text()
-    assert "a, b: mean and range of 2" in words and "Settings that differ" in words
+    assert "a, b: mean and range of 2 runs" in words and "Settings that differ" in words
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     plots = page.locator("svg.plot")
     assert [index for index in range(plots.count()) if blank(plots.nth(index))] == []

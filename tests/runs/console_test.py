@@ -10,7 +10,14 @@ def test_the_table_has_the_files_figures(finished, capsys):
     results = [json.loads((finished / f"iter_{n:03d}/eval_dev.json").read_text()) for n in range(3)]
     counts = [None] + [json.loads((finished / f"iter_{n:03d}/filter.json").read_text()) for n in (1, 2)]
     accuracies = [result["accuracy"] for result in results]
-    console.show(results, counts, accuracies.index(max(accuracies)), "here/report.html")
+    shown = [
+        console.Row(
+            result["accuracy"], *result["ci95"], result["mean_of_categories"],
+            *(count and count[key] for key in ("kept", "kept_rationalized", "problems")),
+        )
+        for result, count in zip(results, counts, strict=True)
+    ]  # fmt: skip
+    console.show(shown, accuracies.index(max(accuracies)), "here/report.html")
     out, text = capsys.readouterr()
     rows = [line for line in text.splitlines() if re.match(r"\s*(base|\d)", line)]
     assert out == "" and len(rows) == 3 and text.splitlines()[-1].endswith("report: here/report.html")

@@ -1,7 +1,6 @@
 """Each kind of file of a run, damaged in each way: the result is the same, or one line gives the remedy."""
 
 import functools
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from star_jax.config import Config
 from star_jax.distributed import processes
 from star_jax.errors import InputError
 from star_jax.training import fine_tune
+from tests.support.advice import delete, follow_advice
 from tests.support.runs import assert_same_result, small_config
 
 CHANGES = dict(train__checkpoint_every=2, star__steps=6, star__problems_per_iteration=40, sampling__queue=16)
@@ -69,11 +69,6 @@ def truncate(path: Path) -> None:
     """The second half is gone."""
     file = largest(path)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def delete(path: Path) -> None:
-    """The file, or the whole directory."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def duplicate(path: Path) -> None:
@@ -136,22 +131,6 @@ def stop_training(patch, workdir: Path) -> None:
         return train_step(model, optimizer, state, *rest)
 
     patch.setattr(fine_tune, "train_step", interrupted_step)
-
-
-def follow_advice(workdir: Path, line: str) -> bool:
-    """Deletes what the line says; returns whether it says to allow changes instead."""
-    if "--allow_changes" in line:
-        return True
-    named = re.search(r"delete (/\S+)", line) or re.match(r"(/\S+?)(:\d+)?: ", line)
-    assert named and "delete" in line.lower(), line
-    path = Path(named[1])
-    paths = [path.parent / name for name in re.findall(r"(?:Delete|it and) (\w+\.jsonl)", line)]
-    if re.search(r"elete (it|the file|/)", line):
-        paths.append(path)
-    assert paths and all(path.exists() and workdir in path.parents for path in paths), line
-    for path in paths:
-        delete(path)
-    return False
 
 
 @pytest.mark.parametrize(

@@ -119,16 +119,27 @@ def test_what_may_change_is_stored_again(run_dir):
 WORLD = {"star_jax": "1.0", "prompts": "ab12"}
 
 
-def test_other_versions_and_data_are_refused_unless_allowed_and_then_recorded(run_dir):
-    """Versions, prompts, data: the error names what differs; --allow_changes continues and records each change once."""
+def test_other_versions_and_data_are_refused_unless_allowed_and_then_recorded(run_dir, caplog):
+    """Versions, prompts, data: the error names what differs; --allow_changes continues and records each change once.
+
+    The log says so, and names the samples of an unfinished stage, which are from before the change.
+    """
     run_dir.open(CONFIG, WORLD)
     run_dir.write_text(run_dir.path(1, "DONE"), "")
     changed, before = WORLD | {"prompts": "cd34", "dev problems": "ef56"}, names(run_dir)
     said = ['prompts was "ab12", now "cd34"', 'dev problems was null, now "ef56"']
     with pytest.raises(InputError, match=re.escape("; ".join(said)) + ".*--allow_changes"):
         run_dir.open(CONFIG, changed)
+    part = run_dir.path(2, "samples.jsonl.part")
+    part.parent.mkdir()
+    part.write_text("")
     run_dir.open(CONFIG | {"seed": 5}, changed, allow_changes=True)
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 2 and said[0] in warnings[0] and str(part) in warnings[1]
     run_dir.open(CONFIG | {"seed": 5}, changed)
+    assert len(caplog.records) == 2
+    part.unlink()
+    part.parent.rmdir()
     assert names(run_dir) == before
     stored = run_dir.read_json(run_dir.workdir / "provenance.json")
     assert stored["world"] == changed and run_dir.read_json(run_dir.workdir / "config.json")["seed"] == 5
@@ -180,7 +191,7 @@ def test_a_file_that_cannot_be_written_is_bad_input(run_dir):
 
 
 def test_a_broken_json_file_is_named(tmp_path):
-    """json_files_test has all the ways in which a file can be broken."""
+    """json_reader_test has all the ways in which a file can be broken."""
     path = tmp_path / "config.json"
     for content, reason in ((None, ": cannot be read"), (b"{", ":1: invalid JSON"), (b"[]", ": holds list")):
         if content is not None:

@@ -10,7 +10,7 @@ from star_jax import config as configs
 from star_jax.algorithms import setup
 from star_jax.config import MeshConfig
 from star_jax.distributed import sharding
-from star_jax.models import decoder
+from star_jax.models import families
 from star_jax.preflight import hlo, programs
 from star_jax.preflight.budget import Lengths
 from star_jax.records import Prompt
@@ -23,7 +23,7 @@ from tests.support.sampling import TextSampler
 
 SYMBOLS = SymbolTokenizer(Arithmetic.symbols)
 CONFIG = dataclasses.replace(TINY, n_heads=8, rotary_dim=4, vocab_size=24)
-MODEL = decoder.GPT(CONFIG)
+MODEL = families.build(CONFIG)
 COMMON = dict(stop=("6 +", "3"), max_new_tokens=12, prefill_tokens=32, slots=4, queue=16)
 MESHES = {
     "data 8": (MeshConfig(data=8), 1),
@@ -39,7 +39,7 @@ QUICK = "data 2 x fsdp 2 x tensor 2"
 def params():
     made = numpy_params(CONFIG, seed=1, scale=0.6)
     made["blocks"]["norm"]["scale"][:] = made["final_norm"]["scale"][:] = 1
-    made["head"]["bias"][SYMBOLS.end_of_text] += 9
+    made["head"]["bias"][SYMBOLS.end_ids[0]] += 9
     return made
 
 
@@ -89,9 +89,10 @@ def test_a_decode_step_gathers_neither_weights_nor_the_cache():
     values.base.path = "none"
     values.sampling.update(dict(slots=16, queue=16, tensor=8))
     settings = configs.from_dict(values)
-    _, sampling_mesh = setup.meshes(settings)
+    spec = families.spec_of(settings.model)
+    _, sampling_mesh = setup.meshes(settings, spec)
     lengths = Lengths(prefix=32, body=16, new=8)
-    found = hlo.collectives(programs.lower_sampling_loop(settings, sampling_mesh, lengths).compile().as_text())
+    found = hlo.collectives(programs.lower_sampling_loop(settings, spec, sampling_mesh, lengths).compile().as_text())
     rows = 16 * CONFIG.d_model * 4  # activations of all slots, the largest thing that may travel
     wide = [one for one in found[2] if one.size >= rows]
     assert [one.kind for one in wide] == ["all-reduce"] * (CONFIG.n_layers + 1)  # and the embedding's
@@ -107,8 +108,9 @@ def test_a_train_step_gathers_weights_layer_by_layer_and_never_the_logits():
     values.mesh.update(dict(data=1, fsdp=4, tensor=2))
     values.train.update(dict(batch_rows=8, row_tokens=64))
     settings = configs.from_dict(values)
-    mesh, _ = setup.meshes(settings)
-    found = hlo.collectives(programs.lower_train_step(settings, mesh).compile().as_text())
+    spec = families.spec_of(settings.model)
+    mesh, _ = setup.meshes(settings, spec)
+    found = hlo.collectives(programs.lower_train_step(settings, spec, mesh).compile().as_text())
     largest = max(one.size for one in found[0] if one.kind == "all-gather")
     layer = 4 * CONFIG.d_model * CONFIG.d_mlp
     assert largest < 3 * layer  # not all three layers at once, and not [2 rows, 64 tokens, 64 of the vocabulary]

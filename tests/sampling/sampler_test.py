@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from star_jax.config import ModelConfig
-from star_jax.distributed import platforms
+from star_jax.distributed import platforms, sharding
 from star_jax.errors import InputError
-from star_jax.models import decoder
-from star_jax.records import Prompt
-from star_jax.sampling import engine, stop_strings
+from star_jax.models import decoder, families
+from star_jax.records import EncodedPrompt, Prompt
+from star_jax.sampling import engine, scoring, stop_strings
 from star_jax.sampling import sampler as sampling
 from star_jax.sampling.sampler import Sample
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tasks.arithmetic import Arithmetic
+from star_jax.tokenizers import load_directory
 from star_jax.tokenizers.base import Tokenizer
-from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
 from star_jax.tokenizers.simple import ByteTokenizer, SymbolTokenizer
+from star_jax.weights import placement
 from tests.support.models import TINY, numpy_params
 from tests.support.sampling import TextSampler
 
@@ -33,12 +35,12 @@ COMMON = dict(stop=STOP, max_new_tokens=BUDGET, prefill_tokens=32, longest_body=
 
 
 @pytest.fixture(scope="module")
-def lively() -> tuple[decoder.GPT, decoder.Params]:
+def lively() -> tuple[decoder.Decoder, decoder.Params]:
     """A model over the 20 symbols (one of them padding) whose texts differ and sometimes stop by themselves."""
     params = numpy_params(TINY, seed=1, scale=0.6)
     params["blocks"]["norm"]["scale"][:] = params["final_norm"]["scale"][:] = 1
-    params["head"]["bias"][SYMBOLS.end_of_text] += 4
-    return decoder.GPT(TINY), jax.tree.map(jnp.asarray, params)
+    params["head"]["bias"][SYMBOLS.end_ids[0]] += 4
+    return families.build(TINY), jax.tree.map(jnp.asarray, params)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def plain_loop(model, params, texts, seeds, how) -> list[Sample]:
             rows[i].append(token)
             ids = rows[i][begins[i] :]
             text = SYMBOLS.decode(ids)
-            stopped = token == SYMBOLS.end_of_text or any(stop in text for stop in STOP)
+            stopped = token == SYMBOLS.end_ids[0] or any(stop in text for stop in STOP)
             if stopped or step == BUDGET - 1:
                 cut = min((text.find(stop) for stop in STOP if stop in text), default=len(text))
                 done[i] = Sample(text[:cut], tuple(ids), tuple(log_probs[i]), not stopped)
@@ -174,7 +176,7 @@ def test_chunks_are_ready_one_after_the_other_and_hold_every_request_once(lively
 
 
 def test_the_oracle_sees_every_kind_of_end(expected):
-    kinds = {(w.truncated, w.token_ids[-1] == SYMBOLS.end_of_text) for w in expected[WARM]}
+    kinds = {(w.truncated, w.token_ids[-1] == SYMBOLS.end_ids[0]) for w in expected[WARM]}
     assert kinds == {(True, False), (False, True), (False, False)}
     assert len({len(w.token_ids) for w in expected[WARM]}) > 4
     assert len({w.token_ids for w in expected[GREEDY]}) > 10
@@ -217,7 +219,7 @@ def test_samples_follow_the_distribution():
     params = jax.tree.map(np.zeros_like, numpy_params(config))
     params["head"]["bias"][:] = -40
     params["head"]["bias"][:5] = np.log(share_V)
-    sampler = TextSampler(decoder.GPT(config), params, SYMBOLS, max_new_tokens=2, decoding=Decoding(1.0), queue=4096)
+    sampler = TextSampler(families.build(config), params, SYMBOLS, max_new_tokens=2, decoding=Decoding(1.0), queue=4096)
     samples = sampler(["7"] * 4000, [f"seed {i}" for i in range(4000)])
     first, second = np.array([sample.token_ids for sample in samples]).T
     for tokens, p, bound in [(first, share_V, 18.5), (second, share_V, 18.5),
@@ -258,13 +260,13 @@ class Pieces(Tokenizer):
     """A tokenizer with any pieces; a text for it to encode is a list of ids. The last id is end-of-text."""
 
     def __init__(self, pieces):
-        self.pieces, self.vocab_size, self.end_of_text = [*pieces, b""], len(pieces) + 1, len(pieces)
+        self.pieces, self.vocab_size, self.end_ids = [*pieces, b""], len(pieces) + 1, (len(pieces),)
 
     def encode(self, text):
         return [int(word) for word in text.split()]
 
-    def decode(self, ids):
-        return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
+    def decode_bytes(self, ids):
+        return b"".join(self.pieces[i] for i in ids)
 
     def stop_bytes(self, stop):
         return stop.encode()
@@ -273,7 +275,7 @@ class Pieces(Tokenizer):
         raise NotImplementedError
 
 
-def chain(follower: dict[int, int], vocab_size: int) -> tuple[decoder.GPT, decoder.Params]:
+def chain(follower: dict[int, int], vocab_size: int) -> tuple[decoder.Decoder, decoder.Params]:
     """A model that follows token t with `follower[t]`, whatever came before: embedding -> norm -> head, no blocks."""
     wide = max(8, len(follower) + len(follower) % 2)
     config = ModelConfig(1, wide, 1, 8, 2, vocab_size, max_positions=64)
@@ -282,7 +284,44 @@ def chain(follower: dict[int, int], vocab_size: int) -> tuple[decoder.GPT, decod
     for row, (token, after) in enumerate(follower.items()):
         params["embedding"]["embedding"][token, row] = 1
         params["head"]["kernel"][row, after] = 20
-    return decoder.GPT(config), params
+    return families.build(config), params
+
+
+def test_every_end_id_stops_and_other_special_tokens_are_never_sampled():
+    """Tokens a, b, special, c, end, end. The model follows a and b with an end each, and c with the special token."""
+    tokenizer = Pieces([b"a", b"b", b"", b"c", b""])
+    tokenizer.end_ids = (5, 4)
+    model, params = chain({0: 4, 1: 5, 3: 2}, 8)
+    sampler = TextSampler(model, params, tokenizer, max_new_tokens=4, slots=4, queue=4)
+    assert sampler.sampler.engine.never_sampled == tokenizer.never_sampled == (2,)
+    after_a, after_b, after_c = sampler(["0", "1", "3"])
+    assert [(s.token_ids, s.text, s.truncated) for s in (after_a, after_b)] == [((4,), "", False), ((5,), "", False)]
+    assert (after_c.token_ids, after_c.text, after_c.truncated) == ((0, 4), "a", False)  # of equal ones the first
+    logits_V = np.asarray(decoder.apply(model, jax.tree.map(jnp.asarray, params), jnp.array([[3]])), np.float64)[0, 0]
+    assert np.argmax(logits_V) == 2
+    used_V = logits_V[[0, 1, 3, 4, 5]]
+    np.testing.assert_allclose(after_c.token_log_probs[0], used_V[0] - np.log(np.sum(np.exp(used_V))), rtol=1e-5)
+    mesh = sampler.sampler.mesh
+    placed = jax.tree.map(sharding.put, params, placement.param_shardings(model, mesh))
+    pairs = [([1], after_b.token_ids), ([3], after_c.token_ids)]
+    log_probs = scoring.score(model, placed, pairs, mesh, vocab_used=6, never_sampled=(2,), row_tokens=8, batch_rows=1)
+    for scored, sample in zip(log_probs, (after_b, after_c), strict=True):
+        np.testing.assert_allclose(scored, sample.token_log_probs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_automaton_of_a_quarter_of_a_million_tokens_takes_a_second_at_most():
+    """Against the pieces' bytes, one by one, on a sample of them. 0.2 s of CPU time here."""
+    rng = np.random.default_rng(0)
+    sizes = np.minimum(1 + rng.poisson(6, 2**18), 48)
+    content = rng.choice(np.frombuffer(b"ab\n:Q xyz", np.uint8), sizes.sum()).tobytes()
+    ends = np.cumsum(sizes).tolist()
+    tokenizer = Pieces([content[end - size : end] for end, size in zip(ends, sizes.tolist(), strict=True)])
+    stops, started = ["\n\n", "\nQ:"], time.process_time()
+    table_SV = stop_strings.automaton(tokenizer, stops)
+    assert time.process_time() - started < 1.0
+    assert table_SV.shape == (4, 2**18 + 1) and table_SV.dtype == np.int32
+    for token in rng.integers(0, 2**18, 300).tolist():
+        check_automaton(table_SV, tokenizer, stops, [token, int(rng.integers(2**18))])
 
 
 # Automata of one size, so that they share a compiled program.
@@ -304,16 +343,60 @@ def check_stops(stops):
     samples = sampler([str(start) for start in range(63)])
     for start, sample in enumerate(samples):
         ids, emitted = [], b""
-        while len(ids) < 9 and tokenizer.end_of_text not in ids and not any(s.encode() in emitted for s in stops):
+        while len(ids) < 9 and tokenizer.end_ids[0] not in ids and not any(s.encode() in emitted for s in stops):
             ids.append(start + 1 + len(ids))
             emitted = b"".join(tokenizer.pieces[i] for i in ids)
         cut = min((emitted.find(s.encode()) for s in stops if s.encode() in emitted), default=len(emitted))
-        stopped = cut < len(emitted) or ids[-1] == tokenizer.end_of_text
+        stopped = cut < len(emitted) or ids[-1] == tokenizer.end_ids[0]
         assert sample.token_ids == tuple(ids)
         assert (sample.text, sample.truncated) == (emitted[:cut].decode(errors="replace"), not stopped)
+        assert sample.valid_utf8 == is_utf8(emitted[:cut])
     ends = {(len(sample.token_ids) == 9, sample.truncated) for sample in samples}
     assert (True, False) in ends, "some stop should come with the last token of the budget"
     assert (True, True) in ends, "some budget should end without a stop"
+
+
+def is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+# Whole characters, U+FFFD itself, halves of characters and stops.
+PIECES = [b"a", "é".encode(), "\ufffd".encode(), b"\xef\xbf", b"\xbd", b"\xc3", b"\xa9", b"\xff", b"\n\n", b"\nQ"]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(PIECES), max_size=8))
+def test_a_written_replacement_character_is_text_and_a_broken_sequence_is_none(pieces):
+    data, stops = b"".join(pieces), ("\n\n", "\nQ", "\ufffda")
+    cut = min((at for stop in stops if (at := data.find(stop.encode())) >= 0), default=len(data))
+    text, valid_utf8 = stop_strings.text_before(data, stops)
+    assert (text, valid_utf8) == (data[:cut].decode(errors="replace"), is_utf8(data[:cut]))
+
+
+def test_stops_that_no_tokens_write_are_refused():
+    wrong = []
+    for pieces, stop, reachable in [
+        ([b"a", b"b"], "ab", True),
+        ([b"a", b"b"], "a\n", False),
+        ([b"x\nQ", b":y"], "\nQ:", True),  # across a border, in the middle of tokens
+        ([b"x\nQ", b"y:"], "\nQ:", False),
+        ([b"\n", b"\nQ:\n"], "\nQ:", True),
+        ([b"\nQ:"], "\n\n", False),
+        ([b"\xc3", b"x\xa9"], "é", False),
+        ([b"a\xc3", b"\xa9x"], "é", True),
+    ]:
+        try:
+            stop_strings.automaton(Pieces(pieces), [stop])
+            refused = False
+        except InputError as error:
+            refused = "no tokens for the stop string" in str(error) and repr(stop) in str(error)
+        if refused == reachable:
+            wrong.append((pieces, stop))
+    assert not wrong
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -330,12 +413,12 @@ def check_automaton(table_SV, tokenizer, stops, ids):
         state = table_SV[state, token]
         emitted += tokenizer.pieces[token]
         assert (state == len(table_SV) - 1) == any(s.encode() in emitted for s in stops), (stops, emitted)
-    assert (table_SV[:, tokenizer.end_of_text] == len(table_SV) - 1).all()
+    assert (table_SV[:, tokenizer.end_ids[0]] == len(table_SV) - 1).all()
 
 
 def test_stops_across_the_borders_of_gpt2_tokens(shared_dir):
     """Every split of a text into tokens that exist finds the same stop; the sampler cuts inside a token."""
-    tokenizer = Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
+    tokenizer = load_directory(shared_dir / "data" / "gpt2")
     stops = ["ne.\nQ", "n: a", "\n\n"]
     table_SV = stop_strings.automaton(tokenizer, stops)
     id_of = {piece: i for i, piece in enumerate(tokenizer.pieces)}
@@ -363,7 +446,7 @@ def test_nothing_is_compiled_again_for_other_weights_prompts_or_counts(lively, b
     sampler([Prompt(shot, body) for shot in ("", shots[0]) for body in bodies])
     before = engine.sample_queues._cache_size(), sampling._encode_prefix._cache_size()
     other = sampler.with_params(jax.tree.map(lambda leaf: 0.5 * leaf, params))
-    again = TextSampler(decoder.GPT(TINY), params, SYMBOLS, **options)
+    again = TextSampler(families.build(TINY), params, SYMBOLS, **options)
     fewer = [Prompt(shots[1], body + " 5") for body in bodies[3:]]
     changed = other(fewer)
     again(["4 4"])
@@ -380,6 +463,10 @@ def test_bad_input_is_reported_before_anything_is_sampled(lively, monkeypatch):
         for bad in [Prompt("", "1 " * 501), Prompt("1 " * 500, "2"), Prompt("1 + 1", "")]:
             with pytest.raises(InputError):
                 sampler([Prompt("", "2"), bad])
+        for prefix_ids, body_ids in (((2,), (3, 20)), ((2, 99), (3,)), ((), (-1, 3))):
+            request = sampling.Request(EncodedPrompt(Prompt("", ""), prefix_ids, body_ids), "seed")
+            with pytest.raises(InputError, match=r"the token id (20|99|-1) and the model ids 0 to 19"):
+                sampler.sampler.sample(sampler.params, [request])
     assert not started
     assert len(sampler(["2"])) == 1
     for options in [dict(slots=0), dict(prefill_tokens=0), dict(queue=0), dict(max_new_tokens=0), dict(stop=("",))]:
@@ -387,3 +474,14 @@ def test_bad_input_is_reported_before_anything_is_sampled(lively, monkeypatch):
             TextSampler(model, params, SYMBOLS, **options)
     with pytest.raises(InputError, match="257 ids"):
         TextSampler(model, params, ByteTokenizer())
+
+
+@pytest.mark.parametrize("how", [GREEDY, WARM])
+def test_a_model_whose_logits_overflow_is_refused(lively, how):
+    """Its weights are finite. Every token of every sample would be the first one whose logit is NaN."""
+    model, params = lively
+    overflowing = {**params, "head": {**params["head"], "kernel": params["head"]["kernel"] * 1e38}}
+    assert np.isfinite(overflowing["head"]["kernel"]).all()
+    sampler = TextSampler(model, overflowing, SYMBOLS, decoding=how, slots=2, queue=4, **COMMON)
+    with pytest.raises(InputError, match="logits are not finite numbers, so its samples mean nothing"):
+        sampler(["3 + 4", "4"])

@@ -9,7 +9,7 @@ import pytest
 from star_jax.config import MeshConfig
 from star_jax.distributed import sharding
 from star_jax.errors import InputError
-from star_jax.models import decoder
+from star_jax.models import decoder, families
 from star_jax.records import Prompt
 from star_jax.sampling.scoring import score
 from star_jax.sampling.token_sampling import Decoding
@@ -20,7 +20,7 @@ from tests.support.models import TINY, numpy_params
 from tests.support.sampling import TextSampler
 
 SYMBOLS = SymbolTokenizer(Arithmetic.symbols)
-MODEL = decoder.GPT(TINY)
+MODEL = families.build(TINY)
 USED = SYMBOLS.vocab_size
 
 

@@ -1,5 +1,6 @@
 """Greedy token and its log-probability against NumPy. sampler_test.py tests the sampled distributions."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,6 +29,30 @@ def test_the_likeliest_token_and_its_log_probability():
             wrong.append((size, "id"))
         if not np.allclose(log_p_B, expected_log_p_B, rtol=2e-6, atol=1e-6):
             wrong.append((size, "log p"))
+    assert not wrong
+
+
+def test_the_smallest_temperatures_and_top_p_sample_one_of_the_likeliest():
+    """Where logits / temperature would overflow, or no token's probability would reach top_p."""
+    rng = np.random.default_rng(0)
+    logits_BV = np.concatenate([scale * rng.standard_normal((8, 64)) for scale in (1e-3, 1, 30, 1e4)]).astype(
+        np.float32
+    )
+    logits_BV[::2, 0] = 0  # 0 / 0
+    logits_BV[1::2, :5] = -np.inf
+    logits_BV[3] = -1e4
+    logits_BV[3, 7] = 0
+    keys_B = jax.random.split(jax.random.key(0), len(logits_BV))
+    wrong = []
+    for how in [
+        *({"temperature": t} for t in (5e-324, 1e-46, 1e-45, 1.2e-38, 1e-38, 1e-36, 1e-30, 1e-20)),
+        *({"temperature": t, "top_p": p} for t in (1e-45, 1.0) for p in (0.0, 5e-324, 1e-46, 1e-40, 1e-20)),
+        *({"temperature": t, "top_k": 1} for t in (1e-45, 1.0, 1e4)),
+        {"temperature": 1e-45, "top_k": 3, "top_p": 0.5},
+    ]:
+        sampled_B = np.asarray(token_sampling.Decoding(**how).sample(jnp.asarray(logits_BV), keys_B))
+        if not np.array_equal(sampled_B, logits_BV.argmax(axis=-1)):
+            wrong.append((how, sampled_B))
     assert not wrong
 
 

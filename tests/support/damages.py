@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def model_json_with(**changes):
 
     def change(folder):
         values = json.loads((folder / "model.json").read_text())
-        values["config"].update(changes)
+        values["spec"].update(changes)
         (folder / "model.json").write_text(json.dumps(values))
 
     return change
@@ -87,14 +88,17 @@ def index_with(tensor, file):
 
 
 def torch_file(make, by="torch"):
-    """Replaces the safetensors by a pytorch_model.bin of what `make` returns, saved by torch or pickle or as bytes."""
+    """Replaces the safetensors by a pytorch_model.bin of what `make` returns.
+
+    `by`: "torch", "legacy" (its format before version 1.6), "pickle", or "bytes", which `make` returns.
+    """
 
     def change(folder):
         torch = pytest.importorskip("torch", reason="reading pytorch_model.bin needs torch")
         (folder / "model.safetensors").unlink()
         path, made = folder / "pytorch_model.bin", make(folder)
-        if by == "torch":
-            torch.save(made, path)
+        if by in ("torch", "legacy"):
+            torch.save(made, path, _use_new_zipfile_serialization=by == "torch")
         else:
             path.write_bytes(pickle.dumps(made) if by == "pickle" else made)
 
@@ -109,6 +113,44 @@ def leaves_with(change, shard=1, number=4):
         with np.load(path) as file:
             arrays = [file[name] for name in file.files]
         np.savez(path, *change(arrays), allow_pickle=True)
+
+    return changed
+
+
+def npy_with(descr, shape, shard=1, number=12):
+    """Replaces the header of an npz file's first array by one of this type and shape, with the right checksum."""
+
+    def changed(folder):
+        path = folder / step_file(f"{number}.npz", shard)
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        content = members["arr_0.npy"]
+        size = 10 + int.from_bytes(content[8:10], "little")
+        header = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}".ljust(size - 11) + "\n"
+        members["arr_0.npy"] = content[:10] + header.encode() + content[size:]
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+
+    return changed
+
+
+def dangling(name):
+    """Replaces a file by a link to nothing, as in a hub cache whose blobs were deleted."""
+
+    def changed(folder):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to("../../blobs/0123")
+
+    return changed
+
+
+def sparse(name):
+    """Replaces a file by a terabyte of zeros, which occupies no disk."""
+
+    def changed(folder):
+        with open(folder / name, "wb") as file:
+            file.truncate(2**40)
 
     return changed
 

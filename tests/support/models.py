@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.config import ModelConfig
-from star_jax.models import decoder
+from star_jax.models import decoder, families
+from star_jax.models.spec import DecoderSpec
 from star_jax.weights import placement
 
 TINY = ModelConfig(
@@ -13,10 +14,11 @@ TINY = ModelConfig(
 )
 
 
-def numpy_params(config: ModelConfig, seed: int = 0, scale: float = 0.2) -> decoder.Params:
+def numpy_params(config: ModelConfig | DecoderSpec, seed: int = 0, scale: float = 0.2) -> decoder.Params:
     """Stacked parameters, normal with standard deviation `scale`. Made with NumPy: jit(init) compiles for seconds."""
     rng = np.random.default_rng(seed)
-    shapes = placement.unbox(placement.abstract_params(decoder.GPT(config)))
+    spec = config if isinstance(config, DecoderSpec) else families.spec_of(config)
+    shapes = placement.unbox(placement.abstract_params(decoder.Decoder(spec)))
     return jax.tree.map(lambda s: (scale * rng.standard_normal(s.shape)).astype(np.float32), shapes)
 
 

@@ -6,7 +6,7 @@ import random
 import shutil
 from pathlib import Path
 
-from star_jax.records import Completion, Example, Problem, Source, Verdict, write_lines
+from star_jax.records import Completion, Example, Problem, Source, Verdict, read_jsonl, write_lines
 from star_jax.tasks.arithmetic import make_problem, scratchpad
 
 CATEGORIES = ("1 digit", "2 digits")
@@ -38,9 +38,30 @@ def completion(index: int, iteration: int, verdict: str, split: str = "dev", tex
 
 
 def put(path: Path, content: dict | list) -> None:
-    """Writes an object as JSON, a list of records as JSON lines."""
+    """Writes an object as JSON, a list of records as JSON lines.
+
+    Completions and examples belong to the contents of the problems with their ids, as far as the run has them already.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, list) and content and not isinstance(content[0], Problem):
+        files = path.parent.parent.glob("problems_*.jsonl")
+        fingerprints = {p.id: p.fingerprint for file in files for p in read_jsonl(Problem, file)}
+        content = [
+            dataclasses.replace(r, problem_fingerprint=r.problem_fingerprint or fingerprints.get(r.problem_id, ""))
+            for r in content
+        ]
     path.write_text(write_lines(content) if isinstance(content, list) else json.dumps(content), encoding="utf-8")
+
+
+def match_contents(workdir: Path) -> None:
+    """Lets all completions and examples belong to the contents that their problems have now."""
+    files = workdir.glob("problems_*.jsonl")
+    fingerprints = {problem.id: problem.fingerprint for file in files for problem in read_jsonl(Problem, file)}
+    for path in workdir.glob("iter_*/*.jsonl"):
+        lines = read_lines(path)
+        for line in lines:
+            line["problem_fingerprint"] = fingerprints.get(line["problem_id"], "")
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))  # ASCII: texts may hold half a surrogate
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -15,8 +15,7 @@ from star_jax.weights import placement
 
 def encoded(tokenizer: Tokenizer, prompt: Prompt) -> EncodedPrompt:
     """The prompt with its ids, as PromptEncoder makes it."""
-    prefix, body = tokenizer.split_parts(prompt.prefix, prompt.body)
-    return EncodedPrompt(prompt, tuple(tokenizer.encode(prefix)), tuple(tokenizer.encode(body)))
+    return EncodedPrompt(prompt, *tokenizer.encode_parts(prompt.prefix, prompt.body))
 
 
 class TextSampler:
@@ -26,7 +25,7 @@ class TextSampler:
     """
 
     def __init__(
-        self, model: decoder.GPT, params: decoder.Params, tokenizer: Tokenizer, mesh: Mesh | None = None, **spec
+        self, model: decoder.Decoder, params: decoder.Params, tokenizer: Tokenizer, mesh: Mesh | None = None, **spec
     ) -> None:
         if mesh is None:
             training_mesh = sharding.mesh_of(params)

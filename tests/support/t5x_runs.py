@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.models import decoder
+from star_jax.models import decoder, families
 from star_jax.records import Example, write_lines
+from star_jax.runs import side_files
 from star_jax.tasks.arithmetic import Arithmetic
 from star_jax.tokenizers.simple import SymbolTokenizer
 from star_jax.weights import checkpoint
@@ -40,15 +41,22 @@ EXAMPLES = [example(*texts) for texts in TEXTS]
 
 def params_of(config) -> decoder.Params:
     """Random weights whose greedy completions of TEXTS contain id 0 and end-of-text (checked by against_t5x_test)."""
-    seed, scale = (2, 0.8) if config.is_gpt2 else (28, 0.6)
+    seed, scale = (2, 0.8) if config.architecture == "gpt2" else (28, 0.6)
     return jax.tree.map(jnp.asarray, numpy_params(config, seed, scale))
 
 
 def make_run(workdir: Path, config=FOUR_HEADS, examples=EXAMPLES) -> Path:
     """The files of a run that t5x needs: the base with its tokenizer, and the kept examples of one iteration."""
-    checkpoint.save_model(workdir / "base", decoder.GPT(config), params_of(config), TOKENIZER)
-    (workdir / "iter_001").mkdir()
-    (workdir / "iter_001" / "kept.jsonl").write_text(write_lines(examples))
+    checkpoint.save_model(workdir / "base", families.build(config), params_of(config), TOKENIZER)
+    return write_kept(workdir, 1, examples)
+
+
+def write_kept(workdir: Path, iteration: int, examples) -> Path:
+    """The kept examples of an iteration, with their side file."""
+    path = workdir / f"iter_{iteration:03d}" / "kept.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(write_lines(examples))
+    side_files.side_path(path).write_bytes(side_files.to_bytes(examples))
     return workdir
 
 

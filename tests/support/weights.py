@@ -12,7 +12,7 @@ from star_jax.cli.parser import exit_on_bad_input
 from star_jax.config import ModelConfig
 from star_jax.convert import __main__ as command
 from star_jax.models import decoder
-from star_jax.tokenizers.base import Tokenizer
+from star_jax.tokenizers import JsonTokenizer, Tokenizer
 
 
 def libraries():
@@ -37,7 +37,7 @@ def torch_config(config: ModelConfig):
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
         **dict.fromkeys(("bos_token_id", "eos_token_id"), None),
     )
-    if config.is_gpt2:
+    if config.architecture == "gpt2":
         return transformers.GPT2Config(**shared)
     return transformers.GPTJConfig(**shared, rotary_dim=config.rotary_dim, tie_word_embeddings=False)
 
@@ -45,9 +45,9 @@ def torch_config(config: ModelConfig):
 def torch_model(config: ModelConfig, seed: int):
     """A GPTJForCausalLM or GPT2LMHeadModel with random weights that make logits of order 10."""
     torch, transformers = libraries()
-    kind = transformers.GPT2LMHeadModel if config.is_gpt2 else transformers.GPTJForCausalLM
+    kind = transformers.GPT2LMHeadModel if config.architecture == "gpt2" else transformers.GPTJForCausalLM
     theirs = kind(torch_config(config)).eval()
-    head = "transformer.wte.weight" if config.is_gpt2 else "lm_head.weight"
+    head = "transformer.wte.weight" if config.architecture == "gpt2" else "lm_head.weight"
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
@@ -72,14 +72,14 @@ def torch_logits(theirs, tokens_BT) -> np.ndarray:
 
 def from_torch(values, config: ModelConfig) -> decoder.Params:
     """Torch's weights, or their gradients, by name -> our tree."""
-    block = _gpt2_block if config.is_gpt2 else _gptj_block
+    block = _gpt2_block if config.architecture == "gpt2" else _gptj_block
     blocks = [block(values, f"transformer.h.{n}", config) for n in range(config.n_layers)]
     tree = {
         "embedding": {"embedding": values["transformer.wte.weight"]},
         "blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks),
         "final_norm": _norm(values, "transformer.ln_f"),
     }
-    if config.is_gpt2:
+    if config.architecture == "gpt2":
         return {**tree, "positions": {"embedding": values["transformer.wpe.weight"]}}
     return {**tree, "head": _linear(values, "lm_head")}
 
@@ -97,12 +97,14 @@ def _norm(values, name):
 
 
 def _gptj_block(values, at, config):
-    into = (config.d_model, config.n_heads, config.head_dim)
+    into = (config.d_model, config.n_heads, (config.d_model // config.n_heads))
     attention = {
         ours: values[f"{at}.attn.{theirs}_proj.weight"].T.reshape(into)
         for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v"))
     }
-    out = values[f"{at}.attn.out_proj.weight"].T.reshape(config.n_heads, config.head_dim, config.d_model)
+    out = values[f"{at}.attn.out_proj.weight"].T.reshape(
+        config.n_heads, (config.d_model // config.n_heads), config.d_model
+    )
     return {
         "attention": {**attention, "out": out},
         "mlp": {"in": _linear(values, f"{at}.mlp.fc_in"), "out": _linear(values, f"{at}.mlp.fc_out")},
@@ -111,7 +113,7 @@ def _gptj_block(values, at, config):
 
 
 def _gpt2_block(values, at, config):
-    size, heads = config.d_model, (config.n_heads, config.head_dim)
+    size, heads = config.d_model, (config.n_heads, (config.d_model // config.n_heads))
     attention = {}
     for i, name in enumerate(("query", "key", "value")):
         columns = slice(i * size, (i + 1) * size)
@@ -130,17 +132,17 @@ def _gpt2_block(values, at, config):
 
 
 class IdsTokenizer(Tokenizer):
-    """Texts are ids with spaces between them; `end_of_text` decodes to nothing."""
+    """Texts are ids with spaces between them; the end id decodes to nothing."""
 
-    def __init__(self, vocab_size: int, end_of_text: int) -> None:
-        self.vocab_size, self.end_of_text = vocab_size, end_of_text
-        self.pieces = [b"" if i == end_of_text else b"%d " % i for i in range(vocab_size)]
+    def __init__(self, vocab_size: int, end_id: int) -> None:
+        self.vocab_size, self.end_ids = vocab_size, (end_id,)
+        self.pieces = [b"" if i == end_id else b"%d " % i for i in range(vocab_size)]
 
     def encode(self, text):
         return [int(number) for number in text.split()]
 
-    def decode(self, ids):
-        return " ".join(str(i) for i in ids if i != self.end_of_text)
+    def decode_bytes(self, ids):
+        return " ".join(str(i) for i in ids if i not in self.end_ids).encode()
 
     def stop_bytes(self, stop):
         return stop.encode()
@@ -157,6 +159,11 @@ def bpe(texts, size=300, extra=0):
     trained.add_special_tokens(["<|endoftext|>"])
     trained.add_tokens([f"<|extratoken_{i}|>" for i in range(1, extra + 1)])
     return trained
+
+
+def json_tokenizer_of(trained) -> JsonTokenizer:
+    """Our tokenizer of what `bpe` trained."""
+    return JsonTokenizer(trained._tokenizer.to_str(), end_ids=(trained.token_to_id("<|endoftext|>"),))
 
 
 def convert(source, source_format, target, target_format, *more) -> tuple[int, str, str]:

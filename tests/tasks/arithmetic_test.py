@@ -1,4 +1,4 @@
-"""star_jax.tasks.arithmetic and arithmetic_base: problems, parsing, scratchpads, and what the base is shown."""
+"""star_jax.tasks.arithmetic: problems, parsing, scratchpads, and what the base is shown."""
 
 import collections
 import itertools
@@ -10,8 +10,8 @@ import pytest
 from star_jax import tasks
 from star_jax.errors import InputError
 from star_jax.tasks.arithmetic import make_problem, operands, scratchpad
+from star_jax.tasks.arithmetic.transcripts import sum_spans, transcripts
 from star_jax.tokenizers.simple import SymbolTokenizer
-from star_jax.training.transcripts import sum_spans, transcripts
 from tests.support.tables import every_row
 
 TASK = tasks.make("arithmetic", train_per_length=300)
@@ -178,7 +178,7 @@ def test_the_budget_holds_every_reference_and_its_stop(most, direct):
     for problem in [widest, *task.problems("train"), *task.problems("dev")]:
         ids = tokenizer.encode(task.reference(problem))
         assert tokenizer.decode(ids) == task.reference(problem)
-        assert len([*ids, tokenizer.end_of_text]) <= task.max_new_tokens
+        assert len([*ids, tokenizer.end_ids[0]]) <= task.max_new_tokens
         assert len(ids) + len(tokenizer.encode(task.stop[0])) <= task.max_new_tokens
 
 

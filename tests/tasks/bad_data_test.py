@@ -117,6 +117,13 @@ BROKEN = [
     ("jsonl", total(rationale="3 + 2\n#### 6"), "contradict each other"),
     ("jsonl", total(answer="5\n6"), "must be one line"),
     ("jsonl", total(answer="#### 5"), "must be one line"),
+    ("jsonl", b'{"question": "Where?", "answer": "x", "answer": "y"}', "not JSON (the key 'answer' is there twice)"),
+    ("commonsense_qa", cqa().replace(b'"label": "A"', b'"label": "A", "label": "A"'), "the key 'label' is there twice"),
+    ("jsonl", total(answer=10**400), "a number of more than 50 digits"),
+    ("jsonl", total(answer=-(10**60)), "a number of more than 50 digits"),
+    ("jsonl", total(answer=1e300), "a number of more than 50 digits"),
+    ("jsonl", total(answer=1e-300), "more than 50 digits as a decimal"),
+    ("jsonl", b'{"question": "Where?", "answer": ' + b"1" * 5000 + b"}", "not JSON"),
     ("jsonl", total(answer=1).replace(b'"answer": 1', b'"answer": NaN'), "not a finite number"),
     ("jsonl", total(answer=1).replace(b'"answer": 1', b'"answer": 1e999'), "not a finite number"),
 ]

@@ -9,6 +9,7 @@ import pytest
 
 from star_jax import tasks
 from star_jax.errors import InputError
+from star_jax.tasks.answers import choices
 from tests.support.tables import every_row
 
 OFFICIAL = {"train": ("train_rand_split.jsonl", 9741), "test": ("dev_rand_split.jsonl", 1221)}
@@ -62,8 +63,9 @@ def test_every_official_problem_reads_as_in_its_file(shared_dir, split):
 @pytest.mark.slow
 @every_row("split", OFFICIAL)
 @every_row("direct", [False, True])
-def test_every_reference_is_right_and_every_other_letter_wrong(shared_dir, split, direct):
-    task = official(shared_dir, direct=direct)
+@every_row("rule", ["strict", "lenient"])
+def test_every_reference_is_right_and_every_other_letter_wrong(shared_dir, split, direct, rule):
+    task = official(shared_dir, direct=direct, answer_rule=rule)
     for problem in task.problems(split):
         reference = task.reference(problem)
         assert task.grade(problem, task.parse(reference)), problem
@@ -72,6 +74,11 @@ def test_every_reference_is_right_and_every_other_letter_wrong(shared_dir, split
             other = task.reference(dataclasses.replace(problem, answer=letter))
             answer = task.parse(other)
             assert answer is None or not task.grade(problem, answer), problem
+            # The right letter beside another choice's text.
+            other = problem.choices["abcde".index(letter)]
+            answer = task.parse(f" Therefore, the answer is {other} ({problem.answer}).")
+            same = choices.normalised(other) == choices.normalised(problem.choices["abcde".index(problem.answer)])
+            assert same or answer is None or not task.grade(problem, answer), (problem, other)
 
 
 def test_dev_is_the_test_split_unless_it_is_held_out_of_train(shared_dir):
@@ -92,6 +99,8 @@ def test_the_published_completion_is_right(tmp_path):
         assert task.grade(problem, answer)
     for answer in ("a", "A", "(d)", "blotter", ""):
         assert not task.grade(problem, answer)
+    assert task.parse("The answer is E, because it soaks.") is None
+    assert task.lenient().parse("The answer is E, because it soaks.") == "e" and task.lenient().lenient() is None
     assert task.reference(problem) == " Therefore, the answer is blotter (e)."
     assert tasks.make("commonsense_qa", direct=True).reference(problem) == " (e)."
     assert task.consistent(problem, text) is None

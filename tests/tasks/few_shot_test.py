@@ -111,3 +111,55 @@ def test_packaged_shots_hold_no_dev_or_test_pair(name):
 def test_packaged_files_have_one_blank_line_between_shots(name):
     text = (PACKAGED / name).read_text(encoding="utf-8")
     assert text == "\n\n".join(shot for shot, _ in packaged(name)) + "\n"
+
+
+SHOTS = ["Q: a?\nA: One.\n#### 1", "Q: b?\nA: Two.\nMore.\n#### 2"]
+
+
+def load_own(tmp_path, content, shots=2, **options):
+    for name in ("jsonl.txt", "jsonl_hint.txt"):
+        (tmp_path / name).write_bytes(content)
+    return few_shot.load("jsonl", shots, direct=False, directory=str(tmp_path), task=tasks.make("jsonl", **options))
+
+
+@every_row(
+    "content",
+    [
+        "\n\n".join(SHOTS),
+        "\ufeff" + "\n\n".join(SHOTS),
+        "\n \n".join(SHOTS) + "\n\t\n",
+        "\n\u3000\n \n\n".join(SHOTS),
+        "\r\n \r\n".join(SHOTS),
+    ],
+)
+def test_marks_and_blanks_around_shots_change_no_prompt(tmp_path, content):
+    assert load_own(tmp_path, content.encode()).plain == "".join(shot + "\n\n" for shot in SHOTS)
+
+
+@every_row(
+    ("content", "line", "reason"),
+    [
+        ("Q: a?\nA: One.\n\n#### 1\n\n" + SHOTS[1], 1, "has no answer"),
+        (SHOTS[0] + "\n\nQ: b\n \nor c?\nA: #### 1", 5, "is not a problem and its completion"),
+        ("Q: a?\nA:\n\n" + SHOTS[1], 1, "is not a problem and its completion"),
+        (SHOTS[0] + "\n" + SHOTS[1] + "\n\n" + SHOTS[1], 1, "a stop of completions"),
+        ("\n\nQ: a?\nB: One.\n\n" + SHOTS[1], 3, "is not a problem and its completion"),
+    ],
+)
+def test_a_shot_that_is_not_a_problem_and_its_completion_is_refused(tmp_path, content, line, reason):
+    with pytest.raises(InputError) as caught:
+        load_own(tmp_path, content.encode())
+    assert str(caught.value).startswith(f"{tmp_path / 'jsonl.txt'}:{line}: ") and reason in str(caught.value)
+
+
+@every_row(
+    ("name", "shots", "fingerprints"),
+    [
+        ("arithmetic", 10, ["c426f89a5911", "b42671b3cd47"]),
+        ("commonsense_qa", 7, ["0136cdeae9cf", "841056ebc4a6"]),
+        ("gsm8k", 8, ["6a8a5406808c", "1530255f8787"]),
+    ],
+)
+def test_the_packaged_shots_pass_the_check_and_keep_their_fingerprints(name, shots, fingerprints):
+    loaded = [few_shot.load(name, shots, direct, task=tasks.make(name, direct=direct)) for direct in (False, True)]
+    assert [prompts.fingerprint for prompts in loaded] == fingerprints

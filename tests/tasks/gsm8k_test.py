@@ -15,12 +15,12 @@ from star_jax.evaluation.judging import SamplingPass, judge
 from star_jax.records import Problem
 from star_jax.sampling.sampler import Sample
 from star_jax.tasks.gsm8k import Gsm8k
-from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
+from star_jax.tokenizers import load_directory
 from tests.support.tables import every_row
 
 TASK = tasks.make("gsm8k")
 DIRECT = tasks.make("gsm8k", direct=True)
-LOOSE = tasks.make("gsm8k", answer_rule="last_number")
+LENIENT = tasks.make("gsm8k", answer_rule="lenient")
 SOLUTION = "He has 9*8 = <<9*8=72>>72 clips.\n#### 72"
 ROW = {"question": "How many clips?", "answer": SOLUTION}
 
@@ -70,7 +70,7 @@ COMPLETIONS = {
         "#### 72k", "#### 72 thousand", "#### 6 dozen", "#### 72...", "#### 72?", "#### not 72", "#### > 72",
         "#### 7,2",
         "#### 7,20", "#### 72e0", "#### 0x48", "#### 72x", "#### x72", "#### ７２", "#### ٧٢", "#### 72½", "#### 72/0",
-        "#### 1:12", "#### " + "72" * 30, "<<9*8=72>>72 clips.", "He has 72 clips.\n####\n", "#### 10 1/2",
+        "#### 1:12", "#### " + "72" * 30, "<<9*8=72>>72 clips.", "He has 72 clips.\n####\n", "#### 10 3/2",
     ],
     ("1,080", "right"): [
         "#### 1080", "#### 1,080", "#### $1,080", "#### 1,080.00", "#### 1080.", "#### $1080.0", "#### 1,080 miles",
@@ -93,29 +93,39 @@ def test_the_table_is_as_large_as_it_should_be():
     assert len(set(TABLE)) == len(TABLE) >= 150
 
 
+@every_row(("answer", "expected", "text"), [row for row in TABLE if "####" in row[2]])
+def test_the_lenient_reader_judges_a_marked_answer_as_a_person_would(answer, expected, text):
+    assert verdict(LENIENT, answer, text) == expected
+
+
 @every_row(("answer", "expected", "text"), TABLE)
-def test_a_completion_is_judged_as_a_person_would(answer, expected, text):
-    assert verdict(TASK, answer, text) == expected
-    assert verdict(DIRECT, answer, text) == expected
+def test_the_strict_reader_reads_plain_numbers_alone(answer, expected, text):
+    """By a regular expression: right and wrong as for the lenient reader, and everything else has no answer."""
+    stated = re.findall("####(.*)", text.replace("\r", " "))
+    plain = stated and all(re.fullmatch(r"\s*-?[0-9][0-9,]*([.][0-9]+)?[.]?\s*", one) for one in stated)
+    for task in (TASK, DIRECT):
+        assert verdict(task, answer, text) == (expected if plain else "unparsable")
 
 
-@every_row(("answer", "expected", "text"), [row for row in TABLE if row[1] != "unparsable"])
-def test_the_last_number_is_looked_for_only_without_a_marked_answer(answer, expected, text):
-    assert LOOSE.parse(text) == TASK.parse(text)
+def test_the_strict_reader_reads_what_the_data_has():
+    for text in ("#### 72", " #### 72", "####72", "#### 72.", "#### 72 ", SOLUTION, "#### 72\n#### 72.00", "#### 72\r"):
+        assert verdict(TASK, "72", text) == "right"
+    assert verdict(TASK, "1,080", "#### 1,080") == verdict(TASK, "-5", "#### -5") == "right"
+    for text in ("#### $72", "#### 72 clips", "#### **72**", "#### 144/2", "#### +72", "#### 72%", "72"):
+        assert verdict(TASK, "72", text) == "unparsable"
 
 
 @every_row(
     ("text", "answer"),
     [
         ("72", "72"), ("The answer is 72", "72"), ("The answer is 72.", "72"), ("so $1,080.50.", "1080.5"),
-        ("5 or 6", "6"),
-        ("He has -5.", "-5"), ("<<9*8=72>>72 clips", "72"), ("####\n72", "72"), ("#### 72\n#### 73", "73"),
-        ("1/2", "0.5"),
-        ("72 clips in 3 boxes", "3"), ("", None), ("seventy-two", None), ("####", None), ("5/0", None),
+        ("He has -5.", "-5"), ("<<9*8=72>>72 clips", "72"), ("1/2", "0.5"), ("72 clips in 3 boxes", "3"),
+        ("5 or 6", None), ("####\n72", None), ("#### 72\n#### 73", None), ("", None), ("seventy-two", None),
+        ("####", None), ("5/0", None),
     ],
 )  # fmt: skip
-def test_the_last_number_of_an_unmarked_text(text, answer):
-    assert LOOSE.parse(text) == answer
+def test_the_lenient_reader_takes_the_last_number_of_an_unmarked_text(text, answer):
+    assert LENIENT.parse(text) == answer
 
 
 @every_row("answer", ["72", "72.0", "72.00", " 72", "$72", "144/2", "72 clips"])
@@ -198,13 +208,13 @@ def line_with(**values):
     [
         (line_with(answer="So 72."), "the answer has no '####'"),
         (line_with(answer="So.\n### 72"), "the answer has no '####'"),
-        (line_with(answer="So.\n####"), "does not state exactly one number after '####'"),
-        (line_with(answer="So.\n#### seventy-two"), "does not state exactly one number after '####'"),
-        (line_with(answer="So.\n####\n72"), "does not state exactly one number after '####'"),
-        (line_with(answer="So.\n#### 72 or 73"), "does not state exactly one number after '####'"),
-        (line_with(answer="So.\n#### 72\n#### 73"), "does not state exactly one number after '####'"),
-        (line_with(answer="So.\n#### 1,08"), "does not state exactly one number after '####'"),
-        (line_with(answer="So.\n#### " + "9" * 5000), "does not state exactly one number after '####'"),
+        (line_with(answer="So.\n####"), "does not state exactly one number"),
+        (line_with(answer="So.\n#### seventy-two"), "does not state exactly one number"),
+        (line_with(answer="So.\n####\n72"), "does not state exactly one number"),
+        (line_with(answer="So.\n#### 72 or 73"), "does not state exactly one number"),
+        (line_with(answer="So.\n#### 72\n#### 73"), "does not state exactly one number"),
+        (line_with(answer="So.\n#### 1,08"), "does not state exactly one number"),
+        (line_with(answer="So.\n#### " + "9" * 5000), "does not state exactly one number"),
         (line_with(answer="So.\nQ: why?\n#### 72"), "begins with 'Q:'"),
         (b'{"question": "How many?"}', "key 'answer' is missing"),
         (b'{"answer": "#### 72"}', "key 'question' is missing"),
@@ -251,12 +261,12 @@ def test_a_folder_without_its_files_is_named(tmp_path):
 @every_row(
     ("options", "reason"),
     [
-        ({"answer_rule": "first"}, "task.answer_rule must be marker or last_number, got 'first'"),
-        ({"answer_rule": ""}, "task.answer_rule must be marker or last_number"),
+        ({"answer_rule": "first"}, "task.answer_rule must be strict or lenient, got 'first'"),
+        ({"answer_rule": ""}, "task.answer_rule must be strict or lenient"),
         ({"answer_rule": True}, "task.answer_rule must be str"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"held_out": -1}, "held_out must not be negative"),
-        ({"rule": "marker"}, "no option 'rule'"),
+        ({"rule": "strict"}, "no option 'rule'"),
     ],
 )
 def test_wrong_options_are_refused(options, reason):
@@ -303,7 +313,7 @@ def test_every_real_problem_is_rendered_and_its_hint_is_the_number_alone(rows):
 
 
 @pytest.mark.slow
-@every_row("task", [TASK, DIRECT, LOOSE])
+@every_row("task", [TASK, DIRECT, LENIENT])
 def test_every_real_reference_is_right_and_its_neighbours_are_wrong(rows, task):
     for row, problem in rows:
         text = task.reference(problem)
@@ -343,7 +353,7 @@ def test_the_classes_are_the_numbers_of_steps(rows):
 
 @pytest.mark.slow
 def test_the_budgets_hold_the_real_references(rows, shared_dir):
-    tokenizer = Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
+    tokenizer = load_directory(shared_dir / "data" / "gpt2")
     tokens = [len(tokenizer.encode(TASK.reference(p))) + 1 for _, p in rows]  # with the end of text
     assert sum(count > TASK.max_new_tokens for count in tokens) == 1 and max(tokens) == 343
     stop = len(tokenizer.encode(DIRECT.stop[0]))

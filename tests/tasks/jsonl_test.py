@@ -1,5 +1,6 @@
 """star_jax.tasks.jsonl: a user's own file, with and without choices."""
 
+import hashlib
 import json
 
 import pytest
@@ -55,7 +56,9 @@ def test_the_prompts():
         ("#### \n5", None),
         ("#### (b)", "(b)"),
         (" the answer is a blotter (b).", "b"),
-        (" (b)", "b"),
+        (" (b).", "b"),
+        (" (b)", None),
+        ("The answer is B.", None),
         (" 3 + 2 = 5.", None),
         ("5", None),
         ("", None),
@@ -67,7 +70,7 @@ def test_parse(text, answer):
 
 @every_row(
     ("text", "answer"),
-    [(" 5", "5"), (" 5.\n", "5."), (" (b).", "b"), ("B", "b"), (" a blotter", "a blotter"), ("", None), (" \n", None),
+    [(" 5", "5"), (" 5.\n", "5."), (" (b).", "b"), ("B", "B"), (" a blotter", "a blotter"), ("", None), (" \n", None),
      ("#### 5", "5")],
 )  # fmt: skip
 def test_parse_of_direct_answers(text, answer):
@@ -99,7 +102,36 @@ def test_parse_of_direct_answers(text, answer):
         ("New York", "new  york.", True),
         ("New York", "York", False),
         ("B", "b", True),
-        ("B", "(b)", False),
+        ("B", "(b)", True),
+        ("(b)", "B.", True),
+        ("New York", "**New York**", True),
+        ("New York", '"New York."', True),
+        ("New York", "‘new york’!", True),
+        ("New York", "**York**", False),
+        ("yes", "Yes!", True),
+        ("5", "5!", True),
+        ("C", "C!", True),
+        ("C++", "C", False),
+        ("__init__", "init", False),
+        ("**", "*", False),
+        (".", "!", False),
+        ("(ab)", "ab", False),
+        ("café", "cafe\u0301", True),
+        ("cafe\u0301", "CAFÉ", True),
+        ("cafe", "café", False),
+        (0.00001, "0.00001", True),
+        (0.00001, "1e-5", True),
+        (0.00001, "1e-05", True),
+        (0.00001, "0.0001", False),
+        (2.5e-5, "0.000025", True),
+        (1e16, "10000000000000000", True),
+        (1e16, "10,000,000,000,000,000", True),
+        ("1e-5", "0.00001", True),
+        ("1E+3", "1,000", True),
+        ("-2.5e3", "-2500", True),
+        ("1e999999999", "1e999999999", True),
+        ("9" * 400, "9" * 400, True),
+        ("9" * 400, "9" * 399, False),
         ("yes", "Yes.", True),
         ("yes", "no", False),
         ("yes", "", False),
@@ -111,10 +143,15 @@ def test_answers_without_choices_are_compared_as_numbers_or_as_texts(reference, 
 
 def test_answers_with_choices_want_the_letter():
     problem = make(INK)
-    for answer in ("b", "B", "(b)", " the answer is a blotter (b)"):
-        assert TASK.grade(problem, answer)
-    for answer in ("a", "a blotter", "the answer is an inkwell (b)", ""):
-        assert not TASK.grade(problem, answer)
+    for text in ("#### b", "#### B", "#### (b)", " the answer is a blotter (b)."):
+        assert TASK.grade(problem, TASK.parse(text))
+    assert DIRECT.grade(problem, DIRECT.parse(" B")) and not DIRECT.grade(problem, DIRECT.parse("It is B"))
+    for text in ("#### a", "#### a blotter", "#### the answer is b", "the answer is an inkwell (b).", "#### {}"):
+        assert not TASK.grade(problem, TASK.parse(text))
+    lenient = tasks.make("jsonl", answer_rule="lenient")
+    for text in ("#### the answer is b", " B", "It is B, since a blotter soaks."):
+        assert lenient.grade(problem, lenient.parse(text))
+    assert not lenient.grade(problem, lenient.parse("It is B, an inkwell."))
 
 
 @every_row(
@@ -129,6 +166,9 @@ def test_answers_with_choices_want_the_letter():
         (["4", "5"], 5, "b"),
         (["New York", "Boston"], "new york", "a"),
         (["x", "x"], "b", "b"),
+        (["tea", "café"], "cafe\u0301", "b"),
+        (["tea", "cafe\u0301"], "Café", "b"),
+        (["0.00001", "5"], 0.00001, "a"),
     ],
 )
 def test_the_answer_is_a_letter_or_a_choice(choices, answer, letter):
@@ -148,7 +188,9 @@ def test_the_answer_is_a_letter_or_a_choice(choices, answer, letter):
         ({**SUM, "answer": "(b)"}, " #### (b)", " (b)"),
         ({**SUM, "answer": "B"}, " #### B", " B"),
         ({**SUM, "answer": "option C"}, " #### option C", " option C"),
-        ({**SUM, "answer": 1e-7}, " #### 1e-07", " 1e-07"),
+        ({**SUM, "answer": 1e-7}, " #### 0.0000001", " 0.0000001"),
+        ({**SUM, "answer": 1e16}, f" #### {10**16}", f" {10**16}"),
+        ({**SUM, "answer": "1e-5"}, " #### 0.00001", " 0.00001"),
         ({**SUM, "answer": 10**30}, f" #### {10**30}", f" {10**30}"),
         (INK, " Therefore, the answer is a blotter (b).", " (b)."),
         ({**INK, "rationale": "It soaks."}, " It soaks. Therefore, the answer is a blotter (b).", " (b)."),
@@ -187,7 +229,7 @@ def test_paths_are_taken_from_the_data_folder_where_it_is_set(tmp_path):
 
 
 def test_a_dev_split_is_held_out_of_train(tmp_path):
-    file = write(tmp_path / "own.jsonl", [{**SUM, "answer": number} for number in range(20)])
+    file = write(tmp_path / "own.jsonl", [{"question": f"{n}?", "answer": n} for n in range(20)])
     task = tasks.make("jsonl", train=file, held_out=5)
     train, dev = ({p.id for p in task.problems(split)} for split in ("train", "dev"))
     assert (len(train), len(dev), len(train | dev)) == (15, 5, 20)
@@ -229,3 +271,44 @@ def test_budgets():
 def test_a_lone_letter_is_right_only_where_the_answer_is_one(answer, text, right):
     task = tasks.make("jsonl")
     assert task.grade(Problem("p", "?", answer), task.parse(text)) == right
+
+
+def test_problems_that_ask_the_same_are_held_out_together(tmp_path):
+    kinds = ["{}?", "{}? ", " {}?", "Caf\u00e9 {}", "cafe\u0301  {}"]
+    lines = [{"question": kind.format(n), "answer": n} for n in range(20) for kind in kinds]
+    lines += [
+        {"question": "Which?", "choices": pair, "answer": pair[0]} for pair in (["x", "y"], ["Y", "x"], ["x", "z"])
+    ]
+    lines += [{"question": f"Once {n}?", "answer": n} for n in range(30)]
+    file = write(tmp_path / "own.jsonl", lines)
+    for count in (1, 2, 7, 50, 90):
+        task = tasks.make("jsonl", train=file, held_out=count)
+        train, dev = task.problems("train"), task.problems("dev")
+        assert len(dev) == count and len(train) + len(dev) == len(lines)
+        asked = [{" ".join(p.question.casefold().replace("e\u0301", "é").split()) for p in split if not p.choices}
+                 for split in (train, dev)]  # fmt: skip
+        assert not asked[0] & asked[1]
+        assert len({p.id in {d.id for d in dev} for p in train + dev if p.choices in (("x", "y"), ("Y", "x"))}) == 1
+
+
+def test_a_dev_split_that_repeats_train_is_refused(tmp_path):
+    file = write(tmp_path / "own.jsonl", [{**SUM, "question": f"{n % 2}?"} for n in range(20)])
+    with pytest.raises(
+        InputError, match=r"of 20 train problems, 10 and not 15 can be held out.*held_out=10, or remove"
+    ):
+        tasks.make("jsonl", train=file, held_out=15).problems("dev")
+    with pytest.raises(InputError, match=r"0 and not 5 can be held out .*; remove the repeated lines"):
+        tasks.make("jsonl", train=file, held_out=5).problems("dev")
+    assert len(tasks.make("jsonl", train=file, held_out=10).problems("train")) == 10
+
+
+@every_row("name", ["gsm8k", "commonsense_qa"])
+def test_official_files_repeat_nothing_and_keep_their_split(name, shared_dir):
+    """The split that every run so far has: the problems with the smallest hashes of their ids."""
+    folder = str(shared_dir / "data" / name)
+    whole = tasks.make(name, data_dir=folder).problems("train")
+    ranked = sorted(whole, key=lambda p: hashlib.sha256(p.id.encode()).digest())
+    assert len({(p.question, p.choices) for p in whole}) == len(whole)
+    for count in (1, 500, 7472):
+        dev = tasks.make(name, data_dir=folder, held_out=count).problems("dev")
+        assert {p.id for p in dev} == {p.id for p in ranked[:count]}

@@ -1,54 +1,107 @@
 """star_jax/tasks/README.md: its example task, its shots and its JSON lines work as written, and its tables are true."""
 
 import dataclasses
-import importlib
+import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from star_jax import config, tasks
+from star_jax.cli.config_flags import read_config
+from star_jax.cli.parser import Parser
 from star_jax.errors import InputError
 from star_jax.tasks import few_shot
 
 README = (Path(tasks.__file__).parent / "README.md").read_text(encoding="utf-8")
 
 
-def block(language: str) -> str:
-    return re.search(rf"```{language}\n(.*?)```", README, re.DOTALL).group(1)
+def block(language: str, holding: str = "") -> str:
+    """The first block of code of a language that holds a text."""
+    return next(text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if holding in text)
 
 
 @pytest.fixture
-def parity(tmp_path, monkeypatch):
-    """The config of the example, registered as the README says; its shots are in prompt.directory."""
-    (tmp_path / "readme_parity.py").write_text(block("python"), encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(tasks.TASKS, "parity", "readme_parity:Parity")
-    (tmp_path / "parity.txt").write_text(block("text"), encoding="utf-8")
+def folder(tmp_path, monkeypatch):
+    """The current directory, with the example's files under the names that the README gives them."""
+    monkeypatch.chdir(tmp_path)
+    Path("my_tasks.py").write_text(block("python", "class Parity"), encoding="utf-8")
+    Path("my_config.py").write_text(block("python", 'Parity"'), encoding="utf-8")
+    Path("parity.txt").write_text(block("text"), encoding="utf-8")
     hinted = re.sub(r"(Q: .*)\n(.*So (\w+)\.)", r"\1 (\3)\n\2", block("text"))
-    (tmp_path / "parity_hint.txt").write_text(hinted, encoding="utf-8")
-    values = config.default("parity")
-    values.base.path = "a/model"
-    values.task.bits = 6
-    values.prompt.update(dict(shots=2, directory=str(tmp_path)))
-    yield config.from_dict(values)
-    sys.modules.pop("readme_parity", None)
+    Path("parity_hint.txt").write_text(hinted, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def parity(folder):
+    """The config of the example, with the option that its command sets."""
+    return config.from_dict(read_config(Parser("main", ""), ["--config=my_config.py", "--config.task.bits=6"])[1])
 
 
 def test_the_example_is_a_task(parity):
     task = parity.make_task()
     train, dev = task.problems("train"), task.problems("dev")
     assert len(train) + len(dev) == 64 and not {p.id for p in train} & {p.id for p in dev}
-    assert task.problems("dev") == dev and importlib.import_module("readme_parity").Parity(bits=6) == task
+    assert task.problems("dev") == dev and task == type(task)(bits=6)
     for problem in dev:
         assert task.render(problem, hint=True) == task.render(problem).replace("\n", f" ({problem.answer})\n")
         assert task.parse(f" 1 odd. So {problem.answer}.") == problem.answer
         assert task.grade(problem, problem.answer) and not task.grade(problem, "neither")
-    assert task.parse(" 1 odd, 0 odd.") is None and task.reference(dev[0]) is None
+        assert task.grade(problem, task.parse(task.reference(problem)))
+    assert task.parse(" 1 odd, 0 odd.") is None
     with pytest.raises(InputError, match="unknown split 'test'"):
         task.problems("test")
-    assert len(block("python").splitlines()) <= 32
+    assert len(block("python", "class Parity").splitlines()) <= 44
+
+
+def test_a_task_of_one_s_own_is_named_by_module_or_by_file(folder, monkeypatch):
+    monkeypatch.syspath_prepend(str(folder))
+    for name in ("my_tasks:Parity", "my_tasks.py:Parity", f"{folder}/my_tasks.py:Parity"):
+        task = config.from_dict({**config.default(name).to_dict(), "base": {"path": "somewhere"}}).make_task()
+        assert (type(task).__name__, task.bits) == ("Parity", 8)
+        for values, message in (
+            (dict(bit=3), "has no option 'bit'; it has bits"),
+            (dict(bits="3"), "must be int"),
+        ):
+            with pytest.raises(InputError, match=message):
+                tasks.make(name, **values)
+    sys.modules.pop("my_tasks")
+
+
+def test_a_run_is_continued_only_with_the_same_code(folder):
+    name = "my_tasks.py:Parity"
+    before = tasks.code_digests({"name": name})
+    assert list(before) == ["task.name code"] and before == tasks.code_digests({"name": name})
+    Path("my_tasks.py").write_text(Path("my_tasks.py").read_text() + "\n# changed\n")
+    assert tasks.code_digests({"name": name}) != before
+    assert tasks.code_digests({"name": "arithmetic"}) == {}
+
+
+@pytest.mark.slow
+def test_the_example_runs_from_its_folder(folder):
+    """As the README writes it, with less of everything; the run's code is evaluated only with the flag."""
+
+    def command(module: str, *args: str) -> subprocess.CompletedProcess:
+        few = ("--config.base.stages[0].steps=40", "--config.star.steps=2", "--config.star.iterations=1")
+        few += ("--config.evaluation.problems=4", "--config.star.direct=True") if module == "main" else ()
+        args = ("-m", f"star_jax.{module}", *args, *(few if module == "main" else ()))
+        return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False, env=environment())
+
+    result = command("main", "--config=my_config.py", "--config.task.bits=6", "--config.prompt.shots=0")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(Path("runs/my_config/config.json").read_text())["task"]["bits"] == 6
+    refused = command("evaluate", "--workdir=runs/my_config", "--iteration=1")
+    assert refused.returncode == 2 and "task.name names the Python module 'my_tasks.py'" in refused.stderr
+    evaluated = command("evaluate", "--workdir=runs/my_config", "--iteration=1", "--allow_import")
+    assert evaluated.returncode == 0 and "n = 4" in evaluated.stdout, evaluated.stderr
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(tasks.__file__).parents[2])}
 
 
 def test_the_example_s_shots_are_rendered_problems_and_right_completions(parity):

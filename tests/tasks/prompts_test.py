@@ -10,7 +10,7 @@ import pytest
 
 from star_jax.tasks import few_shot
 from star_jax.tasks.few_shot import PACKAGED
-from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
+from star_jax.tokenizers import load_directory
 from tests.support.tables import every_row
 
 COUNTS = {"arithmetic": 10, "commonsense_qa": 10, "gsm8k": 8}
@@ -217,5 +217,5 @@ def test_the_shots_fit_their_token_budget(shared_dir, name, count, budget):
     folder = shared_dir / "data" / "gpt2"
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
-    tokenizer = Gpt2Tokenizer.load(folder)
+    tokenizer = load_directory(folder)
     assert len(tokenizer.encode(few_shot.load(name, count, direct=False).plain)) <= budget

@@ -14,9 +14,11 @@ TASKS = {
     "arithmetic": tasks.make("arithmetic"),
     "arithmetic direct": tasks.make("arithmetic", direct=True),
     "commonsense_qa": tasks.make("commonsense_qa"),
+    "commonsense_qa lenient": tasks.make("commonsense_qa", answer_rule="lenient"),
     "gsm8k": tasks.make("gsm8k"),
-    "gsm8k last number": tasks.make("gsm8k", answer_rule="last_number"),
+    "gsm8k lenient": tasks.make("gsm8k", answer_rule="lenient"),
     "jsonl": tasks.make("jsonl", train="train.jsonl", dev="dev.jsonl"),
+    "jsonl lenient": tasks.make("jsonl", train="train.jsonl", answer_rule="lenient"),
     "jsonl direct": tasks.make("jsonl", train="train.jsonl", dev="dev.jsonl", direct=True),
     "seqio_task": tasks.make("seqio_task", task="any"),
 }
@@ -43,6 +45,9 @@ def read(name: str, text: str) -> None:
         assert task.grade(problem, answer) in (True, False)
         assert isinstance(task.canonical(problem, answer), str)
     assert task.consistent(problem, text) in (True, False, None)
+    lenient = task.lenient()
+    if lenient and problem.choices and answer is not None and task.grade(problem, answer):
+        assert lenient.lenient() is None and lenient.parse(text) in (answer, None)
 
 
 @pytest.mark.parametrize("name", TASKS)

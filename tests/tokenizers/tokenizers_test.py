@@ -11,6 +11,7 @@ from star_jax.errors import InputError
 from star_jax.tasks import few_shot
 from star_jax.tasks.arithmetic import Arithmetic, make_problem, scratchpad
 from star_jax.tokenizers import simple
+from tests.support.tokenizers import trained
 
 SYMBOLS = Arithmetic.symbols
 TEXTS = [
@@ -57,7 +58,7 @@ def test_bytes_are_their_own_ids():
 
 def test_bytes_cover_every_byte_and_end_of_text():
     tok = tokenizers.make("bytes")
-    assert (tok.vocab_size, tok.end_of_text, len(tok.pieces)) == (257, 256, 257)
+    assert (tok.vocab_size, tok.end_ids[0], len(tok.pieces)) == (257, 256, 257)
     assert tok.pieces == [bytes([i]) for i in range(256)] + [b""]
     assert tok.decode([104, 105, 256, 300]) == "hi"  # end-of-text and padding rows decode to nothing
     assert tok.decode([0xE6, 0x97]) == "\ufffd"
@@ -73,9 +74,9 @@ def test_symbols_round_trip_every_text_of_the_arithmetic_task():
         problem = make_problem("p", first, second, digits=len(str(first)))
         for text in (task.render(problem), task.render(problem, hint=True), scratchpad(first, second)):
             ids = tok.encode(text)
-            assert max(ids) < tok.end_of_text
+            assert max(ids) < tok.end_ids[0]
             assert tok.decode(ids) == text
-            assert tok.decode([*ids, tok.end_of_text]) == text
+            assert tok.decode([*ids, tok.end_ids[0]]) == text
 
 
 def test_symbols_read_bytes_in_pieces_with_implied_spaces():
@@ -101,11 +102,11 @@ def test_symbols_must_be_distinct_words_with_a_line_end():
 
 def test_gpt2_has_the_ids_of_gpt2(gpt2):
     """Id 0 is a real token, "!"; end-of-text is the last."""
-    assert (gpt2.vocab_size, gpt2.end_of_text, len(gpt2.pieces)) == (50257, 50256, 50257)
+    assert (gpt2.vocab_size, gpt2.end_ids[0], len(gpt2.pieces)) == (50257, 50256, 50257)
     assert gpt2.encode("!") == [0]
     assert gpt2.pieces[0] == b"!"
     assert gpt2.encode("Hello world") == [15496, 995]
-    assert gpt2.pieces[gpt2.end_of_text] == b""
+    assert gpt2.pieces[gpt2.end_ids[0]] == b""
     assert gpt2.decode([15496, 50256, 995, 50300]) == "Hello world"
     assert gpt2.stop_bytes("\n\n") == b"\n\n"
 
@@ -175,6 +176,27 @@ def test_what_cannot_be_made_is_refused_in_one_line(tmp_path, monkeypatch):
         tokenizers.from_spec({"kind": "words"})
 
 
+def test_a_spec_with_values_of_other_types_is_refused():
+    """Each key of each kind's spec, missing and of another type."""
+    for good in (trained("llama3").spec(), tokenizers.make("symbols", SYMBOLS).spec()):
+        for key in good:
+            for value in (None, 5, -1, True, "x", [], [None], {"a": 1}, {"a": "b"}, {}, 1e300):
+                changed = {**good, key: value}
+                if value is None:
+                    del changed[key]
+                try:
+                    tokenizers.from_spec(changed)
+                except InputError as error:
+                    assert "\n" not in str(error)
+                else:
+                    assert (key, value) in (
+                        ("bos_id", 5),
+                        ("template_tokens", {"a": "b"}),
+                        ("template_tokens", {}),
+                        ("chat_template", "x"),
+                    )
+
+
 PARTS = [("Q: a\nA: b\n\n", "Q: c"), ("", "Q: c"), ("x", " y"), ("\n\n", "y"), ("a \t\n", "\nb"), ("a", ""), ("", "")]
 
 
@@ -190,7 +212,7 @@ def test_parts_have_the_ids_of_the_whole_and_the_prefix_does_not_depend_on_the_b
     for tok in (gpt2, simple.ByteTokenizer()):
         prefix_ids_of: dict[str, list[int]] = {}
         for prefix, body in pairs:
-            prefix_ids, body_ids = (tok.encode(part) for part in tok.split_parts(prefix, body))
+            prefix_ids, body_ids = map(list, tok.encode_parts(prefix, body))
             if (
                 prefix_ids + body_ids != tok.encode(prefix + body)
                 or prefix_ids_of.setdefault(prefix, prefix_ids) != prefix_ids
@@ -203,20 +225,28 @@ def test_parts_of_symbols_have_the_ids_of_the_whole():
     task, tok = Arithmetic(), tokenizers.make("symbols", SYMBOLS)
     prefix = few_shot.load("arithmetic", 10, direct=False).plain
     for problem in task.problems("dev")[:20]:
-        prefix_ids, body_ids = (tok.encode(part) for part in tok.split_parts(prefix, task.render(problem)))
-        assert prefix_ids + body_ids == tok.encode(prefix + task.render(problem))
+        prefix_ids, body_ids = tok.encode_parts(prefix, task.render(problem))
+        assert [*prefix_ids, *body_ids] == tok.encode(prefix + task.render(problem))
 
 
-def test_files_that_are_no_gpt2_tokenizer_are_refused(tmp_path):
-    """Broken JSON, and a tokenizer without end-of-text."""
+def test_files_that_are_no_tokenizer_are_refused(tmp_path):
+    """Broken JSON, another library's file, an unsupported model, and a tokenizer without end-of-text."""
     library = pytest.importorskip("tokenizers")
     path = tmp_path / "tokenizer.json"
-    path.write_text(library.Tokenizer(library.models.BPE({"a": 0}, [])).to_str())
-    with pytest.raises(InputError, match=r"no <\|endoftext\|> token"):
-        tokenizers.make(str(tmp_path))
-    path.write_text("{ broken")
-    with pytest.raises(InputError, match=r"tokenizer\.json"):
-        tokenizers.make(str(tmp_path))
+    bare = json.loads(library.Tokenizer(library.models.BPE({"a": 0}, [])).to_str())
+    for content, reason in [
+        (json.dumps(bare), "no end-of-text token: give eos_token_id"),
+        ("{ broken", "invalid JSON"),
+        ("[]", "no vocabulary"),
+        ('{"model": {"type": "WordPiece", "vocab": {}}}', "its model is WordPiece; star_jax reads BPE and Unigram"),
+        (json.dumps({**bare, "model": {**bare["model"], "end_of_word_suffix": "</w>"}}), "marks parts of words"),
+        (json.dumps({**bare, "model": {"type": "BPE", "vocab": {"</s>": 0}, "merges": 3}}), "does not read it"),
+        (json.dumps({**bare, "added_tokens": [{"id": 1}]}), 'added token {"id": 1} lacks a content'),
+    ]:
+        path.write_text(content)
+        with pytest.raises(InputError, match=rf"tokenizer\.json: .*{reason}") as raised:
+            tokenizers.make(str(tmp_path))
+        assert "\n" not in str(raised.value)
     path.unlink()
     (tmp_path / "vocab.json").write_text("{ broken")
     (tmp_path / "merges.txt").write_text("")

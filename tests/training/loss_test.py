@@ -9,17 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from star_jax.config import MeshConfig, ModelConfig, OptimizerConfig
+from star_jax.config import MeshConfig, OptimizerConfig
 from star_jax.distributed import sharding
 from star_jax.models import decoder
+from star_jax.models.decoder import Decoder
+from star_jax.models.families import gpt2, gptj
 from star_jax.preflight import hlo
 from star_jax.training import fine_tune, loss
 from star_jax.weights import placement
 from tests.support.models import numpy_params
 
 ROWS, LENGTH, VOCABULARY = 16, 12, 136
-GPTJ = ModelConfig(n_layers=1, d_model=16, n_heads=8, d_mlp=32, rotary_dim=2, vocab_size=VOCABULARY, max_positions=64)
-GPT2 = ModelConfig(1, 16, 8, 32, 0, VOCABULARY, 64, "gpt2")
+_SIZES = dict(n_layers=1, d_model=16, n_heads=8, d_mlp=32, vocab_size=VOCABULARY, max_positions=64)
+GPTJ, GPT2 = Decoder(gptj.spec(**_SIZES, rotary_dim=2)), Decoder(gpt2.spec(**_SIZES))
+CAPPED = Decoder(dataclasses.replace(GPT2.spec, logit_softcap=2.0))  # the logits' soft cap of Gemma 2
 ONE, DATA, FSDP, TENSOR = MeshConfig(data=1), MeshConfig(data=8), MeshConfig(fsdp=8), MeshConfig(data=1, tensor=8)
 EACH = MeshConfig(data=2, fsdp=2, tensor=2)
 Z_LOSS = 1e-2
@@ -47,19 +50,20 @@ def make_batch(kind="some tokens", length=LENGTH):
 
 
 @functools.cache
-def reference_program(config):
+def reference_program(model):
     """Value and gradients from the logits [R, T, V] of all tokens, by JAX's own differentiation."""
-    model = decoder.GPT(config)
 
     def summed_loss(params, batch):
         inputs = (batch[f"{name}_RT"] for name in ("tokens", "positions", "segment_ids"))
         x_RTD = decoder.call(model, params, *inputs, method="packed_hidden")
         kernel_DV, bias_V = (
-            leaf if leaf is None else leaf.astype(x_RTD.dtype) for leaf in decoder.head_weights(config, params)
+            leaf if leaf is None else leaf.astype(x_RTD.dtype) for leaf in decoder.head_weights(model.spec, params)
         )
         logits_RTV = jnp.matmul(x_RTD, kernel_DV, preferred_element_type=jnp.float32)[:, :-1]
         if bias_V is not None:
             logits_RTV += bias_V.astype(jnp.float32)[None, None]
+        if model.spec.logit_softcap:
+            logits_RTV = model.spec.logit_softcap * jnp.tanh(logits_RTV / model.spec.logit_softcap)
         losses_RT = -decoder.log_probability(logits_RTV, batch["tokens_RT"][:, 1:])
         max_RT1 = jax.lax.stop_gradient(jnp.max(logits_RTV, axis=-1, keepdims=True))
         losses_RT += Z_LOSS * jax.nn.logsumexp(logits_RTV - max_RT1, axis=-1) ** 2
@@ -69,13 +73,13 @@ def reference_program(config):
 
 
 @functools.cache
-def reference(config, kind):
-    return reference_program(config)(numpy_params(config), make_batch(kind))
+def reference(model, kind):
+    return reference_program(model)(numpy_params(model.spec), make_batch(kind))
 
 
-def chunked(config, chunk, tail=loss.TAIL):
+def chunked(model, chunk, tail=loss.TAIL):
     options = loss.ChunkOptions(Z_LOSS, chunk, tail)
-    return lambda params, batch: loss.chunked_loss_sums(decoder.GPT(config), params, batch, options)[0]
+    return lambda params, batch: loss.chunked_loss_sums(model, params, batch, options)[0]
 
 
 def differing_leaves(actual, expected, tolerance):
@@ -96,16 +100,16 @@ def differing_leaves(actual, expected, tolerance):
 
 
 @pytest.mark.parametrize(
-    ("config", "chunk"),
-    [(GPTJ, 7), (GPT2, 1000), slow(GPTJ, 1000), slow(GPT2, 7)],
-    ids=["gptj, 7", "gpt2, 1000", "gptj, 1000", "gpt2, 7"],
+    ("model", "chunk"),
+    [(GPTJ, 7), (GPT2, 1000), (CAPPED, 7), slow(GPTJ, 1000), slow(GPT2, 7)],
+    ids=["gptj, 7", "gpt2, 1000", "soft cap, 7", "gptj, 1000", "gpt2, 7"],
 )
-def test_loss_and_gradients_are_those_of_all_logits(config, chunk):
+def test_loss_and_gradients_are_those_of_all_logits(model, chunk):
     """A chunk of 7 does not divide the tokens; one of 1,000 is more than there are."""
-    params, wrong = numpy_params(config), []
-    loss_alone, with_gradients = (jax.jit(f(chunked(config, chunk))) for f in (lambda f: f, jax.value_and_grad))
+    params, wrong = numpy_params(model.spec), []
+    loss_alone, with_gradients = (jax.jit(f(chunked(model, chunk))) for f in (lambda f: f, jax.value_and_grad))
     for kind in KINDS:
-        batch, expected = make_batch(kind), reference(config, kind)
+        batch, expected = make_batch(kind), reference(model, kind)
         if names := differing_leaves(with_gradients(params, batch), expected, 2e-5):
             wrong.append((kind, names))
         if not np.isclose(loss_alone(params, batch), expected[0], rtol=1e-6):
@@ -114,7 +118,7 @@ def test_loss_and_gradients_are_those_of_all_logits(config, chunk):
 
 
 @pytest.mark.parametrize(
-    ("config", "mesh_config", "chunk", "tail"),
+    ("model", "mesh_config", "chunk", "tail"),
     [
         (GPTJ, ONE, 8, 3),
         slow(GPTJ, DATA, 5, 5),
@@ -122,10 +126,11 @@ def test_loss_and_gradients_are_those_of_all_logits(config, chunk):
         slow(GPTJ, TENSOR, 5, 5),
         (GPTJ, EACH, 8, 3),
         slow(GPT2, EACH, 5, 5),
+        slow(CAPPED, EACH, 5, 5),
     ],
-    ids=["one device", "data", "fsdp", "tensor", "each", "gpt2, each"],
+    ids=["one device", "data", "fsdp", "tensor", "each", "gpt2, each", "soft cap, each"],
 )
-def test_every_mesh_has_the_loss_and_gradients_of_all_logits(config, mesh_config, chunk, tail):
+def test_every_mesh_has_the_loss_and_gradients_of_all_logits(model, mesh_config, chunk, tail):
     """Chunks with and without smaller ones for the remainder. Rows without loss are on some devices only.
 
     Between devices go, in a chunk, maxima, sums and gradients of x, if the vocabulary is sharded; after the last chunk
@@ -133,41 +138,41 @@ def test_every_mesh_has_the_loss_and_gradients_of_all_logits(config, mesh_config
     """
     mesh, wrong = sharding.make_mesh(mesh_config), []
     with sharding.use(mesh):
-        program = jax.jit(jax.value_and_grad(chunked(config, chunk, tail))).lower(*put(mesh, config, make_batch()))
+        program = jax.jit(jax.value_and_grad(chunked(model, chunk, tail))).lower(*put(mesh, model, make_batch()))
         program = program.compile()
         for kind in KINDS:
-            actual = program(*put(mesh, config, make_batch(kind)))
-            if names := differing_leaves(actual, reference(config, kind), 2e-5):
+            actual = program(*put(mesh, model, make_batch(kind)))
+            if names := differing_leaves(actual, reference(model, kind), 2e-5):
                 wrong.append((kind, names))
     assert not wrong
-    if mesh.size > 1 and config is GPTJ:
+    if mesh.size > 1 and model is GPTJ:
         collectives = hlo.collectives(program.as_text())  # loop depth -> collectives
         assert set(collectives) == ({0, 1} if mesh_config.tensor > 1 else {0})
-        assert max((one.size for one in collectives.get(1, [])), default=0) <= 4 * chunk * config.d_model
-        shard = 4 * config.d_model * VOCABULARY // mesh.shape["tensor"] // mesh.shape["fsdp"]
+        assert max((one.size for one in collectives.get(1, [])), default=0) <= 4 * chunk * model.spec.d_model
+        shard = 4 * model.spec.d_model * VOCABULARY // mesh.shape["tensor"] // mesh.shape["fsdp"]
         scattered = [one.times for one in collectives[0] if one.kind == "reduce-scatter" and one.size == shard]
         assert scattered == [1] * (mesh_config.fsdp > 1)
 
 
-def put(mesh, config, batch):
+def put(mesh, model, batch):
     """(parameters, batch) on the mesh."""
-    params = jax.device_put(numpy_params(config), placement.param_shardings(decoder.GPT(config), mesh))
+    params = jax.device_put(numpy_params(model.spec), placement.param_shardings(model, mesh))
     return params, {name: sharding.put_rows(mesh, array) for name, array in batch.items()}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [GPTJ, GPT2], ids=["gptj", "gpt2"])
-def test_loss_and_gradients_in_bfloat16(config):
+@pytest.mark.parametrize("model", [GPTJ, GPT2], ids=["gptj", "gpt2"])
+def test_loss_and_gradients_in_bfloat16(model):
     """Logits are summed in float32 on both sides, so only rounding in the backward pass differs."""
-    config = dataclasses.replace(config, compute_dtype="bfloat16")
-    actual = jax.jit(jax.value_and_grad(chunked(config, 7)))(numpy_params(config), make_batch())
-    expected = reference(config, "some tokens")
+    model = model.clone(compute_dtype="bfloat16")
+    actual = jax.jit(jax.value_and_grad(chunked(model, 7)))(numpy_params(model.spec), make_batch())
+    expected = reference(model, "some tokens")
     np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5)
     assert not differing_leaves(actual, expected, 0.03)
 
 
 def test_the_unchunked_loss_is_the_same():
-    model, params, batch = decoder.GPT(GPTJ), numpy_params(GPTJ), make_batch()
+    model, params, batch = GPTJ, numpy_params(GPTJ.spec), make_batch()
     sums = jax.jit(lambda params, batch: loss.unchunked_loss_sums(model, params, batch, Z_LOSS))(params, batch)
     expected = reference(GPTJ, "some tokens")[0], np.sum(batch["weights_RT"][:, 1:])
     np.testing.assert_allclose(sums, expected, rtol=1e-6)
@@ -175,7 +180,7 @@ def test_the_unchunked_loss_is_the_same():
 
 def test_a_narrow_vocabulary_is_not_chunked():
     """Logits of 20 symbols are smaller than one layer's activations."""
-    assert loss.use_chunked_loss(GPTJ) and not loss.use_chunked_loss(dataclasses.replace(GPTJ, vocab_size=20))
+    assert loss.use_chunked_loss(GPTJ.spec) and not loss.use_chunked_loss(dataclasses.replace(GPTJ.spec, vocab_size=20))
 
 
 def test_tokens_without_weight_are_not_used():
@@ -198,13 +203,13 @@ def array_shapes(text):
 
 
 @pytest.mark.parametrize(
-    ("config", "microbatches"),
+    ("model", "microbatches"),
     [(GPTJ, 2), slow(GPT2, 1), slow(GPTJ, 1), slow(GPT2, 2)],
     ids=["gptj, two microbatches", "gpt2", "gptj", "gpt2, two microbatches"],
 )
-def test_a_train_step_holds_one_chunk_of_logits(config, microbatches):
-    model, mesh, adam = decoder.GPT(config), sharding.make_mesh(ONE), OptimizerConfig()
-    params, rows = put(mesh, config, make_batch(length=64))
+def test_a_train_step_holds_one_chunk_of_logits(model, microbatches):
+    model, mesh, adam = model, sharding.make_mesh(ONE), OptimizerConfig()
+    params, rows = put(mesh, model, make_batch(length=64))
     with sharding.use(mesh):
         state = fine_tune.initial_state(adam, params)
         step = fine_tune.train_step.lower(model, adam, state, rows, np.float32(0.1), Z_LOSS, microbatches)
@@ -221,7 +226,7 @@ def test_a_train_step_holds_one_chunk_of_logits(config, microbatches):
     ids=["one device", "one device, four microbatches", "each, two microbatches"],
 )
 def test_train_steps_are_those_of_all_logits(mesh_config, microbatches, monkeypatch):
-    model, mesh, adam = decoder.GPT(GPTJ), sharding.make_mesh(mesh_config), OptimizerConfig(learning_rate=0.01)
+    model, mesh, adam = GPTJ, sharding.make_mesh(mesh_config), OptimizerConfig(learning_rate=0.01)
 
     def train():
         params, rows = put(mesh, GPTJ, make_batch())
@@ -234,13 +239,13 @@ def test_train_steps_are_those_of_all_logits(mesh_config, microbatches, monkeypa
         return losses
 
     losses = train()
-    monkeypatch.setattr(loss, "use_chunked_loss", lambda config: False)
+    monkeypatch.setattr(loss, "use_chunked_loss", lambda model: False)
     assert losses == pytest.approx(train(), rel=1e-5)
     assert losses[-1] < losses[0]
 
 
 def test_a_loss_without_gradients_has_one_product_with_the_head():
-    params, batch = numpy_params(GPTJ), make_batch()
+    params, batch = numpy_params(GPTJ.spec), make_batch()
 
     def head_products(function):
         text = jax.jit(function).lower(params, batch).as_text()

@@ -11,15 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from star_jax.errors import InputError
-from star_jax.models import decoder
+from star_jax.models import families
 from star_jax.records import Example
-from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
+from star_jax.tokenizers import load_directory
 from star_jax.tokenizers.simple import ByteTokenizer
 from star_jax.training import loss, packing
 from tests.support.models import TINY, numpy_params
+from tests.support.tokenizers import trained
 
 BYTES = ByteTokenizer()
-SEPARATOR = BYTES.end_of_text
+SEPARATOR = BYTES.end_ids[0]
 
 
 def example(prompt="", completion="", unweighted=(), **fields) -> Example:
@@ -91,6 +92,20 @@ def test_loss_is_on_the_completion_and_the_end_of_text():
     assert not wrong
 
 
+def test_a_document_begins_with_bos_and_a_completion_without_the_space_of_a_beginning():
+    tokenizer = trained("llama2")
+    ids, weights = packing.tokenize(example("Q: a\nA:", " b"), tokenizer)
+    prompt_ids, completion_ids = tokenizer.encode("Q: a\nA:"), tokenizer.encode_continuation(" b")
+    assert ids.tolist() == [tokenizer.bos_id, *prompt_ids, *completion_ids, tokenizer.end_ids[0]]
+    assert weights.tolist() == [0] * (1 + len(prompt_ids)) + [1] * (len(completion_ids) + 1)
+    assert tokenizer.decode(ids.tolist()) == " Q: a\nA: b"  # the space of a document's beginning
+
+
+def test_the_prompt_s_stored_ids_are_used():
+    ids, weights = packing.tokenize(example("ab", "c", prompt_ids=(7, 8, 9)), BYTES)
+    assert ids.tolist() == [7, 8, 9, 99, SEPARATOR] and weights.tolist() == [0, 0, 0, 1, 1]
+
+
 def test_loss_weights_survive_packing_bit_for_bit():
     """Float32 numbers that no shorter type holds, one for each example, through seqio."""
     rng = np.random.default_rng(0)
@@ -104,8 +119,8 @@ def test_loss_weights_survive_packing_bit_for_bit():
 
 
 def test_half_the_weight_is_half_the_summed_loss():
-    model = decoder.GPT(dataclasses.replace(TINY, vocab_size=257))
-    params = jax.tree.map(jax.numpy.asarray, numpy_params(model.config))
+    model = families.build(dataclasses.replace(TINY, vocab_size=257))
+    params = jax.tree.map(jax.numpy.asarray, numpy_params(model.spec))
     sums = {}
     for weight in (1.0, 0.5):
         examples = [dataclasses.replace(e, loss_weight=weight) for e in some_examples(6, seed=1)]
@@ -160,7 +175,7 @@ def test_packing_by_hand():
 
 def test_exclamation_marks_survive_gpt_2s_vocabulary(shared_dir):
     """Token 0 is "!" there and padding to seqio: its packer used to drop every one of them without a word."""
-    tokenizer = Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
+    tokenizer = load_directory(shared_dir / "data" / "gpt2")
     assert tokenizer.encode("!") == [0]
     texts = ["!", "a!b!", "! ! !", "!?!", "Hello! World!\n!"]
     examples = [example(p, c) for p, c in itertools.product(texts, texts)]
@@ -172,7 +187,7 @@ def test_exclamation_marks_survive_gpt_2s_vocabulary(shared_dir):
 
 def test_texts_of_every_byte_come_back_from_their_packed_tokens(shared_dir):
     """All bytes that UTF-8 has, each next to a "!", through GPT-2's tokens and packing and back to text."""
-    tokenizer = Gpt2Tokenizer.load(shared_dir / "data" / "gpt2")
+    tokenizer = load_directory(shared_dir / "data" / "gpt2")
     signs = [chr(i) for i in [*range(0x800), *range(0x800, 0xD800, 97), *range(0xE000, 0x110000, 4099)]]
     assert {b for sign in signs for b in sign.encode()} == {*range(256)} - {0xC0, 0xC1, *range(0xF5, 0x100)}
     texts = ["!".join(signs[i : i + 8]) + "!" for i in range(0, len(signs), 8)]

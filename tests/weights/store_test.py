@@ -9,13 +9,13 @@ import pytest
 
 from star_jax.config import MeshConfig
 from star_jax.distributed import processes, sharding
-from star_jax.models import decoder
+from star_jax.models import decoder, families
 from star_jax.runs.metrics import Phases
 from star_jax.weights import checkpoint, placement
 from star_jax.weights.store import StoreSpec, WeightStore
 from tests.support.models import TINY, numpy_params
 
-MODEL = decoder.GPT(TINY)
+MODEL = families.build(TINY)
 
 
 def make_store(workdir, sampling_dtype="float32") -> WeightStore:

@@ -16,7 +16,7 @@ NEVER = -1e9
 Batch = Mapping[str, jax.Array]
 
 
-def training_logits(model: decoder.GPT, params: decoder.Params, batch: Batch, end_of_text: int) -> jax.Array:
+def training_logits(model: decoder.Decoder, params: decoder.Params, batch: Batch, end_of_text: int) -> jax.Array:
     """Logits [B, T, 1 + V] over t5x's ids for a batch of seqio.DecoderFeatureConverter, packed or not."""
     inputs_BT = batch["decoder_input_tokens"]
     segments_BT = batch.get("decoder_segment_ids", jnp.ones_like(inputs_BT))
@@ -27,7 +27,7 @@ def training_logits(model: decoder.GPT, params: decoder.Params, batch: Batch, en
 
 
 def prefilled_cache(
-    model: decoder.GPT, params: decoder.Params, inputs_BT: jax.Array, causal_BT: jax.Array
+    model: decoder.Decoder, params: decoder.Params, inputs_BT: jax.Array, causal_BT: jax.Array
 ) -> tuple[dict[str, Any], jax.Array]:
     """The keys and values of all but the last token of each prompt; `decode_step` takes the last one first.
 
@@ -40,9 +40,9 @@ def prefilled_cache(
     Raises InputError if T exceeds the model's positions.
     """
     length = inputs_BT.shape[1]
-    if length - 1 > model.config.max_positions:
+    if length - 1 > model.spec.max_positions:
         raise InputError(
-            f"texts of {length - 1} tokens do not fit the model's {model.config.max_positions} positions; "
+            f"texts of {length - 1} tokens do not fit the model's {model.spec.max_positions} positions; "
             "give smaller feature lengths"
         )
     last_B = jnp.sum(causal_BT != 0, axis=1) - 1
@@ -56,7 +56,7 @@ def prefilled_cache(
 
 
 def decode_step(
-    model: decoder.GPT, params: decoder.Params, tokens_B: jax.Array, cache: Mapping[str, Any], end_of_text: int
+    model: decoder.Decoder, params: decoder.Params, tokens_B: jax.Array, cache: Mapping[str, Any], end_of_text: int
 ) -> tuple[jax.Array, dict[str, Any]]:
     """One token of t5x's for each row: (logits [B, 1 + V] over t5x's ids, the cache with that token)."""
     ring = kv_cache.RingCache(cache["layers"], cache["time_B"][0], cache["filled_B"])

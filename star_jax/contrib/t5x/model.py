@@ -1,6 +1,5 @@
 """A model directory as a t5x DecoderOnlyModel."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -10,12 +9,13 @@ import jax.numpy as jnp
 from flax.linen.partitioning import AxisMetadata
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from star_jax.config import ModelConfig
 from star_jax.contrib.t5x import forward
 from star_jax.contrib.t5x.forward import NEVER, Batch
 from star_jax.contrib.t5x.importing import import_t5x
 from star_jax.contrib.t5x.vocabulary import vocabulary
 from star_jax.errors import InputError
-from star_jax.models import decoder
+from star_jax.models import decoder, families
 from star_jax.weights import checkpoint, placement
 
 
@@ -25,8 +25,8 @@ def decoder_only(
     decode_fn: Any = None,
     z_loss: float = 0.0,
     loss_normalizing_factor: Any = "NUM_REAL_TARGET_TOKENS",
-    compute_dtype: str = "",
-    remat: str = "",
+    compute_dtype: str = "float32",
+    remat: str = "none",
 ) -> Any:
     """The model of a directory as a t5x DecoderOnlyModel. Its initial variables are random: see initializer.from_base.
 
@@ -37,20 +37,18 @@ def decoder_only(
       decode_fn: a function of t5x.decoding; default: greedy. (t5x's default, temperature_sample, samples from the
         single most likely token unless topk=0 is given.)
       z_loss, loss_normalizing_factor: as in t5x; the default is the mean over the batch's completion tokens.
-      compute_dtype, remat: as in star_jax.config.ModelConfig; default: those of the base.
+      compute_dtype, remat: as in star_jax.config.ModelConfig.
 
     Raises InputError if the directory has no model or no tokenizer.
     """
-    config, words = checkpoint.load_config(base), vocabulary(base)
-    if config.vocab_size < words.tokenizer.vocab_size:
-        raise InputError(f"{base}: has {config.vocab_size} rows of vocabulary for {words.tokenizer.vocab_size} tokens")
-    config = dataclasses.replace(
-        config, compute_dtype=compute_dtype or config.compute_dtype, remat=remat or config.remat
-    )
-    config.check()
+    spec, words = checkpoint.load_spec(base), vocabulary(base)
+    if spec.vocab_size < words.tokenizer.vocab_size:
+        raise InputError(f"{base}: has {spec.vocab_size} rows of vocabulary for {words.tokenizer.vocab_size} tokens")
+    options = ModelConfig(compute_dtype=compute_dtype, remat=remat)
+    options.check()
     t5x: Any = import_t5x()
     model = _model_class()(
-        module=decoder.GPT(config),
+        module=families.build(options, spec),
         vocabulary=words,
         optimizer_def=optimizer_def,
         decode_fn=decode_fn or functools.partial(t5x.decoding.temperature_sample, temperature=0.0, topk=0),
@@ -96,7 +94,7 @@ def _model_class() -> type:
 
         @property
         def _end_of_text(self) -> int:
-            return int(self.output_vocabulary.tokenizer.end_of_text)
+            return int(self.output_vocabulary.tokenizer.end_ids[0])
 
     return StarModel
 
@@ -107,7 +105,7 @@ def _without_first_tokens(batch: Batch) -> Batch:
     return {**batch, "decoder_loss_weights": jnp.where(batch["decoder_input_tokens"] > 0, weights_BT, 0)}
 
 
-def _params_axes(model: decoder.GPT) -> Any:
+def _params_axes(model: decoder.Decoder) -> Any:
     """Our logical axes in t5x's form: the axes of a parameter "kernel" are named "kernel_axes"."""
     specs = flatten_dict(nn.get_partition_spec(placement.abstract_params(model)))
     return unflatten_dict({(*path, f"{name}_axes"): AxisMetadata(tuple(spec)) for (*path, name), spec in specs.items()})

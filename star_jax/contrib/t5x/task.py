@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from star_jax.contrib.t5x.vocabulary import vocabulary
+from star_jax.distributed import processes
 from star_jax.errors import InputError
-from star_jax.records import Example, read_jsonl
+from star_jax.json_reader import is_present
+from star_jax.records import Example
+from star_jax.runs.run_directory import RunDirectory
 from star_jax.tokenizers.base import Tokenizer
 from star_jax.training import packing
 
@@ -70,10 +73,11 @@ def register(workdir: str, iteration: int | None = None) -> str:
 
 def _kept_examples(workdir: Path, iteration: int | None) -> list[Example]:
     pattern = "iter_*" if iteration is None else f"iter_{iteration:03d}"
-    files = sorted(workdir.glob(f"{pattern}/kept.jsonl"))
+    files = [path for folder in sorted(workdir.glob(pattern)) if is_present(path := folder / "kept.jsonl")]
     if not files:
         raise InputError(f"{workdir}/{pattern}/kept.jsonl: no such file; give a run directory and a finished iteration")
-    examples = list(read_jsonl(Example, files[-1]))
+    # With its side file: the sampled ids, and those of a conversation's prompt.
+    examples = RunDirectory(workdir, processes).read_records(Example, files[-1])
     if not examples:
         raise InputError(f"{files[-1]}: has no examples; give another iteration")
     if any(example.unweighted for example in examples):
@@ -86,5 +90,5 @@ def _kept_examples(workdir: Path, iteration: int | None) -> list[Example]:
 def _feature_ids(example: Example, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """(inputs, targets): the ids of packing.tokenize plus one, split where the prompt ends."""
     ids, _ = packing.tokenize(example, tokenizer)
-    prompt_tokens = len(tokenizer.encode(example.prompt))
+    prompt_tokens = len(packing.prompt_tokens(example, tokenizer))
     return ids[:prompt_tokens] + 1, ids[prompt_tokens:] + 1

@@ -28,7 +28,7 @@ def _vocabulary_class() -> type:
             super().__init__()
             self.tokenizer = tokenizer
             self._base_vocab_size = tokenizer.vocab_size + 1
-            self.eos_id = self.bos_id = tokenizer.end_of_text + 1
+            self.eos_id = self.bos_id = tokenizer.end_ids[0] + 1
 
         bos_id = eos_id = _base_vocab_size = None  # replaces abstract properties; __init__ sets them
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from star_jax.models.attention import dense
 from star_jax.models.attention.masks import KV, SharedPrefix
+from star_jax.models.attention.softmax import ScoreSpec
 
 MIN_BLOCK = 64  # queries per block, at least: smaller products do not pay
 
@@ -17,7 +18,14 @@ class PrefillMask(NamedTuple):
     body_ids_T: jax.Array
     max_length: int  # tokens of the longest body, or more; static
 
-    def attend(self, q_BHTK: jax.Array, kv: KV, prefix: SharedPrefix | None = None) -> jax.Array:
+    def attend(
+        self,
+        q_BHTK: jax.Array,
+        kv: KV,
+        scores: ScoreSpec,
+        positions_BT: jax.Array,
+        prefix: SharedPrefix | None = None,
+    ) -> jax.Array:
         """Attention output [1, H, T, K]; see masks.AttentionMask.
 
         The row is split into blocks of at least `max_length` - 1 queries. A block attends to its own keys and those of
@@ -38,9 +46,12 @@ class PrefillMask(NamedTuple):
 
         offset_S, body_ids_BT = jnp.arange(-previous, size), self.body_ids_T.reshape(blocks, size)
         mask_BTS = body_ids_BT[:, :, None] == with_previous(body_ids_BT, 1)[:, None]
-        mask_BTS &= (offset_S[None] <= jnp.arange(size)[:, None])[None]
+        back_TS = jnp.arange(size)[:, None] - offset_S[None]
+        mask_BTS &= (back_TS >= 0)[None]
+        if scores.window:
+            mask_BTS &= (back_TS < scores.window)[None]
         # No block is before the first one; the roll has put the last one there.
         mask_BTS &= ((jnp.arange(blocks)[:, None] > 0) | (offset_S[None] >= 0))[:, None]
         kv = KV(with_previous(to_rows(kv.k), 2), with_previous(to_rows(kv.v), 2))
-        y_BHTK = dense.attend(to_rows(q_BHTK), kv, mask_BTS, prefix)
+        y_BHTK = dense.attend(to_rows(q_BHTK), kv, mask_BTS, scores, positions_BT.reshape(blocks, size), prefix)
         return y_BHTK.swapaxes(0, 1).reshape(q_BHTK.shape)

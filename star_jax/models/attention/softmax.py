@@ -1,5 +1,6 @@
-"""Online softmax (Milakov & Gimelshein, 2018): attention over keys that are visited in several parts."""
+"""Scores, and their online softmax (Milakov & Gimelshein, 2018): attention over keys visited in several parts."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,7 +8,26 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from star_jax.models.layers import softcap
+
 MASKED = jnp.finfo(jnp.float32).min  # score of a key that the query does not attend to
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreSpec:
+    """How the products of queries and keys become scores, and how far back a query attends. Static in a program."""
+
+    scale: float
+    softcap: float = 0.0  # scores become cap * tanh(scores / cap); 0: they stay
+    window: int = 0  # a query attends to this many tokens, itself included; 0: to all before it
+
+    def __call__(self, products: jax.Array) -> jax.Array:
+        """Scores of products q k, elementwise, float32."""
+        return softcap(products * self.scale, self.softcap)
+
+    def slope(self, scores: jax.Array) -> jax.Array | float:
+        """Derivative of scores by products."""
+        return self.scale * (1 - jnp.square(scores / self.softcap)) if self.softcap else self.scale
 
 
 class SoftmaxState(NamedTuple):

@@ -5,9 +5,10 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from star_jax.records import Example
+from star_jax.json_reader import is_present
+from star_jax.records import Example, ProblemKey
 from star_jax.report.formatting import clipped
-from star_jax.report.run_data import Iteration, RunData, file_stamp, kept_examples, train_categories
+from star_jax.report.run_data import Iteration, RunData, file_stamp, kept_examples, problem_files, train_problems
 
 EXAMPLES_SHOWN = 12  # for each iteration
 PROMPT_TAIL = 600  # characters at the end of a prompt; the few-shot examples come before them
@@ -50,17 +51,18 @@ _CHOSEN: dict[Any, tuple[int, list[ShownExample]]] = {}  # by the stamps of the 
 
 def _choose(run: RunData, iteration: Iteration) -> tuple[int, list[ShownExample]]:
     """(number of kept examples, a few of them)."""
-    paths = (iteration.directory / "kept.jsonl", run.directory / "problems_train.jsonl")
-    key = tuple((path, file_stamp(path)) for path in paths if path.is_file())
+    paths = (iteration.directory / "kept.jsonl", *problem_files(run, "train"))
+    key = tuple((path, file_stamp(path)) for path in paths if is_present(path))
     if key not in _CHOSEN:
-        categories, examples = train_categories(run), kept_examples(iteration)
+        categories = {key: problem.category for key, problem in train_problems(run).items()}
+        examples = kept_examples(iteration)
         total = len(examples)
         random.Random(f"kept {iteration.number}").shuffle(examples)
-        balanced = interleave(examples, lambda example: (categories.get(example.problem_id), example.source))
+        balanced = interleave(examples, lambda example: (categories.get(example.problem_key), example.source))
         _CHOSEN[key] = total, [_shown(example, categories) for example in balanced[:EXAMPLES_SHOWN]]
     return _CHOSEN[key]
 
 
-def _shown(example: Example, categories: dict[str, str]) -> ShownExample:
+def _shown(example: Example, categories: dict[ProblemKey, str]) -> ShownExample:
     prompt = example.prompt if len(example.prompt) <= PROMPT_TAIL else f"… {example.prompt[-PROMPT_TAIL:]}"
-    return ShownExample(example, categories.get(example.problem_id), prompt, clipped(example.completion))
+    return ShownExample(example, categories.get(example.problem_key), prompt, clipped(example.completion))

@@ -16,8 +16,8 @@ from star_jax.records import LABELS, Source
 from star_jax.report.figures import series
 from star_jax.report.figures.series import KeptCounts, LossCurve, Point, RunGroup, StepCounts
 from star_jax.report.figures.svg import GRID, INK, MARKERS, SERIES, SERIES_COLOURS, STYLE, LegendKey, Plot, render
-from star_jax.report.formatting import visible
 from star_jax.report.run_data import RunData
+from star_jax.terminal import visible
 
 MAX_CATEGORY_BARS = 40  # with more, bars would be too thin to read: then one bar for each iteration
 MAX_PANELS = 12
@@ -25,7 +25,7 @@ MAX_LINE_POINTS = 400  # a line has no more pixels than this
 
 
 def accuracy(run: RunData, prefix: str) -> Plot | None:
-    """Accuracy of each category by iteration with 95 % intervals, and the mean; None before the first evaluation."""
+    """Accuracy of each category by iteration with 95 % intervals, and of all; None before the first evaluation."""
     if not has_accuracy(run):
         return None
     legend: list[LegendKey] = []
@@ -38,7 +38,7 @@ def accuracy(run: RunData, prefix: str) -> Plot | None:
 
 def has_accuracy(run: RunData) -> bool:
     """True if the run has an evaluation to draw."""
-    return bool(series.accuracy_series(run) or series.mean_series(run))
+    return bool(series.accuracy_series(run) or series.overall_series(run))
 
 
 def accuracy_png(runs: Mapping[str, RunData], colours: Mapping[str, str]) -> bytes:
@@ -67,9 +67,9 @@ def accuracy_png(runs: Mapping[str, RunData], colours: Mapping[str, str]) -> byt
     return buffer.getvalue()
 
 
-def mean_overlay(groups: Sequence[RunGroup], prefix: str) -> Plot | None:
-    """Mean of categories by iteration, one line for each group of runs; None if no run has an evaluation yet."""
-    return _group_lines(groups, None, prefix, "Mean accuracy of each run against the iteration", small=False)
+def accuracy_overlay(groups: Sequence[RunGroup], prefix: str) -> Plot | None:
+    """Accuracy over all problems by iteration, one line for each group of runs; None before the first evaluation."""
+    return _group_lines(groups, None, prefix, "Accuracy of each run against the iteration", small=False)
 
 
 def category_overlays(groups: Sequence[RunGroup], prefix: str) -> dict[str, Plot]:
@@ -170,8 +170,8 @@ def loss(curves: Sequence[LossCurve], prefix: str, title: str) -> Plot | None:
 
 
 def _accuracy_lines(axes: Axes, run: RunData) -> list[LegendKey]:
-    """Draws the accuracy of each category and their mean; returns the legend in the same order."""
-    by_category, mean = series.accuracy_series(run), series.mean_series(run)
+    """Draws the accuracy of each category and of all problems; returns the legend in the same order."""
+    by_category, overall = series.accuracy_series(run), series.overall_series(run)
     first_trained = series.first_trained_on(run)
     if len(set(first_trained.values())) < 2:
         first_trained = {}  # all categories from the same iteration: nothing to show
@@ -182,12 +182,12 @@ def _accuracy_lines(axes: Axes, run: RunData) -> list[LegendKey]:
         shift = 0.05 * (index - (len(by_category) - 1) / 2) if intervals else 0.0
         since = first_trained.get(category, 0)
         legend.append(_accuracy_line(axes, index, category or "all problems", points, shift, intervals, since))
-    if len(by_category) != 1 and mean:
-        xs, ys = [p.iteration for p in mean], [100 * p.accuracy for p in mean]
+    if len(by_category) != 1 and overall:
+        xs, ys = [p.iteration for p in overall], [100 * p.accuracy for p in overall]
         ink = matplotlib.rcParams["text.color"]
         axes.plot(xs, ys, color=ink, linestyle="--", linewidth=1.3, marker="o", markersize=2)
-        legend.append(LegendKey("mean of categories", shape="dashed", note=_first_to_last(mean)))
-    _accuracy_axes(axes, [p.iteration for points in (*by_category.values(), mean) for p in points])
+        legend.append(LegendKey("all problems", shape="dashed", note=_first_to_last(overall)))
+    _accuracy_axes(axes, [p.iteration for points in (*by_category.values(), overall) for p in points])
     return legend
 
 
@@ -201,7 +201,7 @@ def _group_lines(groups: Sequence[RunGroup], category: str | None, prefix: str, 
     def draw(axes: Axes) -> None:
         for index, (group, points) in enumerate(with_points):
             several = len(group.runs) > 1
-            name = ", ".join(group.names) + (f": mean and range of {len(group.runs)}" if several else "")
+            name = ", ".join(group.names) + (f": mean and range of {_run_counts(points)}" if several else "")
             legend.append(_accuracy_line(axes, index, name, points, shift=0.0, intervals=False))
             if several:
                 bounds = ((p.iteration, 100 * (p.low or 0), 100 * (p.high or 0)) for p in points)
@@ -243,6 +243,20 @@ def _accuracy_line(
     elif since > 1:
         note += f", trained on from iteration {since} on"
     return LegendKey(label, f"var(--series-{index % SERIES_COLOURS})", marker=MARKERS[marker], note=note)
+
+
+def _run_counts(points: Sequence[Point]) -> str:
+    """How many runs each point has: "3 runs", or "3 runs (2 at iterations 4, 5)"."""
+    most = max(point.runs for point in points)
+    iterations: dict[int, list[str]] = {}
+    for point in points:
+        if point.runs < most:
+            iterations.setdefault(point.runs, []).append(str(point.iteration or "base"))
+    fewer = "; ".join(
+        f"{runs} at {'iteration' if len(names) == 1 else 'iterations'} {', '.join(names)}"
+        for runs, names in sorted(iterations.items(), reverse=True)
+    )
+    return f"{most} runs" + (f" ({fewer})" if fewer else "")
 
 
 def _accuracy_axes(axes: Axes, iterations: Sequence[int]) -> None:

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from star_jax.records import Completion, Problem, Source, Verdict
+from star_jax.evaluation.results import Rate
+from star_jax.json_reader import is_number, is_present
+from star_jax.records import Completion, Problem, ProblemKey, Source, Verdict
 from star_jax.report.run_data import (
     FileStamp,
     Iteration,
-    Rate,
     RunData,
     file_stamp,
-    is_number,
     read_records,
     setting,
 )
@@ -30,12 +30,13 @@ _NOT_PHASES = ("time", "iteration", "step", "total")  # keys of a log line about
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One accuracy in 0..1 with its 95 % interval, if that is on record."""
+    """One accuracy in 0..1 with its 95 % interval, if that is on record; or the mean of several runs with its range."""
 
     iteration: int
     accuracy: float
     low: float | None = None
     high: float | None = None
+    runs: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +71,16 @@ class RunGroup:
     def spread(self, category: str | None) -> list[Point]:
         """By iteration: mean, minimum and maximum accuracy in a category over the runs that have it.
 
-        Category None: the mean of the categories.
+        Category None: over all problems.
         """
         accuracies: dict[int, list[float]] = {}
         for run in self.runs:
-            points = mean_series(run) if category is None else accuracy_series(run).get(category, [])
+            points = overall_series(run) if category is None else accuracy_series(run).get(category, [])
             for point in points:
                 accuracies.setdefault(point.iteration, []).append(point.accuracy)
         return [
-            Point(n, sum(values) / len(values), min(values), max(values)) for n, values in sorted(accuracies.items())
+            Point(n, sum(values) / len(values), min(values), max(values), len(values))
+            for n, values in sorted(accuracies.items())
         ]
 
 
@@ -137,12 +139,6 @@ def overall_series(run: RunData) -> list[Point]:
     return _points([(it.number, it.evaluation.overall) for it in run.iterations if it.evaluation])
 
 
-def mean_series(run: RunData) -> list[Point]:
-    """The mean of the categories' accuracies by iteration, without intervals."""
-    means = [(it.number, it.evaluation.mean_of_categories) for it in run.iterations if it.evaluation]
-    return [Point(number, mean) for number, mean in means if mean is not None]
-
-
 def kept_series(run: RunData) -> list[KeptCounts]:
     """One entry for each filtered iteration, all categories together."""
     return [
@@ -196,14 +192,14 @@ def step_count_series(run: RunData) -> list[StepCounts]:
     name = setting(run.config, "task.name")
     if name not in TASKS or setting(run.config, "star.direct"):
         return []
-    references = {problem.id: _reference_steps(name, problem) for problem in run.problems}
+    references = {problem.key: _reference_steps(name, problem) for problem in run.problems}
     if all(steps is None for steps in references.values()):
         return []
     series = []
     for iteration in run.iterations:
         path = iteration.directory / f"eval_{run.split}.jsonl"
-        model_steps = _steps_of_right(path, name, file_stamp(path)) if path.is_file() else {}
-        pairs = ((references.get(problem_id), steps) for problem_id, steps in model_steps.items())
+        model_steps = _steps_of_right(path, name, file_stamp(path)) if is_present(path) else {}
+        pairs = ((references.get(key), steps) for key, steps in model_steps.items())
         if counts := collections.Counter((reference, steps) for reference, steps in pairs if reference is not None):
             series.append(StepCounts(iteration.number, counts))
     return series
@@ -296,9 +292,9 @@ def _reference_steps(task: str, problem: Problem) -> int | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _steps_of_right(path: Path, task: str, _: FileStamp) -> dict[str, int]:
-    """Problem id -> steps of its right rationale, if they can be counted."""
+def _steps_of_right(path: Path, task: str, _: FileStamp) -> dict[ProblemKey, int]:
+    """Problem -> steps of its right rationale, if they can be counted."""
     completions = read_records(Completion, path)
     right = (c for c in completions if c.verdict == Verdict.RIGHT and c.sample_index == 0)
-    steps = {c.problem_id: task_class(task).steps(c.text) for c in right}
-    return {problem_id: number for problem_id, number in steps.items() if number is not None}
+    steps = {c.problem_key: task_class(task).steps(c.text) for c in right}
+    return {key: number for key, number in steps.items() if number is not None}

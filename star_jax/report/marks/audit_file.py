@@ -6,10 +6,10 @@
     rationale:
     | <scratch>                     <- a text of the run: each of its lines begins with "|", whatever it contains
     | mark: sound
-    machine: the steps check out
     mark: w begging the question    <- a word or its first letter, then an optional note
 
-Blank lines and lines that begin with "#" are ignored. A digest of the example identifies its item.
+Blank lines and lines that begin with "#" are ignored. A digest of the example identifies its item. The file is blind:
+it has neither the source nor the machine's check, which files of earlier versions have.
 """
 
 import dataclasses
@@ -20,9 +20,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from star_jax.errors import InputError
+from star_jax.json_reader import open_regular
 from star_jax.records import Example, Problem
-from star_jax.report.formatting import problem_text, visible
+from star_jax.report.formatting import problem_text
 from star_jax.report.samples import SOURCES
+from star_jax.terminal import visible
 
 NAME = "audit.txt"  # in the run directory, where the report looks for it
 # Mark -> its meaning.
@@ -40,7 +42,8 @@ _MARK = re.compile(
 )
 _TEXT_FIELDS = ("question", "answer", "rationale")
 _NUMBER_FIELDS = ("item", "iteration", "stratum")
-_FIELDS = ("item", "problem", "iteration", "source", "category", "stratum", "digest", *_TEXT_FIELDS, "machine", "mark")
+_FIELDS = ("item", "problem", "iteration", "category", "stratum", "digest", *_TEXT_FIELDS, "mark")
+_EARLIER_FIELDS = ("source", "machine")  # of files of earlier versions
 _HEADER = """\
 # Right answers are not right reasoning. These rationales reached the right answer: is their reasoning right, too?
 #
@@ -50,10 +53,11 @@ _HEADER = """\
 # Words for the note, the paper's failure modes: question implies answer, begging the question, exercise to the
 # reader, world-state assertions, red herrings, hint short-cutting.
 #
-# Lines that begin with | are texts of the run; change nothing but the marks. Stop where you like: sources and
-# categories alternate, so any number of marks from the top is balanced. "stratum" is the number of kept rationales with
-# the item's iteration, source and category; the report weights the marks by it. Save as plain text, then write the
-# report:
+# Lines that begin with | are texts of the run; change nothing but the marks. Stop where you like: any number of marks
+# from the top is balanced over sources and categories. Whether a rationale was sampled or written with the answer as a
+# hint, and whether a program verified its steps, is not here, so that it does not sway you; the report shows both next
+# to your marks. "stratum" is the number of kept rationales like this one; the report weights the marks by it. Save as
+# plain text, then write the report:
 #
 #     python -m star_jax.report --workdir=DIR
 """
@@ -66,22 +70,26 @@ class Item:
     number: int  # 1, 2, ... in the file
     problem: str  # problem id
     iteration: int
-    source: str  # one of samples.SOURCES
     category: str
     stratum: int  # kept rationales of the same iteration, source and category, including this one
     digest: str
     question: str
     answer: str  # the reference answer
     rationale: str
-    machine: str  # one of STEP_CHECKS' values
     mark: str = ""  # one of MARKS; "": not marked
     note: str = ""
+    fault: str = dataclasses.field(default="", compare=False)  # why its mark cannot be read; "": it can
+    # Not in the file: a person marks without them. "": not known yet.
+    source: str = dataclasses.field(default="", compare=False)  # one of samples.SOURCES
+    machine: str = dataclasses.field(default="", compare=False)  # one of STEP_CHECKS' values
     line: int = dataclasses.field(default=0, compare=False)  # first line in the file; 0: not in a file yet
 
 
 def digest_of(example: Example) -> str:
     """12 hex digits that identify an example among those of all runs."""
     values = [example.problem_id, example.iteration, example.source, example.sample_index, example.completion]
+    if example.problem_fingerprint:  # examples of earlier versions have none
+        values.append(example.problem_fingerprint)
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
 
 
@@ -127,21 +135,20 @@ def _format_item(item: Item) -> str:
         f"item: {item.number}",
         f"problem: {item.problem}",
         f"iteration: {item.iteration}",
-        f"source: {item.source}",
         f"category: {item.category}".rstrip(),
         f"stratum: {item.stratum}",
         f"digest: {item.digest}",
     ]
     for field, text in {"question": item.question, "answer": item.answer, "rationale": item.rationale}.items():
         lines += [f"{field}:", *(f"| {line}" if line else "|" for line in text.split("\n"))]
-    lines += [f"machine: {item.machine}", f"mark: {item.mark} {item.note}".rstrip()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, f"mark: {item.mark} {item.note}".rstrip()]) + "\n"
 
 
 def read_file(path: Path, name: str) -> str:
     """The file's text, byte for byte. Raises InputError that calls the file `name`."""
     try:
-        content = path.read_bytes()
+        with open_regular(path) as file:
+            content = file.read()
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror})") from error
     try:
@@ -152,10 +159,10 @@ def read_file(path: Path, name: str) -> str:
 
 
 def parse(text: str, name: str) -> list[Item]:
-    """The items of a file's text, with any kind of newline.
+    """The items of a file's text, with any kind of newline. A mark that is none of MARKS is its item's `fault`.
 
-    Raises InputError with `name`, line and remedy if a line does not have the form at the head of this module, a mark
-    is none of MARKS, or an item is incomplete or duplicated.
+    Raises InputError with `name`, line and remedy if a line does not have the form at the head of this module, or an
+    item is incomplete or duplicated.
     """
     items: list[Item] = []
     values: dict[str, str] = {}  # of the current item
@@ -197,7 +204,7 @@ def _parse_field(line: str, where: str) -> tuple[str, str]:
     """(field, value) of a line."""
     field, colon, value = line.partition(":")
     field = field.strip().lower()
-    if not colon or field not in _FIELDS:
+    if not colon or field not in (*_FIELDS, *_EARLIER_FIELDS):
         raise InputError(
             f"{where}: {json.dumps(line[:40], ensure_ascii=False)} is not a line of this file; write a note after its "
             "mark, on the same line, or begin the line with #"
@@ -216,40 +223,41 @@ def _parse_item(values: dict[str, str], name: str, start: int, mark_where: str) 
     for field in _NUMBER_FIELDS:
         if not re.fullmatch(r"[0-9]{1,15}", values[field]):
             raise InputError(f"{name}:{start}: '{field}' of the item that begins here is not a number; put it back")
-    if values["source"] not in SOURCES:
+    if values.get("source", SOURCES[0]) not in SOURCES:
         raise InputError(
             f"{name}:{start}: 'source' of the item that begins here is none of {', '.join(SOURCES)}; put it back"
         )
-    mark, note = _parse_mark(values["mark"], mark_where)
+    mark, note, fault = _parse_mark(values["mark"], mark_where)
     return Item(
         number=int(values["item"]),
         problem=values["problem"],
         iteration=int(values["iteration"]),
-        source=values["source"],
         category=values["category"],
         stratum=int(values["stratum"]),
         digest=values["digest"],
         question=values["question"],
         answer=values["answer"],
         rationale=values["rationale"],
-        machine=values["machine"],
         mark=mark,
         note=note,
+        fault=fault,
+        source=values.get("source", ""),
         line=start,
     )
 
 
-def _parse_mark(value: str, where: str) -> tuple[str, str]:
-    """(mark, note) of the text after "mark:"."""
+def _parse_mark(value: str, where: str) -> tuple[str, str, str]:
+    """(mark, note, fault) of the text after "mark:"."""
     if not value:
-        return "", ""
+        return "", "", ""
     match = _MARK.fullmatch(value)
     if not match:
-        raise InputError(
+        fault = (
             f"{where}: the mark {json.dumps(value[:40], ensure_ascii=False)} begins with none of {', '.join(MARKS)}; "
             "write one of them or its first letter, then the note"
         )
-    return _MARK_OF_WORD[match[1].lower()], (match[2] or match[3] or "").strip()
+        return "", "", fault
+    return _MARK_OF_WORD[match[1].lower()], (match[2] or match[3] or "").strip(), ""
 
 
 def _check_unique(items: Iterable[Item], name: str) -> None:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from star_jax.errors import InputError
 from star_jax.evaluation.statistics import Stratum, stratified, wilson
-from star_jax.records import Example, Source
+from star_jax.json_reader import is_present
+from star_jax.records import Example, ProblemKey, Source
 from star_jax.report.marks import audit_file
 from star_jax.report.marks.audit_file import MARKS, Item
 from star_jax.report.run_data import (
@@ -17,7 +18,7 @@ from star_jax.report.run_data import (
     kept_examples,
     setting,
     step_checks,
-    train_categories,
+    train_problems,
 )
 from star_jax.report.samples import SOURCES
 
@@ -69,6 +70,7 @@ class Audit:
 
     has_kept: bool  # an iteration kept rationales that the model wrote
     caution: str  # why audit.txt could not be read, or which of its items are unknown; "" if all is well
+    faults: tuple[str, ...]  # marks that cannot be read; each costs no other mark
     items: int  # of this run, marked or not
     iterations: tuple[int, ...]  # of the items
     rates: MarkRates | None  # None: nothing is marked
@@ -80,7 +82,7 @@ class Audit:
 def read_audit(run: RunData) -> Audit:
     """Reads a run's audit.txt, if it has one. Raises InputError for a broken file of the run, never for audit.txt."""
     path, caution, items = run.directory / audit_file.NAME, "", list[Item]()
-    if path.exists():
+    if is_present(path):
         try:
             items = audit_file.parse(audit_file.read_file(path, path.name), path.name)
         except InputError as error:  # a typo in the file must not stop a run that writes its page
@@ -97,13 +99,28 @@ def read_audit(run: RunData) -> Audit:
     return Audit(
         has_kept=any(iteration.has_kept for iteration in run.iterations) and not setting(run.config, "star.direct"),
         caution=caution,
+        faults=tuple(item.fault for item in items if item.fault),
         items=len(known),
         iterations=tuple(sorted(iterations)),
         rates=mark_rates(marked, sizes) if marked else None,
         marked=len(marked),
-        doubtful=[item for item, _ in marked if item.mark != "sound"][:MAX_ITEMS_SHOWN],
+        doubtful=_with_step_checks(run, kept, [pair for pair in marked if pair[0].mark != "sound"][:MAX_ITEMS_SHOWN]),
         checked=checked if can_check else [],
     )
+
+
+def _with_step_checks(
+    run: RunData, kept: Mapping[Cell, Sequence[Example]], marked: Sequence[tuple[Item, Cell]]
+) -> list[Item]:
+    """The items with the machine's checks of their steps."""
+    numbers = {cell.iteration for _, cell in marked}
+    checks = {iteration.number: step_checks(iteration) for iteration in run.iterations if iteration.number in numbers}
+    consistent = {
+        audit_file.digest_of(example): is_consistent(checks[cell.iteration], example)
+        for cell in {cell for _, cell in marked}
+        for example in kept[cell]
+    }
+    return [dataclasses.replace(item, machine=audit_file.STEP_CHECKS[consistent[item.digest]]) for item, _ in marked]
 
 
 def kept_by_cell(run: RunData, numbers: Collection[int]) -> dict[Cell, list[Example]]:
@@ -111,11 +128,12 @@ def kept_by_cell(run: RunData, numbers: Collection[int]) -> dict[Cell, list[Exam
 
     Reference solutions and examples of earlier iterations are left out. Raises InputError for a broken file.
     """
-    categories, kept = train_categories(run), dict[Cell, list[Example]]()
+    problems, kept = train_problems(run), dict[Cell, list[Example]]()
     for iteration in run.iterations:
         if iteration.number in numbers:
             for example in own_rationales(iteration):
-                cell = Cell(iteration.number, example.source, categories.get(example.problem_id, ""))
+                problem = problems.get(example.problem_key)
+                cell = Cell(iteration.number, example.source, problem.category if problem else "")
                 kept.setdefault(cell, []).append(example)
     return kept
 
@@ -128,13 +146,13 @@ def own_rationales(iteration: Iteration) -> list[Example]:
 def match_items(
     items: Sequence[Item], kept: Mapping[Cell, Sequence[Example]]
 ) -> tuple[list[tuple[Item, Cell]], list[Item]]:
-    """(items with their cells, items that are not among `kept`: the iteration may have been run again since)."""
+    """(items with their sources and cells, items that are not among `kept`: the iteration may have run again since)."""
     cell_of = {audit_file.digest_of(example): cell for cell, examples in kept.items() for example in examples}
     known, unknown = [], []
     for item in items:
         cell = cell_of.get(item.digest)
-        if cell and (cell[:2], len(kept[cell])) == ((item.iteration, item.source), item.stratum):
-            known.append((item, cell))
+        if cell and (*cell[:2], len(kept[cell])) == (item.iteration, item.source or cell.source, item.stratum):
+            known.append((dataclasses.replace(item, source=cell.source), cell))
         else:
             unknown.append(item)
     return known, unknown
@@ -166,9 +184,9 @@ def mark_rates(marked: Sequence[tuple[Item, Cell]], sizes: Mapping[Cell, int]) -
     return MarkRates(counted, weighted, sum(size for cell, size in sizes.items() if cell not in by_cell))
 
 
-def is_consistent(checks: Mapping[tuple[str, bool, int], bool | None], example: Example) -> bool | None:
+def is_consistent(checks: Mapping[tuple[ProblemKey, bool, int], bool | None], example: Example) -> bool | None:
     """The step check of a kept example; None: the task cannot tell. `checks`: see run_data.step_checks."""
-    return checks.get((example.problem_id, example.source == Source.RATIONALIZED, example.sample_index))
+    return checks.get((example.problem_key, example.source == Source.RATIONALIZED, example.sample_index))
 
 
 def _counted(label: str, counts: Sequence[collections.Counter[str]]) -> MarkRow:
@@ -193,7 +211,7 @@ _STEP_COUNTS: dict[Any, StepCounts] = {}  # by the stamps of the files: see run_
 def _step_counts(run: RunData, iteration: Iteration) -> StepCounts:
     names = ("kept.jsonl", "samples.jsonl", "rationalizations.jsonl")
     paths = [iteration.directory / name for name in names]
-    key = tuple((path, file_stamp(path)) for path in paths if path.is_file())
+    key = tuple((path, file_stamp(path)) for path in paths if is_present(path))
     if key not in _STEP_COUNTS:
         checks = step_checks(iteration)
         counts: StepCounts = {source: collections.Counter() for source in SOURCES}

@@ -33,17 +33,22 @@ async function unpackBlock(name, folder) {
   return new Response(stream).json();
 }
 
-// One of a run's two collections; Collection in browser/blocks.py describes its blocks.
+// One of a run's collections; Collection in browser/blocks.py describes its blocks.
 class Collection {
-  constructor({ name, title, best, problems, samples }, folder) {
-    Object.assign(this, { name, title, best, folder, problemsBlock: problems });
+  constructor({ name, kind, title, best, problems, samples }, folder) {
+    Object.assign(this, { name, kind, title, best, folder, problemsBlock: problems });
     this.blocks = new Map(samples); // iteration -> name of a block
     this.iterations = [...this.blocks.keys()];
     this.cache = new Map();
   }
 
   get training() {
-    return this.name === "training";
+    return this.kind === "training";
+  }
+
+  // Whether a problem may have several samples in an iteration; then each is a row.
+  get bySample() {
+    return this.kind !== "evaluation";
   }
 
   // The result of `make`, which runs once for each key; a second call waits for the first. A failure is not cached.
@@ -84,8 +89,8 @@ class Collection {
     });
   }
 
-  // The table's rows for an iteration (undefined: there is none): in training one for each sample, otherwise one for
-  // each problem with the base's sample. Only the last iteration's rows are cached: a search adds much to them.
+  // The table's rows for an iteration (undefined: there is none): one for each sample, or one for each problem with the
+  // base's sample. Only the last iteration's rows are cached: a search adds much to them.
   rows(iteration) {
     if (this.rowsOf !== iteration) this.cache.delete("rows");
     this.rowsOf = iteration;
@@ -94,7 +99,7 @@ class Collection {
       const [selected, base] = await Promise.all(
         [iteration, 0].map((number) => (this.blocks.has(number) ? this.samples(number) : new Map())),
       );
-      if (this.training) {
+      if (this.bySample) {
         return [...selected].flatMap(([problem, samples]) => samples.map((sample) => ({ problem, sample })));
       }
       const first = (samples, problem) => samples.get(problem)?.[0] ?? null;

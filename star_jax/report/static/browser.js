@@ -79,11 +79,11 @@ class Browser {
 
   // Fills the selects with the collection's options; selects the best iteration, or the last.
   fillOptions() {
-    const { name, iterations, best } = this.collection;
+    const { kind, iterations, best } = this.collection;
     setOptions(this.fields.iteration, iterations.map((number) => [number, this.nameWithBest(number)]));
     this.fields.iteration.value = best ?? iterations.at(-1) ?? "";
     for (const [filter, options] of Object.entries(FILTERS)) {
-      const ofCollection = options.filter(([, , , only]) => only === undefined || only === name);
+      const ofCollection = options.filter(([, , , only]) => only === undefined || only === kind);
       setOptions(this.fields[filter], ofCollection);
       this.fields[filter].parentElement.hidden = ofCollection.length < 2;
     }
@@ -158,7 +158,7 @@ class Browser {
   show() {
     const { collection, iteration, page, matches } = this;
     const pages = Math.max(1, Math.ceil(matches.length / PAGE));
-    const withBase = !collection.training && collection.blocks.has(0) && iteration !== 0;
+    const withBase = !collection.bySample && collection.blocks.has(0) && iteration !== 0;
     const name = iteration === undefined ? "Completion" : this.nameWithBest(iteration);
     this.list.querySelector("th.base").hidden = !withBase;
     this.list.querySelector("th.selected").textContent = name;
@@ -168,14 +168,14 @@ class Browser {
         row.tabIndex = -1;
         row.dataset.key = problem.key;
         row.append(this.problemCell(problem));
-        if (withBase) row.append(sampleCell(base, "Base model", false));
-        row.append(sampleCell(sample, name, collection.training));
+        if (withBase) row.append(sampleCell(base, "Base model", collection));
+        row.append(sampleCell(sample, name, collection));
         return row;
       }),
     );
     if (this.body.rows.length) this.body.rows[0].tabIndex = 0;
     const pageNumber = matches.length ? `, page ${count(page + 1)} of ${count(pages)}` : "";
-    const all = counted(this.total, collection.training ? "sample" : "problem");
+    const all = counted(this.total, collection.bySample ? "sample" : "problem");
     this.showStatus(`${count(matches.length)} of ${all} match${pageNumber}`);
     for (const button of this.list.querySelectorAll("[name=previous]")) button.disabled = page === 0;
     for (const button of this.list.querySelectorAll("[name=next]")) button.disabled = page + 1 >= pages;
@@ -259,7 +259,7 @@ class Browser {
           const row = document.createElement("tr");
           const head = element("th", "", this.nameWithBest(iteration));
           head.scope = "row";
-          row.append(head, sampleCell(sample, "", collection.training));
+          row.append(head, sampleCell(sample, "", collection));
           body.append(row);
         }
       }

@@ -38,7 +38,7 @@ function tokenLine({ meanLogP, tokens }) {
   return parts.join(", ");
 }
 
-function sampleCell(sample, label, training) {
+function sampleCell(sample, label, { training, bySample }) {
   const cell = element("td", "", "");
   cell.dataset.label = label;
   if (sample === null) {
@@ -54,7 +54,7 @@ function sampleCell(sample, label, training) {
     line.append(element("span", `source ${source}`, LABELS.sources[source]), `, ${kept}`);
     if (sample.index !== null) line.append(`, sample ${sample.index}`);
     cell.append(line);
-  }
+  } else if (bySample && sample.index !== null) cell.append(element("p", "note", `sample ${sample.index}`));
   cell.append(element("p", "note", tokenLine(sample)));
   return cell;
 }

@@ -10,7 +10,7 @@ function isRight(sample) {
 const gained = ({ sample, base }) => isRight(sample) && base && !isRight(base);
 const lost = ({ sample, base }) => sample && !isRight(sample) && isRight(base);
 
-// Filter -> [[value in a link, label, whether a row matches, the only collection that has it], ...]. A row is {problem,
+// Filter -> [[value in a link, label, whether a row matches, the only kind of collection that has it], ...]. A row is {problem,
 // sample: of the selected iteration, or null; base: the base model's sample, or null}.
 const FILTERS = {
   verdict: [

@@ -8,7 +8,7 @@ Values are exact (fractions.Fraction). Time is linear in the length of the text,
 
 import dataclasses
 import re
-from collections import deque
+import unicodedata
 from fractions import Fraction
 
 MOST_DIGITS = 50  # of one number; longer ones are degenerate repetition, and arithmetic on them is slow
@@ -17,19 +17,21 @@ MOST_NESTING = 50
 MOST_EXPONENT = 64
 MOST_VALUE = 10**30
 
-_CURRENCY = "$€£¥₹"
+# The signs of category Sc: "$", "€", "₩" ...
+_CURRENCY = "".join(sign for sign in map(chr, range(0x10000)) if unicodedata.category(sign) == "Sc")
 _SIGNS = {"-": -1, "−": -1, "–": -1, "+": 1}
-_ONE_NUMERAL = re.compile(r"(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)?(?:\.[0-9]+)?|[0-9]+ ?/ ?[0-9]+")
+_ONE_NUMERAL = re.compile(r"(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)?(?:\.[0-9]+)?|(?:[0-9]+ )?[0-9]+ ?/ ?[0-9]+")
 _ANY_NUMERAL = re.compile(
-    r"(?:(?<![0-9A-Za-z).])[-−–])?[$€£¥₹]?"
+    rf"(?:(?<![0-9A-Za-z).])[-−–])?[{_CURRENCY}]?"
     r"(?:[0-9]+/[0-9]+|(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 )
 _WORD = re.compile(r"[^\W\d_]+")
 # Words that change the number, or make it one of several, at any position; _SCALES: directly after the number.
 _CHANGES = re.compile(
-    r"(?:(?:hundred|thousand|[mb]illion|trillion|dozen)s?|half|halves|twice|minus|negative|or|not|mil|mln|bn|pi|π)",
+    r"(?:(?:hundred|thousand|lakh|crore|[mb]illion|trillion|dozen)s?|half|halves|twice|minus|negative|or|not|mil|mln|bn|pi|π)",
     re.IGNORECASE,
 )
+_BOUND = re.compile(r"\b(?:than|at (?:least|most)|up to)\W*$", re.IGNORECASE)  # before a number, as "≥" is
 _SCALES = frozenset(["k", "third", "thirds", *"einxyz"])
 _BEFORE = frozenset("([{\"'“‘«:=~≈#—→")  # may be directly before a number
 _OPERATORS = frozenset("*/^×÷·<>≤≥≠±√")
@@ -39,21 +41,36 @@ _TOKEN = re.compile(
 )
 _SAME = {"x": "*", "X": "*", "×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "**": "^"}
 _ZERO_WIDTH = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
-# Emphasis and display math, except between digits ("2**3"); and the power of a unit (cm²).
-_MARKUP = re.compile(r"(?<![0-9])(?:\*\*|__|`|\$\$)|(?:\*\*|__|`|\$\$)++(?![0-9])|(?<=[A-Za-z])[²³]")
+# Emphasis and display math, except between digits ("2**3").
+_MARKUP = re.compile(r"(?<![0-9])(?:\*\*|__|`|\$\$)|(?:\*\*|__|`|\$\$)++(?![0-9])")
+# The power of a unit directly after a number: "100 m^2", "5 km/s²"; not that of an unknown, "x^2".
+_UNIT_POWER = re.compile(
+    r"([0-9] ?(?:\\(?:text|mathrm)\{ ?)?(?:[A-Za-z]{1,8}/|/)?(?:[kdcm]?m|in|ft|yd|mi|s|inch(?:es)?|feet|foot"
+    r"|yards?|miles?|(?:centi|kilo)?met(?:er|re)s?|units?)\}?)(?:\^(?:[23](?![0-9.,])|\{[23]\})|[²³])"
+)
+# For `last_number`: annotations, the words that it looks at on each side, and the signs behind which it does not.
+_ANNOTATION = re.compile(r"<<[^<>\n]*>>")
+_BESIDE = 3
+_STANDS_FOR = {"x": "×", "X": "×"}
+_PAUSES = ".,;:!?)"
+_DIGIT = re.compile(r"[0-9]")
+_LATEX_COMMA = re.compile(r"(?<=[0-9])\{,\}(?=[0-9]{3})")  # 1{,}080
+_LATEX_FRACTION = re.compile(r"([0-9] ?)?\\[dt]?frac\{([0-9]{1,50})\}\{([0-9]{1,50})\}")
 
 
 def parse_number(text: str) -> Fraction | None:
     """The number that a short answer states ("-$5", "72 clips.", "**1,080**", "1/2"); None if that is unsure.
 
-    A unit, a percent sign or words around it are ignored: "72%" is 72. None for two numbers ("5-6", "10:30", "3 1/2"),
-    for a number changed by a word or sign next to it ("5k", "2 million", "not 5", "> 5", "72x"), for misplaced commas
-    ("1,08"), for digits other than 0-9 and for more than MOST_DIGITS digits.
+    A unit, a percent sign or words around it are ignored: "72%" is 72, "100 m^2" is 100. "3 1/2" is a mixed number;
+    LaTeX's fractions and "1{,}080" are read. None for two numbers ("5-6", "10:30"), for a number changed by a word or
+    sign next to it ("5k", "2 million", "not 5", "> 5", "72x"), for misplaced commas ("1,08"), for digits other than
+    0-9 and for more than MOST_DIGITS digits.
     """
-    text = _MARKUP.sub("", text.translate(_ZERO_WIDTH))
+    text = _UNIT_POWER.sub(r"\1", _MARKUP.sub("", text.translate(_ZERO_WIDTH)))
+    text = _LATEX_FRACTION.sub(_plain_fraction, _LATEX_COMMA.sub(",", text))
     if any(not c.isascii() and c.isnumeric() for c in text):
         return None
-    last = max(text.rfind(digit) for digit in "0123456789")
+    last = _last_digit(text)
     if last < 0:
         return None
     first = min(i for i in (text.find(digit) for digit in "0123456789") if i >= 0)
@@ -63,7 +80,7 @@ def parse_number(text: str) -> Fraction | None:
     if before[-1:] in ("*", "_") and after[:1] == before[-1]:  # *72*
         before, after = before[:-1], after[1:]
     sign = _sign(before)
-    changed = any(_CHANGES.fullmatch(word.group()) for word in _WORD.finditer(text))
+    changed = any(_CHANGES.fullmatch(word.group()) for word in _WORD.finditer(text)) or _BOUND.search(before[-40:])
     if value is None or sign is None or changed or not _ends_plainly(after, money=before[-1:] in tuple(_CURRENCY)):
         return None
     return value * sign
@@ -82,12 +99,35 @@ def canonical(number: Fraction) -> str:
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number in a text, or None; similar to the "flexible" rule of lm-evaluation-harness.
+    """The last number of a text, or None: the "flexible" rule of lm-evaluation-harness for numbers that are unchanged.
 
-    A fraction is one number. A minus after a number is a subtraction, not a sign: "5-3" ends in 3.
+    `parse_number` reads it with the words beside it: "1.5e3", "5 lakh", "less than 5", "12,34,567" and "5 or 6" are
+    None, not a part of them. Calculator annotations do not count.
     """
-    last = deque(_ANY_NUMERAL.finditer(text.translate(_ZERO_WIDTH)), maxlen=1)
-    return _stated(last[0].group()) if last else None
+    text = _ANNOTATION.sub("", text.translate(_ZERO_WIDTH))
+    last = _last_digit(text)
+    if last < 0:
+        return None
+    start = max(text.rfind("\n", 0, last) + 1, last - MOST_CHARACTERS)
+    before = text[start : last + 1].split()
+    behind = text[last + 1 : last + MOST_CHARACTERS].partition("\n")[0].split(" ")
+    words = [before.pop().rpartition("=")[2] + behind[0]]
+    while before and words[0][0].isdigit() and before[-1][-1].isdigit():  # "1 080", "3 1/2"
+        words.insert(0, before.pop())
+    for word in reversed(before[-_BESIDE:]):
+        if word[-1] in _PAUSES:
+            break
+        words.insert(0, _STANDS_FOR.get(word, "n" if _DIGIT.search(word) else word))  # "5 - 3" is a difference
+    for word in behind[1 : 1 + _BESIDE]:
+        if words[-1][-1] in _PAUSES:
+            break
+        words += [word] if word else []
+    return parse_number(" ".join(words))
+
+
+def _last_digit(text: str) -> int:
+    """Offset of the last digit 0-9; -1 if there is none."""
+    return max(text.rfind(digit) for digit in "0123456789")
 
 
 def _value(numeral: str) -> Fraction | None:
@@ -98,7 +138,16 @@ def _value(numeral: str) -> Fraction | None:
     over, _, under = numeral.replace(",", "").partition("/")
     if not under:
         return Fraction(over)
-    return Fraction(int(over), int(under)) if int(under) else None
+    whole, _, over = over.strip().rpartition(" ")
+    if not int(under) or (whole and int(over) >= int(under)):
+        return None
+    return int(whole or 0) + Fraction(int(over), int(under))
+
+
+def _plain_fraction(match: re.Match[str]) -> str:
+    """A fraction of LaTeX as "3/4", after a whole number as " 3/4"."""
+    whole, over, under = match.groups()
+    return f"{whole.rstrip()} {over}/{under}" if whole else f"{over}/{under}"
 
 
 def _sign(before: str) -> int | None:

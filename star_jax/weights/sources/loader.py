@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from star_jax.config import ModelConfig, from_dict_of
 from star_jax.distributed import sharding
 from star_jax.errors import InputError
 from star_jax.models import decoder
+from star_jax.models.decoder import Decoder
+from star_jax.models.spec import DecoderSpec
 from star_jax.tokenizers.base import Tokenizer
 from star_jax.weights import placement
+from star_jax.weights.finite import all_finite
 
 STACKED = "blocks/"  # prefix of the leaves that hold all layers, layer axis first
 
@@ -24,7 +26,7 @@ class WeightSource(Protocol):
     """A model on disk. Its constructor has checked the names, shapes and dtypes of all tensors."""
 
     path: Path
-    config: ModelConfig
+    spec: DecoderSpec
     dtype: np.dtype  # the narrowest float type that holds every weight exactly (float64 excepted)
 
     def name(self, leaf: str, layer: int | None) -> str:
@@ -40,12 +42,12 @@ class WeightSource(Protocol):
         ...
 
 
-def load(source: WeightSource, mesh: Mesh, dtype: np.dtype | str) -> tuple[decoder.GPT, decoder.Params]:
+def load(source: WeightSource, mesh: Mesh, dtype: np.dtype | str) -> tuple[Decoder, decoder.Params]:
     """(model, parameters) on the mesh, in `dtype`. The host holds one tensor of one layer at a time.
 
     Raises InputError naming the tensor if one cannot be read or holds values that are not finite in `dtype`.
     """
-    model = decoder.GPT(source.config)
+    model = Decoder(source.spec)
     shardings = placement.param_shardings(model, mesh)
     sharding_of = {placement.leaf_name(path): of_leaf for path, of_leaf in _flatten(shardings)}
     params: dict[str, jax.Array] = {}
@@ -55,7 +57,7 @@ def load(source: WeightSource, mesh: Mesh, dtype: np.dtype | str) -> tuple[decod
         if layer is not None:
             of_tensor = NamedSharding(mesh, PartitionSpec(*of_tensor.spec[1:]))
         tensor = sharding.put(array, of_tensor).astype(dtype)
-        if not _all_finite(tensor):
+        if not all_finite(tensor):
             raise InputError(
                 f"{source.path}: {source.name(leaf, layer)} holds values that are not finite numbers "
                 f"of {np.dtype(dtype).name}; download the file again, or use a wider dtype"
@@ -64,32 +66,28 @@ def load(source: WeightSource, mesh: Mesh, dtype: np.dtype | str) -> tuple[decod
             params[leaf] = tensor
             continue
         if layer == 0:
-            params[leaf] = jnp.zeros((source.config.n_layers, *array.shape), dtype, device=sharding_of[leaf])
+            params[leaf] = jnp.zeros((source.spec.n_layers, *array.shape), dtype, device=sharding_of[leaf])
         params[leaf] = _set_layer(params[leaf], layer, tensor)
     return model, jax.tree_util.tree_map_with_path(lambda path, _: params[placement.leaf_name(path)], shardings)
 
 
-def check_finite(path: Path, params: decoder.Params) -> None:
-    """Raises InputError naming `path` and the first leaf that holds infinities or NaN."""
-    for key_path, leaf in _flatten(params):
-        if not _all_finite(leaf):
-            name = placement.leaf_name(key_path)
-            raise InputError(f"{path}: {name} holds values that are not finite numbers of {leaf.dtype}")
-
-
-def tensors(model: decoder.GPT) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:
+def tensors(model: Decoder) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:
     """(leaf, layer, shape) of every tensor to read: one for each layer of a stacked leaf, else one with layer None."""
     for leaf, struct in leaves(model).items():
         if leaf.startswith(STACKED):
-            yield from ((leaf, n, struct.shape[1:]) for n in range(model.config.n_layers))
+            yield from ((leaf, n, struct.shape[1:]) for n in range(model.spec.n_layers))
         else:
             yield leaf, None, struct.shape
 
 
-def leaves(model: decoder.GPT) -> dict[str, jax.ShapeDtypeStruct]:
+def leaves(model: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
     """Name, such as "blocks/attention/query", -> shape and dtype of every parameter."""
-    params = placement.unbox(placement.abstract_params(model))
-    return {placement.leaf_name(path): leaf for path, leaf in _flatten(params)}
+    return flatten(placement.unbox(placement.abstract_params(model)))
+
+
+def flatten(tree: decoder.Params) -> dict[str, Any]:
+    """Name -> leaf of a tree of parameters."""
+    return {placement.leaf_name(path): leaf for path, leaf in _flatten(tree)}
 
 
 def read_sizes(path: Path, values: dict[str, Any], names: dict[str, str]) -> dict[str, int]:
@@ -107,23 +105,8 @@ def read_sizes(path: Path, values: dict[str, Any], names: dict[str, str]) -> dic
     return {ours: values[theirs] for ours, theirs in names.items()}
 
 
-def model_config(path: Path, values: dict[str, Any]) -> ModelConfig:
-    """The checked ModelConfig of the sizes read from the file `path`. Raises InputError naming the file."""
-    try:
-        config: ModelConfig = from_dict_of(ModelConfig, values, "model")
-        config.check_complete()
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return config
-
-
 def _flatten(tree: decoder.Params) -> list[tuple[tuple[jax.tree_util.DictKey, ...], Any]]:
     return jax.tree_util.tree_flatten_with_path(tree)[0]
-
-
-@jax.jit
-def _all_finite(tensor: jax.Array) -> jax.Array:
-    return jnp.all(jnp.isfinite(tensor))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -12,6 +12,7 @@ strings: layer_1, layer_10, layer_11, layer_2. bfloat16 is stored as two bytes w
 import dataclasses
 import functools
 import math
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,18 +21,20 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from star_jax.config import ModelConfig
-from star_jax.errors import InputError
-from star_jax.models import decoder
-from star_jax.runs.json_files import read_json_object
+from star_jax.errors import InputError, first_line
+from star_jax.json_reader import open_regular, read_json_object
+from star_jax.models.decoder import Decoder
+from star_jax.models.families import gptj
+from star_jax.models.spec import DecoderSpec
 from star_jax.weights.sources import loader
 from star_jax.weights.sources.tensor_files import DOWNLOAD_AGAIN
 
 FILES = 16  # in each shard
+_MAX_DEFLATE_RATIO = 1032  # no deflated file unpacks to more
 # Raised by NumPy and the zip reader for damaged archives and other files.
 _UNREADABLE = (
     *(ValueError, KeyError, OSError, EOFError, RuntimeError, MemoryError, OverflowError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
 
 
@@ -82,23 +85,23 @@ class MeshTransformerSource:
 
     def __init__(self, directory: Path, config_file: Path, part: str = "params") -> None:
         self.path, self._part = directory, part
-        self.config = _read_config(config_file)
+        self.spec = _read_spec(config_file)
         folders = sorted(directory.glob("shard_*"), key=lambda path: (len(path.name), path.name))
         if not folders or [f.name for f in folders] != [f"shard_{k}" for k in range(len(folders))]:
             names = ", ".join(f.name for f in folders) or "none"
             raise InputError(f"{directory}: needs the folders shard_0, shard_1, ... without a gap; there are {names}")
-        order = _sorted_names(self.config.n_layers)
+        order = _sorted_names(self.spec.n_layers)
         self._index_of = {name: i for i, name in enumerate(order)}
         self._shards = [_Shard(folder, len(order), part) for folder in folders]
         self._check_agreement()
-        self._shapes = {(leaf, layer): shape for leaf, layer, shape in loader.tensors(decoder.GPT(self.config))}
+        self._shapes = {(leaf, layer): shape for leaf, layer, shape in loader.tensors(Decoder(self.spec))}
         # Sums of bfloat16 biases, and embedding rows plus a bias, are not bfloat16 numbers.
         self.dtype = np.dtype(np.float32)
 
     @property
     def steps(self) -> int:
         """Optimizer steps that the moments have accumulated (Adam's count)."""
-        return int(self._shards[0].array(0))
+        return self._shards[0].scalar(0)
 
     def name(self, leaf: str, layer: int | None) -> str:
         return TABLE[leaf].name.format(n=layer)
@@ -106,9 +109,9 @@ class MeshTransformerSource:
     def read(self, leaf: str, layer: int | None) -> np.ndarray:
         tensor, shape = TABLE[leaf], self._shapes[leaf, layer]
         name = self.name(leaf, layer)
-        pieces = [self._piece(shard, name) for shard in self._shards]
         inputs = 2 if leaf.endswith("attention/out") else 1
-        self._check_shapes(name, tensor.axis, pieces, _matrix_shape(shape, inputs))
+        self._check_shapes(name, tensor.axis, _matrix_shape(shape, inputs))
+        pieces = [self._piece(shard, name) for shard in self._shards]
         if tensor.summed:
             array = self._sum(pieces)
         elif tensor.axis is None:
@@ -116,8 +119,8 @@ class MeshTransformerSource:
         else:
             array = np.concatenate(pieces, axis=tensor.axis)
         if leaf == "embedding/embedding" and self._part == "params":
+            self._check_shapes(_EMBEDDING_BIAS, None, shape[1:])
             pieces = [self._piece(shard, _EMBEDDING_BIAS) for shard in self._shards]
-            self._check_shapes(_EMBEDDING_BIAS, None, pieces, shape[1:])
             array = array.astype(np.float32) + self._sum(pieces)
         return array.reshape(shape)
 
@@ -142,18 +145,19 @@ class MeshTransformerSource:
             if shard.step != first.step:
                 raise InputError(f"{shard.folder}: is of step {shard.step} and {first.folder.name} of {first.step}")
 
-    def _check_shapes(self, name: str, axis: int | None, pieces: list[np.ndarray], shape: tuple[int, ...]) -> None:
-        """Raises InputError unless each shard's piece is its share of an array of this shape."""
+    def _check_shapes(self, name: str, axis: int | None, shape: tuple[int, ...]) -> None:
+        """Raises InputError unless each shard's piece is its share of this shape, before one is unpacked."""
         expected = list(shape)
         if axis is not None:
-            expected[axis], remainder = divmod(shape[axis], len(pieces))
+            expected[axis], remainder = divmod(shape[axis], len(self._shards))
             if remainder:
-                raise InputError(f"{self.path}: {name} {list(shape)} does not divide over {len(pieces)} shards")
-        for shard, piece in zip(self._shards, pieces, strict=True):
-            if list(piece.shape) != expected:
+                raise InputError(f"{self.path}: {name} {list(shape)} does not divide over {len(self._shards)} shards")
+        for shard in self._shards:
+            stored = list(shard.shape(shard.first + self._index_of[name]))
+            if stored != expected:
                 raise InputError(
-                    f"{shard.folder}: {name} has shape {list(piece.shape)}, the config requires {expected} "
-                    f"({len(pieces)} shards of {list(shape)})"
+                    f"{shard.folder}: {name} has shape {stored}, the config requires {expected} "
+                    f"({len(self._shards)} shards of {list(shape)})"
                 )
 
 
@@ -180,7 +184,42 @@ class _Shard:
         if part != "params" and not first:
             raise InputError(f"{folder}: a slim checkpoint, which holds no Adam moments; give the full one")
         self.first = {"params": first, "first_moments": 1, "second_moments": 1 + n_params}[part]
-        self.step = self.array(total - 1).tolist() if total > n_params else None
+        self.step = self.scalar(total - 1) if total > n_params else None
+
+    def scalar(self, index: int) -> int:
+        """The counter with this index. Raises InputError."""
+        if self.shape(index):
+            raise InputError(f"{self.folder}: array {index} must be one number, its shape is {list(self.shape(index))}")
+        number = self.array(index)
+        if not np.isfinite(number):
+            raise InputError(f"{self.folder}: array {index}, a counter, is {number}; {DOWNLOAD_AGAIN}")
+        return int(number)
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        """The shape of an array, from its header: a small archive may unpack to more than the memory.
+
+        Raises InputError where the archive has not the bytes that the header claims: NumPy makes the array first.
+        """
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        path = self.folder / f"{number}.npz"
+        try:
+            member = self._open(number).zip.getinfo(f"arr_{index - int(self._starts[number])}.npy")
+            if member.file_size > _MAX_DEFLATE_RATIO * path.stat().st_size:
+                raise ValueError(f"its directory claims {member.file_size:,} bytes in {member.compress_size:,}")
+            with self._open(number).zip.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                formats = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                if version not in formats:
+                    raise ValueError(f"its header has the version {version}")
+                shape: tuple[int, ...]
+                shape, _, dtype = formats[version](file)
+                if dtype.hasobject:
+                    raise ValueError("Object arrays cannot be loaded")
+                if file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+                    raise ValueError(f"its header claims {list(shape)} of {dtype}, which are not the bytes that follow")
+                return shape
+        except _UNREADABLE as error:
+            raise InputError(f"{path}: cannot be read ({first_line(error)}); {DOWNLOAD_AGAIN}") from error
 
     def array(self, index: int) -> np.ndarray:
         """The array with this index in the shard's list. Raises InputError."""
@@ -189,10 +228,11 @@ class _Shard:
         try:
             array: np.ndarray = self._open(number)[f"arr_{index - int(self._starts[number])}"]
         except _UNREADABLE as error:
-            raise InputError(f"{path}: cannot be read ({error}); {DOWNLOAD_AGAIN}") from error
+            raise InputError(f"{path}: cannot be read ({first_line(error)}); {DOWNLOAD_AGAIN}") from error
         if array.dtype == np.dtype("V2"):
             return array.view(ml_dtypes.bfloat16)
-        if array.dtype.kind not in "fi":
+        # Counters may be integers, parameters are not. No parameter has more than 64 bits.
+        if array.dtype.kind not in ("f" if array.shape else "fi") or array.dtype.itemsize > 8:
             raise InputError(f"{path}: holds an array of {array.dtype}, not of numbers; {DOWNLOAD_AGAIN}")
         return array.astype(array.dtype.newbyteorder("="), copy=False)
 
@@ -204,12 +244,14 @@ class _Shard:
 def _open_npz(path: Path) -> Any:
     """An archive, opened: arrays are read when they are used, and nothing is unpickled."""
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-        return archive
+        with open_regular(path) as file:  # np.load reads a single array, of the size that its header claims
+            if (start := file.read(6)) == np.lib.format.MAGIC_PREFIX:
+                raise ValueError("a single array")
+            if start[:4] != b"PK\3\4":  # np.load would take it for a pickle
+                raise ValueError("not a zip archive")
+        return np.load(path, allow_pickle=False)
     except _UNREADABLE as error:
-        raise InputError(f"{path}: not a complete npz archive ({error}); {DOWNLOAD_AGAIN}") from error
+        raise InputError(f"{path}: not a complete npz archive ({first_line(error)}); {DOWNLOAD_AGAIN}") from error
 
 
 def _matrix_shape(shape: tuple[int, ...], inputs: int) -> tuple[int, ...]:
@@ -228,7 +270,7 @@ def _sorted_names(n_layers: int) -> list[str]:
     return [_EMBEDDING_BIAS, "embedding/w", *layers, *head]
 
 
-def _read_config(path: Path) -> ModelConfig:
+def _read_spec(path: Path) -> DecoderSpec:
     values = read_json_object(path, DOWNLOAD_AGAIN)
     for key, supported in (("pe", "rotary"), ("norm", "layernorm")):
         if values.get(key, supported) != supported:
@@ -236,4 +278,7 @@ def _read_config(path: Path) -> ModelConfig:
     names = {"n_layers": "layers", "d_model": "d_model", "n_heads": "n_heads", "vocab_size": "n_vocab"}
     names |= {"rotary_dim": "pe_rotary_dims", "max_positions": "seq"}
     sizes: dict[str, Any] = loader.read_sizes(path, values, names)
-    return loader.model_config(path, {**sizes, "d_mlp": 4 * sizes["d_model"], "architecture": "gptj"})
+    try:
+        return gptj.spec(**sizes, d_mlp=4 * sizes["d_model"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error

@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import logging
+import os
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +13,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from star_jax.errors import InputError
-from star_jax.runs.json_files import read_json_object
+from star_jax.errors import InputError, first_line
+from star_jax.json_reader import read_json_object
 
+LOG = logging.getLogger("star_jax")
 FLOATS = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
@@ -27,19 +31,34 @@ class StoredTensor:
     """A tensor on disk."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype | None  # None: not floating point (the masks that some files carry)
+    type_name: str  # as the format names it, e.g. "F32", "F8_E4M3"
+    dtype: np.dtype | None  # None: not one of FLOATS: integers, quantized numbers, the masks that some files carry
     read: Callable[[], np.ndarray]
 
 
 def open_directory(directory: Path) -> dict[str, StoredTensor]:
-    """Name -> tensor, of all weight files in a directory. Raises InputError if they are missing or malformed."""
+    """Name -> tensor, of the weight files in a directory that transformers would load.
+
+    A whole file wins over an index, and safetensors win over torch's files; an index that loses is named in a warning.
+    A link whose target is gone, as in a cache that was cleared by half, does not give way to another file. Raises
+    InputError if files are missing or malformed.
+    """
     for name, open_file in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_torch)):
         index = directory / f"{name}.index.json"
-        if index.is_file():
-            return _open_index(index, open_file)
-        if (directory / name).is_file():
+        if _is_file(directory / name):
+            if index.is_file():
+                LOG.warning("%s: ignored, because %s is there, as transformers does", index, name)
             return open_file(directory / name)
+        if _is_file(index):
+            return _open_index(index, open_file)
     raise InputError(f"{directory}: has no weights: neither model.safetensors nor pytorch_model.bin nor their index")
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file. Raises InputError for a link whose target is gone."""
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{path}: is a link to a file that is gone; {DOWNLOAD_AGAIN}")
+    return path.is_file()
 
 
 def _open_index(index: Path, open_file: Callable[[Path], dict[str, StoredTensor]]) -> dict[str, StoredTensor]:
@@ -49,8 +68,9 @@ def _open_index(index: Path, open_file: Callable[[Path], dict[str, StoredTensor]
     tensors: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
         path = index.parent / file
-        if Path(file).name != file or not path.is_file():  # a name with a folder could point outside of the directory
-            raise InputError(f"{index}: lists the file {file!r}, which is not in this directory; download it")
+        # A name with a folder could point outside of the directory. Path.is_file raises for a name that is too long.
+        if Path(file).name != file or not os.path.isfile(path):
+            raise InputError(f"{index}: lists the file {file!r:.200}, which is not in this directory; download it")
         of_file = open_file(path)
         for name in (n for n, f in weight_map.items() if f == file):
             if name not in of_file:
@@ -67,10 +87,10 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
         tensors = {}
         for name in file.keys():  # noqa: SIM118 (the handle is not a mapping)
             view = file.get_slice(name)
-            read = functools.partial(file.get_tensor, name)
-            tensors[name] = StoredTensor(tuple(view.get_shape()), FLOATS.get(view.get_dtype()), read)
+            read, kind = functools.partial(file.get_tensor, name), view.get_dtype()
+            tensors[name] = StoredTensor(tuple(view.get_shape()), kind, FLOATS.get(kind), read)
     except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a complete safetensors file ({error}); {DOWNLOAD_AGAIN}") from error
+        raise InputError(f"{path}: not a complete safetensors file ({first_line(error)}); {DOWNLOAD_AGAIN}") from error
     return tensors
 
 
@@ -90,7 +110,9 @@ def _open_torch(path: Path) -> dict[str, StoredTensor]:
     try:
         # weights_only: runs no code from the file. mmap: reads a tensor when it is used; files from before torch 1.6
         # (GPT-2's own) are not zip archives and are read at once.
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of the file's format; an error says what matters
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # whatever torch's unpickler and zip reader raise
         # The first sentence only: the rest recommends to load the file with its code.
         reason = str(error).partition("\n")[0].partition(". ")[0]
@@ -102,7 +124,10 @@ def _open_torch(path: Path) -> dict[str, StoredTensor]:
         raise InputError(f"{path}: holds other things than named tensors; {DOWNLOAD_AGAIN}")
     return {
         name: StoredTensor(
-            tuple(t.shape), FLOATS[dtypes[t.dtype]] if t.dtype in dtypes else None, functools.partial(read, t)
+            tuple(t.shape),
+            str(t.dtype).removeprefix("torch."),
+            FLOATS[dtypes[t.dtype]] if t.dtype in dtypes else None,
+            functools.partial(read, t),
         )
         for name, t in tensors.items()
     }

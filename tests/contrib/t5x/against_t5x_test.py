@@ -17,7 +17,7 @@ from tests.support.models import TINY
 from tests.support.t5x_runs import FOUR_HEADS, GPT2, TOKENIZER, make_run
 
 ROOT = Path(__file__).parents[3]
-END = TOKENIZER.end_of_text
+END = TOKENIZER.end_ids[0]
 pytestmark = pytest.mark.slow
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from star_jax.contrib.t5x import forward, task
 from star_jax.errors import InputError
-from star_jax.models import decoder
+from star_jax.models import decoder, families
 from tests.support.t5x_runs import EXAMPLES, FOUR_HEADS, GPT2, TOKENIZER, converted, make_run, params_of
 
-END = TOKENIZER.end_of_text
+END = TOKENIZER.end_ids[0]
 # GPT-2's learned positions are the harder case: the quick suite runs it alone.
 BOTH = pytest.mark.parametrize("config", [pytest.param(FOUR_HEADS, marks=pytest.mark.slow), GPT2], ids=["gptj", "gpt2"])
 
@@ -31,7 +31,7 @@ def full_pass(model, params, ids) -> np.ndarray:
 @BOTH
 def test_the_id_0_before_a_text_changes_nothing(run, config):
     """A packed row has the logits of its texts alone, from position 0 on (positions matter to GPT-2 only)."""
-    model, params = decoder.GPT(config), params_of(config)
+    model, params = families.build(config), params_of(config)
     batch = converted(task.register(str(run)), {"inputs": 16, "targets": 16})
     batch = {key: jnp.asarray(value) for key, value in batch.items()}
     logits = jax.jit(forward.training_logits, static_argnums=(0, 3))(model, params, batch, END)
@@ -52,7 +52,7 @@ def test_the_id_0_before_a_text_changes_nothing(run, config):
 @BOTH
 def test_cached_steps_equal_the_full_pass(config):
     """Prompts of 1, 3, 8 and no tokens in one batch; many of the ids are 0."""
-    model, params = decoder.GPT(config), params_of(config)
+    model, params = families.build(config), params_of(config)
     rng, length, lengths = np.random.default_rng(0), 12, np.array([1, 3, 8, 0])
     ids = rng.integers(0, 4, (4, length)) * rng.integers(0, 2, (4, length))
     index = np.arange(length + 1)
@@ -74,7 +74,7 @@ def test_cached_steps_equal_the_full_pass(config):
 
 
 def test_texts_beyond_the_positions_are_refused():
-    model = decoder.GPT(dataclasses.replace(FOUR_HEADS, max_positions=8))
+    model = families.build(dataclasses.replace(FOUR_HEADS, max_positions=8))
     tokens = jnp.ones((1, 10), jnp.int32)
     with pytest.raises(InputError, match="texts of 9 tokens do not fit the model's 8 positions"):
-        forward.prefilled_cache(model, params_of(model.config), tokens, tokens)
+        forward.prefilled_cache(model, params_of(FOUR_HEADS), tokens, tokens)

@@ -9,7 +9,7 @@ import pytest
 
 from star_jax.contrib.t5x import model
 from star_jax.errors import InputError
-from star_jax.models import decoder
+from star_jax.models import families
 from star_jax.tokenizers.simple import ByteTokenizer
 from star_jax.weights import checkpoint
 from tests.support.models import TINY
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_a_tokenizer_of_more_tokens_than_rows_is_refused(tmp_path):
-    checkpoint.save_model(tmp_path / "base", decoder.GPT(TINY), params_of(TINY), ByteTokenizer())
+    checkpoint.save_model(tmp_path / "base", families.build(TINY), params_of(TINY), ByteTokenizer())
     with pytest.raises(InputError, match="has 20 rows of vocabulary for 257 tokens"):
         model.decoder_only(str(tmp_path / "base"), optimizer_def=None)
 

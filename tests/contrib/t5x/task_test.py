@@ -7,10 +7,9 @@ import pytest
 from star_jax.contrib.t5x import task
 from star_jax.contrib.t5x.vocabulary import vocabulary
 from star_jax.errors import InputError
-from star_jax.records import write_lines
 from star_jax.tokenizers.simple import ByteTokenizer
 from star_jax.training import packing
-from tests.support.t5x_runs import EXAMPLES, TOKENIZER, converted, example, make_run
+from tests.support.t5x_runs import EXAMPLES, TOKENIZER, converted, example, make_run, write_kept
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def test_the_vocabulary_is_the_tokenizer_with_ids_plus_one(run):
     assert words.decode(padded) == text
     assert words.decode_tf(tf.constant([padded, [0] * len(padded)])).numpy().tolist() == [text.encode(), b""]
     sizes = (words.vocab_size, words.eos_id, words.pad_id)
-    assert sizes == (TOKENIZER.vocab_size + 1, TOKENIZER.end_of_text + 1, 0)
+    assert sizes == (TOKENIZER.vocab_size + 1, TOKENIZER.end_ids[0] + 1, 0)
     assert words == vocabulary(str(run / "base"))
     assert words != type(words)(ByteTokenizer())
 
@@ -48,6 +47,17 @@ def test_a_run_is_a_seqio_task_named_by_its_directory(run):
         ids, _ = packing.tokenize(kept, TOKENIZER)
         assert [*row["inputs"], *row["targets"]] == (ids + 1).tolist()
         assert row["inputs"].tolist() == [i + 1 for i in TOKENIZER.encode(kept.prompt)]
+
+
+def test_sampled_ids_and_those_of_a_conversation_are_exported(tmp_path):
+    """Here they are not those of the texts."""
+    import seqio
+
+    kept = example("1 2", "3 4", prompt_ids=(7, 8, 9), token_ids=(0, 5, 0))
+    name = task.register(str(make_run(tmp_path / "run", examples=[kept])))
+    (row,) = seqio.get_mixture_or_task(name).get_dataset(None, split="train").as_numpy_iterator()
+    assert row["inputs"].tolist() == [8, 9, 10]
+    assert row["targets"].tolist() == [1, 6, 1, TOKENIZER.end_ids[0] + 1]
 
 
 def test_no_token_of_id_0_is_lost_and_the_loss_is_on_completions(run):
@@ -78,9 +88,7 @@ def test_examples_that_are_too_long_are_left_out_and_not_cut(run, caplog):
 def test_the_last_iteration_is_registered_unless_one_is_named(tmp_path):
     import seqio
 
-    workdir = make_run(tmp_path / "run")
-    (workdir / "iter_002").mkdir()
-    (workdir / "iter_002" / "kept.jsonl").write_text(write_lines(EXAMPLES[:3]))
+    workdir = write_kept(make_run(tmp_path / "run"), 2, EXAMPLES[:3])
 
     def count(name):
         return len(list(seqio.get_mixture_or_task(name).get_dataset(None, split="train").as_numpy_iterator()))
@@ -99,7 +107,7 @@ def test_examples_that_t5x_cannot_train_on_are_refused(tmp_path):
         ([example("1", "2 3", unweighted=((0, 1),))], "`unweighted` spans"),
         ([example("1", "2 3", loss_weight=0.5)], "a `loss_weight` other than 1"),
     ):
-        (workdir / "iter_001" / "kept.jsonl").write_text(write_lines(examples))
+        write_kept(workdir, 1, examples)
         try:
             wrong.append((message, task.register(str(workdir))))
         except InputError as error:

@@ -11,17 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from star_jax import report
+from star_jax import report, terminal
+from star_jax.errors import InputError
 from star_jax.records import Problem
-from star_jax.report import formatting
 from star_jax.report.browser import blocks
 from star_jax.report.run_data import read_run
 from tests.support.pages import collections_of, page_of, words_of
 from tests.support.report_runs import (
+    CATEGORIES,
     add_training,
     completion,
     make_run,
     make_training_run,
+    match_contents,
+    problem,
     put,
     read_lines,
     remove,
@@ -84,6 +87,22 @@ def test_samples_not_filtered_yet_and_of_problems_not_on_record(tmp_path):
     assert keys == [f"dev-{index}" for index in range(4)]
 
 
+def test_samples_of_a_problem_s_earlier_content_have_a_row_of_their_own(tmp_path):
+    """The data changed in the course of the run: nothing that was sampled for another question is shown with this."""
+    run = make_run(tmp_path)
+    (run / "problems_dev.jsonl").rename(run / "earlier_problems_dev_0123abcd.jsonl")
+    put(run / "problems_dev.jsonl", [problem(0), Problem("dev-1", "7 + 7", "14", CATEGORIES[1]), problem(2)])
+    evaluation = collections_of(page_of(run))["evaluation"]
+    rows = {row[0]: row for row in evaluation["problems"]["problems"]}
+    assert rows["dev-1"][1:3] == ["7 + 7", "14"]
+    earlier = f"dev-1 (content {problem(1).fingerprint})"
+    assert rows[earlier][1:3] == ["1 + 1", "2"] and rows["dev-3"][1:3] == ["3 + 3", "6"]
+    names = [row[0] for row in evaluation["problems"]["problems"]]
+    for samples in evaluation["samples"].values():
+        keys = {row[0] if isinstance(row[0], str) else names[row[0]] for row in samples}
+        assert keys == {"dev-0", earlier, "dev-2", "dev-3"}
+
+
 def test_a_run_has_the_collections_that_it_can_fill(tmp_path):
     cases = [
         (["iter_00[12]"], ["evaluation"]),
@@ -113,21 +132,20 @@ def test_an_iteration_that_kept_nothing(tmp_path):
     assert [row[3] for row in rows] == [0] * 8
 
 
-def test_numbers_of_a_damaged_file_are_left_out(tmp_path):
+def test_log_probabilities_that_json_does_not_have_are_left_out(tmp_path):
+    """A broken model's log p is not finite; a value of another type is no record and is refused."""
     path = make_run(tmp_path) / "iter_002/samples.jsonl"
     values = read_lines(path)
-    values[0] |= {
-        "tokens": float("inf"),
-        "log_probability": float("-inf"),
-        "sample_index": float("nan"),
-        "consistent": "yes",
-    }
-    values[1] |= {"tokens": 0, "answer": 17}
-    values[2] |= {"tokens": 1e-290, "log_probability": 1e290}
+    values[0] |= {"log_probability": float("-inf")}
+    values[1] |= {"tokens": 0}
+    values[2] |= {"log_probability": float("nan")}
     path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
     rows = {row[0]: row for row in collections_of(page_of(tmp_path))["training"]["samples"][2]}
-    assert rows["train-0"][1] is None and rows["train-0"][6:9] == [None] * 3
-    assert rows["train-1"][5] == "17" and rows["train-1"][7] is None and rows["train-2"][7] is None
+    assert [rows[f"train-{index}"][7] for index in range(3)] == [None] * 3 and rows["train-3"][7] is not None
+    for change in ({"tokens": float("inf")}, {"sample_index": float("nan")}, {"consistent": "yes"}, {"answer": 17}):
+        path.write_text("".join(json.dumps(value | change) + "\n" for value in values), encoding="utf-8")
+        with pytest.raises(InputError, match=rf"samples\.jsonl:1: .*'{next(iter(change))}'"):
+            report.write(tmp_path)
 
 
 def test_keys_can_be_shown_and_do_not_collide():
@@ -136,7 +154,7 @@ def test_keys_can_be_shown_and_do_not_collide():
     assert len(set(keys)) == len(ids) and keys[0] == "dev-1" and keys[-1] == ids[-1]
     for key in keys:
         key.encode()
-        assert len(key) < 300 and formatting.visible(key) == key
+        assert len(key) < 300 and terminal.visible(key) == key
 
 
 def test_what_matters_most_is_in_the_page(tmp_path, monkeypatch):
@@ -191,6 +209,26 @@ def test_the_folder_is_written_once_and_stale_blocks_are_deleted(tmp_path, monke
     assert [path.name for path in folder.iterdir()] == ["mine.js"]
 
 
+def test_a_planted_block_of_the_right_name_and_size_is_replaced(tmp_path, monkeypatch):
+    """The folder may have been received: everything that a page loads is written by the command that wrote the page."""
+    monkeypatch.setattr(blocks, "BUDGET", 0)
+    page_of(make_training_run(tmp_path / "run"))
+    folder = tmp_path / "run" / "report_texts"
+    right = {path: path.read_bytes() for path in folder.iterdir()}
+    evil = b"alert(document.cookie)//"
+    (tmp_path / "evil.js").write_bytes(evil)
+    for n, (path, content) in enumerate(right.items()):
+        if n % 2:
+            path.unlink()
+            path.symlink_to(tmp_path / "evil.js")
+        else:
+            path.write_bytes(evil + content[len(evil) :])
+            assert path.stat().st_size == len(content)
+    page_of(tmp_path / "run")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == right
+    assert not any(path.is_symlink() for path in right) and (tmp_path / "evil.js").read_bytes() == evil
+
+
 def test_only_a_page_with_a_folder_may_load_scripts(tmp_path, monkeypatch):
     policy = r"script-src ('sha256-[\w+/=]+')(.*?);"
     assert re.search(policy, html.unescape(page_of(make_run(tmp_path)))).group(2) == ""
@@ -220,6 +258,46 @@ def test_the_same_run_gives_the_same_bytes_and_is_packed_once(tmp_path, monkeypa
 def test_problems_alternate_between_categories(tmp_path):
     problems = [Problem(f"dev-{i}", f"q {i}", "a", "rare" if i == 3 else "common") for i in range(4)]
     put(make_run(tmp_path) / "problems_dev.jsonl", problems)
+    match_contents(tmp_path)
     evaluation = collections_of(page_of(tmp_path))["evaluation"]
     assert [row[0] for row in evaluation["problems"]["problems"]] == ["dev-0", "dev-3", "dev-1", "dev-2"]
     assert [row[-1] for row in evaluation["samples"][1]] == [f"steps of {index} in 1" for index in (0, 3, 1, 2)]
+
+
+def test_every_evaluation_is_a_collection_and_has_a_table(tmp_path):
+    run = make_run(tmp_path)
+    put(run / "problems_test.jsonl", [problem(index, "test") for index in range(3)])
+    of_test = [completion(index, 2, "right" if index else "wrong", "test") for index in range(3)]
+    put(run / "iter_002/eval_test.jsonl", of_test)
+    drawn = [
+        dataclasses.replace(completion(index, 1, verdict), sample_index=sample)
+        for index in range(4)
+        for sample, verdict in enumerate(("right", "wrong", "wrong", "unparsable"))
+    ]
+    stem = "iter_001/eval_dev_4_samples_t0.7"
+    put(run / f"{stem}.jsonl", drawn)
+    rate = {"n": 4, "accuracy": 0.25, "ci95": [0.125, 0.375]}
+    values = {"samples_per_problem": 4, "majority": rate, "pass@1": rate, "pass@4": rate | {"accuracy": 1.0}}
+    put(run / f"{stem}.json", values | {"right": 4, "wrong": 8, "unparsable": 4, "truncated": 0})
+    for stray in ("eval_.jsonl", "eval_dev x.jsonl", "eval_dev.copy.jsonl"):  # names that no evaluation has
+        (run / "iter_001" / stray).write_text("{")
+    page = page_of(run)
+    collections = collections_of(page)
+    assert [(each["name"], each["kind"], each["title"]) for each in collections.values()] == [
+        ("evaluation", "evaluation", "Evaluation, dev split"),
+        ("evaluation_test", "evaluation", "Evaluation, test split"),
+        ("evaluation_dev_4_samples_t0_7", "samples", "Evaluation, dev split, 4 samples per problem at temperature 0.7"),
+        ("training", "training", "Training samples"),
+    ]
+    assert [row[0] for row in collections["evaluation_test"]["problems"]["problems"]] == ["test-0", "test-1", "test-2"]
+    assert [row[4] for row in collections["evaluation_test"]["samples"][2]] == ["wrong", "right", "right"]
+    rows = collections["evaluation_dev_4_samples_t0_7"]["samples"][1]
+    assert [(row[1], row[4]) for row in rows[:4]] == [(0, "right"), (1, "wrong"), (2, "wrong"), (3, "unparsable")]
+    words = words_of(page)
+    assert "1 dev split, 4 samples per problem at temperature 0.7 4 25.0 % 12.5 % to 37.5 %" in words
+    assert "pass@1 25.0 % 12.5 % to 37.5 % pass@4 100.0 %" in words and "4 8 4 0 –" in words
+    blocks_written = {block.name for block in all_blocks(pack(run)).values()}
+    assert len(blocks_written) == 4 + 3 + 1 + 1 + 2 and all(blocks._NAME.fullmatch(name) for name in blocks_written)
+    put(run / f"{stem}.json", values | {"majority": 1})
+    with pytest.raises(InputError, match=r"eval_dev_4_samples_t0\.7\.json"):
+        page_of(run)

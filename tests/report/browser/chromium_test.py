@@ -16,7 +16,16 @@ from star_jax import report
 from star_jax.records import Verdict
 from star_jax.report.browser import blocks
 from star_jax.report.run_data import read_run
-from tests.support.report_runs import completion, make_random_run, make_run, problem, put, read_lines, remove
+from tests.support.report_runs import (
+    completion,
+    make_random_run,
+    make_run,
+    match_contents,
+    problem,
+    put,
+    read_lines,
+    remove,
+)
 from tests.support.web_browser import wait_for, wait_until_shown
 
 EVIL = (
@@ -36,6 +45,8 @@ def hostile(workdir: Path) -> Path:
         path.write_text(text, encoding="utf-8")
     texts = [LONG, LONG, EVIL[:-1], EVIL[:-1]]
     completions = [completion(i, 2, "right" if i else "wrong", text=text) for i, text in enumerate(texts)]
+    put(workdir / "iter_002/eval_dev.jsonl", [])
+    match_contents(workdir)
     put(workdir / "iter_002/eval_dev.jsonl", completions)
     return report.write(workdir)
 

@@ -10,7 +10,7 @@ from star_jax.records import Problem
 from star_jax.report.figures import plots, series
 from star_jax.report.run_data import RunData, read_run
 from tests.support.pages import page_of, words_of
-from tests.support.report_runs import make_big_run, make_run, problem, read_lines
+from tests.support.report_runs import make_big_run, make_run, problem, read_lines, remove
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_numbers_are_those_of_the_raw_files(tmp_path):
             assert point.accuracy == sum(right) / len(right)
     by_category = {label: [p.accuracy for p in points] for label, points in series.accuracy_series(run).items()}
     assert by_category == {"1 digit": [0.5, 1.0, 1.0], "2 digits": [0.0, 0.0, 0.5]}
-    assert [p.accuracy for p in series.mean_series(run)] == [0.25, 0.5, 0.75]
+    assert [p.accuracy for p in series.overall_series(run)] == [0.25, 0.5, 0.75]
     assert [(p.low, p.high) for p in series.overall_series(run)] == [(0.0625, 0.9375)] * 3
     assert series.stage_seconds(run) == {"sample": 30.0 + 30.0, "fine_tune": 90.0 + 180.0}
 
@@ -106,11 +106,16 @@ def test_runs_that_differ_in_seeds_are_one_line_in_a_band(tmp_path):
     other = read_run(make_run(tmp_path / "other"))
     first, second = series.run_groups(["a", "b", "c", "d"], [runs[0], other, *runs[1:]])
     assert (first.names, second.names) == (("a", "c", "d"), ("b",))
-    means = np.array([[point.accuracy for point in series.mean_series(run)] for run in runs])
+    means = np.array([[point.accuracy for point in series.overall_series(run)] for run in runs])
     spread = first.spread(None)
     assert np.allclose([p.accuracy for p in spread], means.mean(axis=0))
     assert np.allclose([(p.low, p.high) for p in spread], np.stack([means.min(axis=0), means.max(axis=0)], axis=1))
-    plot = plots.mean_overlay([first, second], "o-")
-    assert [key.label for key in plot.legend] == ["a, c, d: mean and range of 3", "b"]
+    plot = plots.accuracy_overlay([first, second], "o-")
+    assert [key.label for key in plot.legend] == ["a, c, d: mean and range of 3 runs", "b"]
+    remove(runs[2].directory, "iter_003", "iter_002")
+    shorter, _ = series.run_groups(["a", "b", "c", "d"], [runs[0], other, runs[1], read_run(runs[2].directory)])
+    assert [point.runs for point in shorter.spread(None)] == [3, 3, 2, 2]
+    label = plots.accuracy_overlay([shorter, second], "o-").legend[0].label
+    assert label == "a, c, d: mean and range of 3 runs (2 at iterations 2, 3)"
     assert str(plot.svg).count("fill-opacity: 0.2") + str(plot.svg).count("opacity: 0.2") >= 1
     assert set(plots.category_overlays([second], "c-")) == {"1 digit", "2 digits"}

@@ -56,19 +56,17 @@ def replaced(old: str, new: str):
 
 
 BROKEN = {
-    "mark": (replaced("\nmark:", "\nmark: so-so"), r':\d+: the mark "so-so" begins with none of sound, wrong'),
-    "word": (replaced("\nmark:", "\nmark: soundly"), r':\d+: the mark "soundly"'),
     "remark": (replaced("\nmark:", "\nmark: s\nI think so"), r':\d+: "I think so" is not a line of this file'),
     "twice": (lambda text: text + text[text.index("item: 1") :], r":\d+: same item as in line \d+; delete one"),
     "two marks": (replaced("\nmark:", "\nmark: s\nmark: w"), r":\d+: no 'item:' comes before this line"),
-    "two fields": (replaced("\ncategory:", "\nsource: sampled\ncategory:"), r":\d+: second 'source:' in this item"),
+    "two fields": (replaced("\ncategory:", "\nstratum: 1\nstratum:"), r":\d+: second 'stratum:' in this item"),
     "no mark": (replaced("\nmark:", ""), r":\d+: the item that begins here has no 'mark:'"),
     "no last mark": (lambda text: text[: text.rindex("mark:")], r":\d+: the item that begins here has no 'mark:'"),
     "no digest": (replaced("\ndigest:", "\n# digest:"), r":\d+: the item that begins here has no 'digest:'"),
     "no number": (replaced("\nstratum: ", "\nstratum: about "), r":\d+: 'stratum' of the item that begins here is not"),
-    "source": (replaced("source: ", "source: not "), r":\d+: 'source' of the item that begins here is none of"),
+    "source": (replaced("\ncategory:", "\nsource: x\ncategory:"), r":\d+: 'source' of the item that begins here is"),
     "wrapped": (replaced("| steps", "steps"), r":\d+: \"steps of .* is not a line of this file"),
-    "stray text": (replaced("\nmachine", "\nmachine: x\n| stray\nmachine"), r":\d+: a line that begins with \|"),
+    "stray text": (replaced("\nmark:", "\nmachine: x\n| stray\nmark:"), r":\d+: a line that begins with \|"),
     "text on the field's line": (replaced("\nanswer:", "\nanswer: 5"), r":\d+: the text of 'answer:' belongs below it"),
 }  # fmt: skip
 
@@ -94,12 +92,51 @@ def test_a_broken_file_is_named_with_its_line_and_never_changed(tmp_path):
     assert "Until then its marks are not in this page" in words and str(tmp_path) not in words
 
 
-def test_the_line_of_a_wrong_mark_is_right(tmp_path):
-    extend(make_kept_run(tmp_path, HOSTILE), 4)
-    mark(tmp_path, "s", "s", "?")
-    line = 1 + (tmp_path / "audit.txt").read_text().split("\n").index("mark: ?")
-    with pytest.raises(InputError, match=rf"audit\.txt:{line}: "):
-        extend(tmp_path, 4)
+def test_a_wrong_mark_costs_no_other_mark_and_is_named_with_its_line(tmp_path):
+    extend(make_kept_run(tmp_path, HOSTILE), 6)
+    mark(tmp_path, "s", "so-so", "w", "soundly")
+    lines = (tmp_path / "audit.txt").read_text().split("\n")
+    numbers = [1 + lines.index(line) for line in ("mark: so-so", "mark: soundly")]
+    audit = read_audit(read_run(tmp_path))
+    assert (audit.items, audit.marked, audit.caution) == (6, 2, "")
+    assert [fault.partition(" begins")[0] for fault in audit.faults] == [
+        f'audit.txt:{numbers[0]}: the mark "so-so"', f'audit.txt:{numbers[1]}: the mark "soundly"'
+    ]  # fmt: skip
+    words = words_of(page_of(tmp_path))
+    assert words.count("Until then this mark is not counted") == 2 and "a person marked 2 of them" in words
+    assert "Nobody has marked" not in words
+    sample = extend(tmp_path, 7)  # the audit command, too, goes on
+    assert sample.new == 1 and [bool(item.fault) for item, _ in sample.items] == [0, 1, 0, 1, 0, 0, 0]
+
+
+def test_the_file_is_blind_and_the_page_is_not(tmp_path):
+    """Source and machine's check are not in the file, nor does the order give the source away; a mark brings both."""
+    sample = extend(make_kept_run(tmp_path), 40)
+    text = (tmp_path / "audit.txt").read_text()
+    items = text.partition("# ---")[2]
+    for word in (*SOURCES, *audit_file.STEP_CHECKS.values(), "source", "machine"):
+        assert word not in items, word
+    sources = [cell.source for _, cell in sample.items]
+    pairs = {tuple(sources[index : index + 2]) for index in range(0, 40, 2)}
+    assert pairs == {SOURCES, SOURCES[::-1]}
+    mark(tmp_path, *["w"] * 40)
+    audit = read_audit(read_run(tmp_path))
+    written = {item.digest: (item.source, item.machine) for item, _ in sample.items}
+    assert {item.digest: (item.source, item.machine) for item in audit.doubtful} == written
+    assert {machine for _, machine in written.values()} == set(audit_file.STEP_CHECKS.values())
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path):
+    sample = extend(make_kept_run(tmp_path), 6)
+    path = tmp_path / "audit.txt"
+    text = path.read_text()
+    for item, _ in sample.items:
+        text = text.replace(f"digest: {item.digest}", f"source: {item.source}\ndigest: {item.digest}")
+    path.write_text(text.replace("\nmark:", "\nmachine: cannot tell\nmark: s"))
+    audit = read_audit(read_run(tmp_path))
+    assert (audit.items, audit.marked, audit.caution) == (6, 6, "")
+    path.write_text(text.replace("source: sampled", "source: rationalized"))
+    assert "not in this run's kept.jsonl" in read_audit(read_run(tmp_path)).caution
 
 
 def test_a_file_that_is_not_text(tmp_path):

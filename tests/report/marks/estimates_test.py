@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from star_jax.errors import InputError
+from star_jax.records import Source
 from star_jax.report.marks import audit_file, estimates
 from tests.support.marks import extend, items_of, mark
 from tests.support.pages import page_of, words_of
@@ -41,8 +42,8 @@ def test_rates_by_hand(tmp_path):
     words = list(audit_file.MARKS)
     rng = np.random.default_rng(0)
     mark(run, *rng.choice(words, 31, p=[0.6, 0.2, 0.1, 0.1]))
-    items = [item for item in items_of(run) if item.mark]
     sample = extend(run, 40)
+    items = [item for item, _ in sample.items if item.mark]
     rates = estimates.mark_rates([(i, c) for i, c in sample.items if i.mark], sample.sizes)
     cells = sorted({(item.source, item.category) for item in items})
     assert rates.unseen == 0 and [row.label for row in rates.weighted] == ["sampled", "rationalized", "all"]
@@ -73,13 +74,15 @@ def test_categories_without_a_mark_are_left_out(tmp_path):
     extend(make_kept_run(tmp_path), 8)  # sampled: 1, 2 and 10 digits; rationalized: 10 digits
     mark(tmp_path, "s", "l")  # one of each source: 40 + 25 of 86 kept
     words = words_of(page_of(tmp_path))
-    assert "leave out 21 kept rationales, of categories without a mark" in words
+    assert "leave out 21 kept rationales, of iterations, sources and categories without a mark" in words
     assert "marked 2 of them, 6 are not marked yet" in words and "all 65 kept" in words
 
 
 def test_the_page_shows_counts_rates_and_what_is_not_sound(tmp_path):
-    extend(make_kept_run(tmp_path, "<b>steps</b>"), 4)
-    mark(tmp_path, "s", "w <i>red</i> herring", "s", "s")
+    sample = extend(make_kept_run(tmp_path, "<b>steps</b>"), 4)
+    marks = ["s"] * 4
+    marks[[cell.source for _, cell in sample.items].index(Source.RATIONALIZED)] = "w <i>red</i> herring"
+    mark(tmp_path, *marks)
     text = page_of(tmp_path)
     words = words_of(text)
     assert "4 rationales that iteration 2 kept" in words and "Marked as not sound (1)" in words

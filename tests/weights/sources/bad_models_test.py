@@ -14,21 +14,23 @@ import numpy as np
 import pytest
 
 from star_jax.config import ModelConfig
-from star_jax.models import decoder
-from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
+from star_jax.models import families
 from star_jax.tokenizers.simple import ByteTokenizer
 from star_jax.weights import checkpoint
-from star_jax.weights.sources import hf
+from star_jax.weights.sources import hf, loader
 from tests.support import mesh_transformer
 from tests.support.damages import (
     Trap,
     as_npy,
     content,
+    dangling,
     every,
     index_with,
     json_with,
     leaves_with,
     model_json_with,
+    npy_with,
+    sparse,
     spoiled,
     step_file,
     tensors_with,
@@ -38,7 +40,7 @@ from tests.support.damages import (
     without,
 )  # fmt: skip
 from tests.support.models import numpy_params
-from tests.support.weights import bpe, convert, convert_with
+from tests.support.weights import bpe, convert, convert_with, json_tokenizer_of
 
 CONFIG = ModelConfig(
     n_layers=2, d_model=8, n_heads=2, d_mlp=32, rotary_dim=2, vocab_size=300, max_positions=16, architecture="gptj"
@@ -52,12 +54,15 @@ SHARD = "model-00002-of-00004.safetensors"
 def good(tmp_path_factory) -> Path:
     """A folder with one good model of each kind: hf, sharded (the same in four files), orbax and mesh_transformer."""
     folder, params = tmp_path_factory.mktemp("good"), numpy_params(CONFIG)
-    bpe(["a few words"], size=270).save(str(folder / "trained.json"))
-    tokenizer = Gpt2Tokenizer((folder / "trained.json").read_text())
-    hf.save(folder / HF, CONFIG, params, tokenizer, np.dtype("float32"))
-    hf.save(folder / "sharded", CONFIG, params, None, np.dtype("float32"), shard_bytes=10_000)
+    trained = bpe(["a few words"], size=270)
+    trained.save(str(folder / "trained.json"))
+    tokenizer = json_tokenizer_of(trained)
+    hf.save(folder / HF, families.spec_of(CONFIG), params, tokenizer, np.dtype("float32"))
+    hf.save(folder / "sharded", families.spec_of(CONFIG), params, None, np.dtype("float32"), shard_bytes=10_000)
     assert len(list((folder / "sharded").glob("*.safetensors"))) == 4
-    checkpoint.save_model(folder / OURS, decoder.GPT(CONFIG), jax.tree.map(jax.numpy.asarray, params), ByteTokenizer())
+    checkpoint.save_model(
+        folder / OURS, families.build(CONFIG), jax.tree.map(jax.numpy.asarray, params), ByteTokenizer()
+    )
     mesh_transformer.write(folder / MESH / "step_3", mesh_transformer.cut(originals(), 2), full=True)
     mesh_transformer.write(folder / "slim" / "step_3", mesh_transformer.cut(originals(), 2))
     sizes = {"layers": 2, "d_model": 8, "n_heads": 2, "n_vocab": 300, "seq": 16, "pe": "rotary", "pe_rotary_dims": 2}
@@ -84,17 +89,36 @@ BAD_HF = [
     ("config.json of no text", content("config.json", b"\xff\xfe\x00"), "config.json: is not UTF-8 text"),
     ("nested config.json", content("config.json", b"[" * 100_000), "config.json: invalid JSON"),
     ("config.json is a list", content("config.json", b"[1]"), "config.json: holds list, not a JSON object"),
-    ("llama", json_with("config.json", model_type="llama"), "model_type is 'llama'; star_jax supports gptj and gpt2"),
+    (
+        "mixture of experts",
+        json_with("config.json", model_type="mixtral"),
+        "model_type is 'mixtral'; star_jax supports",
+    ),
+    (
+        "Qwen 3.5",
+        json_with("config.json", model_type="qwen3_5_text"),
+        "model_type is 'qwen3_5_text'; star_jax supports",
+    ),
+    (
+        "Gemma 3n",
+        json_with("config.json", model_type="gemma3n_text"),
+        "model_type is 'gemma3n_text'; star_jax supports",
+    ),
+    ("attribute", json_with("config.json", x_scale=2.0), "config.json: x_scale is 2.0; star_jax does not know this"),
     ("a list as kind", json_with("config.json", model_type=["gptj"]), "model_type is ['gptj']"),
     ("relu", json_with("config.json", activation_function="relu"), "activation_function is 'relu'"),
     ("epsilon", json_with("config.json", layer_norm_epsilon=1e-6), "layer_norm_epsilon is 1e-06"),
     ("tied", json_with("config.json", tie_word_embeddings=True), "tie_word_embeddings is True"),
-    ("no n_layer", json_with("config.json", n_layer=None), "n_layer must be an integer, got None"),
-    ("n_embd in words", json_with("config.json", n_embd="eight"), "n_embd must be an integer, got 'eight'"),
-    ("n_head 3", json_with("config.json", n_head=3), "config.json: model: d_model must divide by n_heads"),
-    ("n_head 0", json_with("config.json", n_head=0), "config.json: model.n_heads must be at least 1"),
-    ("rotary_dim 3", json_with("config.json", rotary_dim=3), "rotary_dim must be even"),
-    ("n_inner in words", json_with("config.json", n_inner="wide"), "model.d_mlp must be int, got 'wide'"),
+    ("no n_layer", json_with("config.json", n_layer=None), "n_layer must be a positive integer, got None"),
+    ("n_embd in words", json_with("config.json", n_embd="eight"), "n_embd must be a positive integer, got 'eight'"),
+    ("n_head 3", json_with("config.json", n_head=3), "config.json: model: d_model, 8, must divide by n_heads, 3"),
+    ("n_head 0", json_with("config.json", n_head=0), "config.json: n_head must be a positive integer, got 0"),
+    (
+        "rotary_dim 3",
+        json_with("config.json", rotary_dim=3),
+        "config.json: model: 3 rotary features; they must be even",
+    ),
+    ("n_inner in words", json_with("config.json", n_inner="wide"), "n_inner must be a positive integer, got 'wide'"),
     ("vocab_size", json_with("config.json", vocab_size=301), "transformer.wte.weight has shape [300, 8], config.json"),
     ("deeper", json_with("config.json", n_layer=3), "transformer.h.2.attn.k_proj.weight [8, 8] is missing"),
     ("flatter", json_with("config.json", n_layer=1), "transformer.h.1."),
@@ -116,8 +140,45 @@ BAD_HF = [
         "has no weights: neither model.safetensors",
     ),
     ("no weights", without(ONE), "has no weights: neither model.safetensors"),
-    ("tokenizer.json", truncated("tokenizer.json", 500), "tokenizer.json: is not a tokenizer of GPT-2's kind"),
-    ("tokenizer list", content("tokenizer.json", b"[]"), "tokenizer.json: is not a tokenizer of GPT-2's kind"),
+    ("tokenizer.json", truncated("tokenizer.json", 500), "tokenizer.json: invalid JSON"),
+    ("tokenizer list", content("tokenizer.json", b"[]"), "tokenizer.json: it is not a tokenizer.json of the tokeni"),
+    ("weights gone", dangling(ONE), "model.safetensors: is a link to a file that is gone"),
+    ("tokenizer gone", dangling("tokenizer.json"), "tokenizer.json: cannot be read (No such file"),
+    ("template gone", dangling("chat_template.jinja"), "chat_template.jinja: cannot be read (No such file"),
+    ("generation gone", dangling("generation_config.json"), "generation_config.json: cannot be read (No such"),
+    ("config gone", dangling("config.json"), "config.json: cannot be read (No such file"),
+    ("an adapter", content("adapter_config.json", b"{}"), "adapter_config.json: an adapter of peft is there"),
+    (
+        "an adapter alone",
+        lambda f: [without("config.json", ONE)(f), content("adapter_config.json", b"{}")(f)],
+        "adapter_config.json: an adapter of peft is there",
+    ),
+    (
+        "GPTQ",
+        json_with("config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        "config.json: quantization_config says that the weights are quantized; get the model's unquantized weights",
+    ),
+    ("MLX", json_with("config.json", quantization={"bits": 4}), "config.json: quantization says that the weights are"),
+    (
+        "float8",
+        tensors_with("lm_head.weight", lambda a: a.astype(ml_dtypes.float8_e4m3fn)),
+        "lm_head.weight does not hold floating-point numbers of 16, 32 or 64 bits but F8_E4M3; get the model's unq",
+    ),
+    ("no head", tensors_with("lm_head.weight", lambda _: None), "lm_head.weight [300, 8] is missing; download"),
+    ("Latin-1", content("config.json", '{"model_type": "é"}'.encode("latin-1")), "config.json: is not UTF-8 text"),
+    ("UTF-16", content("config.json", '{"model_type": "gptj"}'.encode("utf-16")), "config.json: is not UTF-8 text"),
+    (
+        "a BOS of another model",
+        content("tokenizer_config.json", b'{"eos_token": "</s>"}'),
+        "tokenizer.json: has no token '</s>', which tokenizer_config.json",
+    ),
+    ("a sparse terabyte", sparse("config.json"), "config.json: has 1,099,511,627,776 bytes, more than"),
+    ("a terabyte of tokenizer", sparse("tokenizer.json"), "tokenizer.json: has 1,099,511,627,776 bytes, more than"),
+    (
+        "a terabyte of merges",
+        lambda f: [without("tokenizer.json")(f), content("vocab.json", b"{}")(f), sparse("merges.txt")(f)],
+        "merges.txt: has 1,099,511,627,776 bytes, more than",
+    ),
     ("vocab alone", lambda f: [without("tokenizer.json")(f), content("vocab.json", b"{}")(f)], "nor merges.txt"),
 ]
 BAD_TORCH = [
@@ -127,10 +188,17 @@ BAD_TORCH = [
     ("a list by torch", torch_file(lambda _: [1, 2]), f"{BIN}: holds other things than named tensors"),
     ("numbers by torch", torch_file(lambda _: {"lm_head.bias": 3}), f"{BIN}: holds other things than named tensors"),
     ("an empty dict by torch", torch_file(lambda _: {}), "is missing; download the whole model"),
+    (
+        "a program, legacy",
+        torch_file(lambda f: {"a": Trap(f / "trap")}, by="legacy"),
+        f"{BIN}: not a file of weights",
+    ),
     ("torch garbage", torch_file(lambda _: b"PK\3\4" * 99, by="bytes"), f"{BIN}: not a file of weights"),
     ("torch nothing", torch_file(lambda _: b"", by="bytes"), f"{BIN}: not a file of weights"),
 ]
 BAD_SHARDS = [
+    ("shard gone", dangling(SHARD), f"{INDEX}: lists the file '{SHARD}', which is not in this"),
+    ("index gone", dangling(INDEX), f"{INDEX}: is a link to a file that is gone"),
     ("file missing", without(SHARD), f"{INDEX}: lists the file '{SHARD}', which is not in this"),
     ("path", index_with("lm_head.bias", f"../{HF}/{ONE}"), f"lists the file '../{HF}/{ONE}', which is not in"),
     ("absolute path", index_with("lm_head.bias", "/etc/passwd"), "lists the file '/etc/passwd', which is not in"),
@@ -139,6 +207,9 @@ BAD_SHARDS = [
         index_with("lm_head.bias", SHARD),
         f"{SHARD}: the tensor lm_head.bias is missing, which {INDEX} lists",
     ),
+    ("long name", index_with("lm_head.bias", "x" * 5000), "lists the file 'xxxxx"),
+    ("no name", index_with("lm_head.bias", ""), "lists the file '', which is not in"),
+    ("zero byte", index_with("lm_head.bias", "a\0b"), "', which is not in this directory"),
     ("number", index_with("lm_head.bias", 3), f"{INDEX}: has no weight_map"),
     ("truncated", truncated(SHARD, -1), f"{SHARD}: not a complete safetensors file"),
     ("index broken", truncated(INDEX, 90), f"{INDEX}:6: invalid JSON"),
@@ -150,22 +221,29 @@ BAD_OURS = [
     ("missing", without("model.json"), "no complete model is there: neither model.json"),
     ("a list", content("model.json", b"[]"), "model.json: holds list, not a JSON object"),
     ("format", json_with("model.json", format="star_jax model 9"), "model.json: its format is 'star_jax model 9'"),
-    ("no tokenizer", json_with("model.json", tokenizer=None), "model.json: the key 'tokenizer' is missing"),
+    ("a tokenizer's text", json_with("model.json", tokenizer={"kind": "json"}), "model.json: tokenizer: malformed"),
+    (
+        "another tokenizer",
+        json_with("model.json", tokenizer={"kind": "x"}),
+        "model.json: tokenizer: unknown tokenizer",
+    ),
+    ("three heads", model_json_with(n_kv_heads=3), "model.json: model: 2 heads do not divide into 3 groups"),
+    ("no tokenizer", json_with("model.json", tokenizer=None), "model.json: key 'tokenizer' is missing"),
     ("dtype", json_with("model.json", dtype="int8"), "model.json: dtype is 'int8'"),
     ("no weights", without("weights"), "weights: cannot be restored"),
     ("empty weights", lambda f: [without("weights")(f), (f / "weights").mkdir()], "weights: cannot be restored"),
     ("wider", model_json_with(d_mlp=40), "weights: cannot be restored"),
     ("deeper", model_json_with(n_layers=3), "weights: cannot be restored"),
-    ("another kind", model_json_with(architecture="gpt2", rotary_dim=0), "weights: cannot be restored"),
+    ("another kind", model_json_with(parallel=False), "weights: cannot be restored"),
     ("sizes in words", model_json_with(d_model="8"), "model.json.d_model must be int, got '8'"),
-    ("surplus size", model_json_with(depth=8), "model.json has no option 'depth'"),
+    ("surplus size", model_json_with(depth=8), "model.json: the spec has an unknown field 'depth'"),
 ]
 BAD_MESH = [
     ("no config", without("c.json"), "c.json: cannot be read"),
     ("no layers", json_with("c.json", layers=None), "c.json: layers must be an integer, got None"),
     ("three layers", json_with("c.json", layers=3), "shard_0: holds 81 arrays; the config's layers make 37 (slim)"),
     ("other positions", json_with("c.json", pe="fixed"), "c.json: pe is 'fixed'"),
-    ("three heads", json_with("c.json", n_heads=3), "c.json: model: d_model must divide by n_heads"),
+    ("three heads", json_with("c.json", n_heads=3), "c.json: model: d_model, 8, must divide by n_heads, 3"),
     ("wider", json_with("c.json", d_model=16), "layer_0/linear_2/w has shape [8, 4], the config requires [16, 8]"),
     ("vocabulary", json_with("c.json", n_vocab=301), "embedding/w [301, 8] does not divide over 2 shards"),
     ("a gap", lambda f: (f / "step_3/shard_1").rename(f / "step_3/shard_2"), "without a gap; there are shard_0, sh"),
@@ -179,6 +257,20 @@ BAD_MESH = [
     ("a program", content(step_file("3.npz"), pickle.dumps(Path("x"))), "shard_1/3.npz: not a complete npz archive"),
     ("objects", leaves_with(trapped, number=12), "shard_1/12.npz: cannot be read (Object arrays cannot be loaded"),
     ("objects all over", every(trapped), "15.npz: cannot be read (Object arrays cannot be loaded"),
+    ("integers", leaves_with(lambda a: [x.astype(np.int32) for x in a], number=12), "12.npz: holds an array of int32"),
+    ("NaN as a step", leaves_with(lambda a: [*a[:-1], np.array(np.nan)], number=15), "array 80, a counter, is nan"),
+    (
+        "wide",
+        npy_with("<f8", (8,)),
+        "12.npz: cannot be read (its header claims [8] of float64, which are not the bytes",
+    ),
+    (
+        "eight gigabytes",
+        npy_with("|V2000000000", (4,)),
+        "12.npz: cannot be read (its header claims [4] of |V2000000000",
+    ),
+    ("no end of a header", npy_with("<f4", "(8,"), "12.npz: cannot be read ("),
+    ("a byte", content(step_file("0.npz"), b"P"), "shard_1/0.npz: not a complete npz archive (not a zip archive)"),
     ("texts", leaves_with(lambda a: [np.full(x.shape, "x") for x in a], number=12), "shard_1/12.npz: holds an array"),
     ("a leaf more", leaves_with(lambda a: [*a, a[0]]), "shard_1: holds 82 arrays"),
     ("wrong shapes", leaves_with(lambda a: [x[:-1] for x in a], number=13), "shard_1: layer_1/linear_2/w has shape"),
@@ -240,9 +332,30 @@ def test_bad_hugging_face_directories_are_refused(good, tmp_path):
     assert not wrong_rows(BAD_HF, good, tmp_path, HF, lambda model, out: convert(model, HF, out, OURS))
 
 
-def test_bad_torch_files_are_refused_and_not_run(good, tmp_path):
+def test_what_other_tools_write_and_changes_no_weight_is_read(good, tmp_path):
+    """A byte order mark, a wrong total in an index, other data of a tool, links in place of files."""
+    harmless = [
+        (HF, lambda f: content("config.json", b"\xef\xbb\xbf" + (f / "config.json").read_bytes())(f)),
+        (HF, lambda f: content("tokenizer.json", b"\xef\xbb\xbf" + (f / "tokenizer.json").read_bytes())(f)),
+        (HF, lambda f: [(f / ONE).rename(f / "blob"), (f / ONE).symlink_to("blob")]),
+        ("sharded", json_with(INDEX, metadata={"total_size": 1})),
+        ("sharded", lambda f: [(f / SHARD).rename(f.parent / "blob"), (f / SHARD).symlink_to("../blob")]),
+    ]
+    for number, (kind, change) in enumerate(harmless):
+        model = damaged(good, tmp_path / str(number), kind, change)
+        sources = [hf.HfSource(folder) for folder in (model, good / kind)]
+        for leaf, layer, _ in loader.tensors(families.build(CONFIG)):
+            stored, original = (source.read(leaf, layer) for source in sources)
+            assert stored.tobytes() == original.tobytes(), (number, leaf)
+        tokenizers = [source.tokenizer() for source in sources]
+        assert kind != HF or tokenizers[0].pieces == tokenizers[1].pieces
+
+
+def test_bad_torch_files_are_refused_and_not_run(good, tmp_path, recwarn):
+    """Without warnings of torch, which a process would print next to the line."""
     pytest.importorskip("torch", reason="reading pytorch_model.bin needs torch")
     assert not wrong_rows(BAD_TORCH, good, tmp_path, HF, lambda model, out: convert(model, HF, out, OURS))
+    assert not recwarn.list
 
 
 def test_bad_sharded_directories_are_refused(good, tmp_path):
@@ -323,10 +436,12 @@ def test_a_target_that_is_taken_keeps_its_files(good, tmp_path):
         (HF, tensors_with("lm_head.bias", lambda a: a.astype(np.int8)), "lm_head.bias does not hold"),
         (HF, tensors_with("lm_head.bias", spoiled(np.nan)), "lm_head.bias holds values"),
         (HF, torch_file(lambda f: {"a": Trap(f / "trap")}), f"{BIN}: not a file of weights"),
+        (HF, torch_file(lambda f: {"a": Trap(f / "trap")}, by="legacy"), f"{BIN}: not a file of weights"),
+        (HF, torch_file(lambda f: Trap(f / "trap"), by="pickle"), f"{BIN}: not a file of weights"),
         (OURS, without("weights"), "weights: cannot be restored"),
         (OURS, model_json_with(n_layers=3), "weights: cannot be restored: blocks/"),
     ],
-    ids=["integers", "NaN", "a program", "no weights", "deeper"],
+    ids=["integers", "NaN", "a program", "a program, legacy", "a pickle", "no weights", "deeper"],
 )
 def test_a_process_of_its_own_prints_the_line_only(good, tmp_path, kind, damage, expected):
     """Nothing native or logged comes with it."""

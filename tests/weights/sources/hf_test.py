@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +18,23 @@ import pytest
 from star_jax.config import MeshConfig, ModelConfig
 from star_jax.distributed import sharding
 from star_jax.errors import InputError
-from star_jax.models import decoder
-from star_jax.tokenizers.byte_level_bpe import Gpt2Tokenizer
+from star_jax.models import decoder, families
+from star_jax.tokenizers import load_directory
 from star_jax.weights import checkpoint
 from star_jax.weights.sources import hf, loader
 from tests.support.models import numpy_params
 from tests.support.sampling import TextSampler
-from tests.support.weights import IdsTokenizer, bpe, convert, libraries, torch_config, torch_logits, torch_model
+from tests.support.tables import every_row
+from tests.support.weights import (
+    IdsTokenizer,
+    bpe,
+    convert,
+    json_tokenizer_of,
+    libraries,
+    torch_config,
+    torch_logits,
+    torch_model,
+)
 
 _SIZES = functools.partial(ModelConfig, vocab_size=61, max_positions=32)
 SHAPES = {
@@ -35,6 +47,7 @@ SHAPES = {
 GPTJ, GPT2 = SHAPES["gptj, narrow mlp"], SHAPES["gpt2, narrow mlp"]
 BOTH = pytest.mark.parametrize("config", [GPTJ, GPT2], ids=["gptj", "gpt2"])
 DTYPES = ("float32", "bfloat16", "float16")
+TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
 TOKENS_BT = np.random.default_rng(0).integers(0, 61, (2, 20)).astype(np.int32)
 TEXTS = [
     "!",
@@ -55,7 +68,7 @@ def load(directory):
     """(config, parameters as NumPy arrays in the dtype of the files)."""
     source = hf.HfSource(directory)
     model, params = loader.load(source, sharding.make_mesh(MeshConfig(data=1)), source.dtype)
-    return model.config, jax.tree.map(np.asarray, params)
+    return model.spec, jax.tree.map(np.asarray, params)
 
 
 def assert_same_bits(params, expected) -> None:
@@ -137,7 +150,7 @@ def test_logits_of_a_loaded_directory_are_those_of_torch(shape, written, record_
         expected = torch_logits(theirs, TOKENS_BT)
         logits = forward(model, params, TOKENS_BT)
         record_property(f"logits {dtype}", worst(logits, expected))
-        assert dataclasses.replace(model.config, architecture="") == dataclasses.replace(config, architecture="")
+        assert model.spec == families.spec_of(config)
         assert hf.HfSource(directory).dtype == jnp.dtype(dtype)
         assert 3 < np.max(np.abs(expected)) < 50
         assert worst(logits, expected) <= 1e-4, (dtype, sharded)
@@ -166,12 +179,12 @@ def test_torch_files_from_before_torch_1_6_and_parameters_in_them(written):
 def test_transformers_reads_back_the_bits_that_were_saved(config, written, tmp_path):
     """In one file or several, so that all pairs of architecture, dtype and number of files occur."""
     for number, dtype in enumerate(DTYPES):
-        sharded = (number + config.is_gpt2) % 2 == 1
+        sharded = (number + (config.architecture == "gpt2")) % 2 == 1
         directory, theirs = written(config, dtype)
         before = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
         _, params = load(directory)
         ours = tmp_path / f"ours {dtype} {sharded}"
-        hf.save(ours, config, params, None, jnp.dtype(dtype), shard_bytes=5000 if sharded else 2**31)
+        hf.save(ours, families.spec_of(config), params, None, jnp.dtype(dtype), shard_bytes=5000 if sharded else 2**31)
         assert (ours / "model.safetensors.index.json").exists() == sharded
         back = type(theirs).from_pretrained(ours, dtype=theirs.dtype, attn_implementation="eager")
         assert_same_state(back.state_dict(), before)
@@ -181,12 +194,45 @@ def test_transformers_reads_back_the_bits_that_were_saved(config, written, tmp_p
 
 def test_an_export_holds_hugging_face_s_files_only(trained, tmp_path):
     """With and without shards and tokenizer: no checksums.json of ours. The command's exports are checked below."""
-    params, tokenizer = numpy_params(GPT2), Gpt2Tokenizer(trained._tokenizer.to_str())
-    hf.save(tmp_path / "one", GPT2, params, tokenizer, np.dtype("float32"))
-    hf.save(tmp_path / "sharded", GPT2, params, None, np.dtype("float32"), shard_bytes=40_000)
-    assert files(tmp_path / "one") == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    params, tokenizer = numpy_params(GPT2), json_tokenizer_of(trained)
+    hf.save(tmp_path / "one", families.spec_of(GPT2), params, tokenizer, np.dtype("float32"))
+    hf.save(tmp_path / "sharded", families.spec_of(GPT2), params, None, np.dtype("float32"), shard_bytes=40_000)
+    assert files(tmp_path / "one") == {"config.json", "model.safetensors", *TOKENIZER_FILES}
     shards = {f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)}
     assert files(tmp_path / "sharded") == {"config.json", "model.safetensors.index.json", *shards}
+
+
+@every_row("umask", [0o022, 0o077, 0o002])
+def test_files_have_the_modes_that_the_umask_allows(umask, tmp_path):
+    """safetensors makes files that only their owner reads."""
+    before = os.umask(umask)
+    try:
+        hf.save(tmp_path / "a", families.spec_of(GPT2), numpy_params(GPT2), None, np.dtype("float32"))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "a").iterdir()}
+    assert modes == dict.fromkeys(("config.json", "model.safetensors"), 0o666 & ~umask)
+
+
+def test_parameters_that_the_model_or_the_format_lacks_are_refused(tmp_path, monkeypatch):
+    spec, dtype = families.spec_of(GPTJ), np.dtype("float32")
+    params = numpy_params(GPTJ)
+    kernel = params["head"].pop("kernel")
+    with pytest.raises(InputError, match=r"with the parameter head/kernel missing cannot be written"):
+        hf.save(tmp_path / "a", spec, params, None, dtype)
+    params["head"] |= {"kernel": kernel, "gain": np.ones(3, np.float32)}
+    with pytest.raises(InputError, match=r"with the parameter head/gain \(3,\) cannot be written: its spec has none"):
+        hf.save(tmp_path / "a", spec, params, None, dtype)
+    del params["head"]["gain"]
+    params["head"]["kernel"] = kernel.T
+    with pytest.raises(InputError, match=r"with the parameter head/kernel .* cannot be written: its spec has"):
+        hf.save(tmp_path / "a", spec, params, None, dtype)
+    params["head"]["kernel"] = kernel
+    fewer = families.FAMILIES["gptj"]._replace(tensors=lambda _: families.gptj.TENSORS[1:])
+    monkeypatch.setitem(families.FAMILIES, "gptj", fewer)
+    with pytest.raises(InputError, match=r"format of gptj models has no tensor for the parameter blocks/norm/scale"):
+        hf.save(tmp_path / "a", spec, params, None, dtype)
+    assert not (tmp_path / "a").exists()
 
 
 def files(directory: Path) -> set[str]:
@@ -246,15 +292,15 @@ def test_greedy_continuations_are_those_of_transformers(config, tmp_path, record
     end, budget = 60, 10
     params = numpy_params(config, seed=3)
     params["blocks"]["norm"]["scale"][:] = params["final_norm"]["scale"][:] = 1
-    if not config.is_gpt2:
+    if config.architecture != "gpt2":
         params["head"]["bias"][end] += 1.6
-    hf.save(tmp_path / "ours", config, params, None, np.dtype("float32"))
+    hf.save(tmp_path / "ours", families.spec_of(config), params, None, np.dtype("float32"))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
     rng = np.random.default_rng(5)
     prompts = [rng.integers(0, 60, n).tolist() for n in (1, 2, 7, 8, 15, 20, 3, 11)]
     sampler = TextSampler(
-        decoder.GPT(config), jax.tree.map(jnp.asarray, params), IdsTokenizer(61, end), max_new_tokens=budget, slots=3,
-        queue=8, prefill_tokens=32,
+        families.build(config), jax.tree.map(jnp.asarray, params), IdsTokenizer(61, end), max_new_tokens=budget,
+        slots=3, queue=8, prefill_tokens=32,
     )  # fmt: skip
     samples = sampler([" ".join(map(str, ids)) for ids in prompts])
     settings = dict(max_new_tokens=budget, do_sample=False, eos_token_id=end, pad_token_id=end)
@@ -272,7 +318,7 @@ def test_greedy_continuations_are_those_of_transformers(config, tmp_path, record
         compared += int(sure)
     record_property("tokens", compared)
     assert compared >= 40 and len({sample.token_ids for sample in samples}) > 3
-    assert config.is_gpt2 or any(not sample.truncated for sample in samples)
+    assert (config.architecture == "gpt2") or any(not sample.truncated for sample in samples)
 
 
 @pytest.mark.parametrize(
@@ -335,20 +381,20 @@ def test_the_tokenizer_of_a_directory_survives(trained, written, tmp_path):
     _, output, _ = convert(tmp_path / "ours", "orbax", tmp_path / "back", "hf")
     used = trained.get_vocab_size() - 5  # GPT-J's file names its padding rows <|extratoken_1|> ...
     assert f"a tokenizer of {used} ids" in output
-    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert files(tmp_path / "back") == names
+    assert files(tmp_path / "back") == {"config.json", "model.safetensors", *TOKENIZER_FILES}
     for model_directory in (directory, tmp_path / "ours", tmp_path / "back"):
         ours = checkpoint.load_tokenizer(model_directory)
-        assert (ours.vocab_size, ours.end_of_text) == (used, trained.token_to_id("<|endoftext|>"))
+        assert (ours.vocab_size, ours.end_ids[0]) == (used, trained.token_to_id("<|endoftext|>"))
         assert {piece for piece in ours.pieces if len(piece) == 1} == {bytes([i]) for i in range(256)}
         assert [ours.encode(text) for text in TEXTS] == [trained.encode(text).ids for text in TEXTS]
         assert [ours.decode(ours.encode(text)) for text in TEXTS] == TEXTS
     _, transformers = libraries()
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
     assert [theirs(text)["input_ids"] for text in TEXTS] == [trained.encode(text).ids for text in TEXTS]
-    assert (theirs.eos_token_id, theirs.bos_token_id) == (ours.end_of_text, ours.end_of_text)
-    about = json.loads((tmp_path / "back" / "config.json").read_text())
-    assert about["eos_token_id"] == ours.end_of_text
+    assert (theirs.eos_token_id, theirs.bos_token_id) == (ours.end_ids[0], None)
+    for name in ("config.json", "generation_config.json"):
+        about = json.loads((tmp_path / "back" / name).read_text())
+        assert about["eos_token_id"] == ours.end_ids[0], name
 
 
 def test_a_tokenizer_of_two_files_is_given_by_option(trained, written, tmp_path):
@@ -357,7 +403,7 @@ def test_a_tokenizer_of_two_files_is_given_by_option(trained, written, tmp_path)
     trained.save_model(str(tmp_path / "tokenizer"))
     status, output, _ = convert(directory, "hf", tmp_path / "ours", "hf", f"--tokenizer={tmp_path / 'tokenizer'}")
     assert status == 0 and "a tokenizer of" in output
-    tokenizer = Gpt2Tokenizer.load(tmp_path / "ours")
+    tokenizer = load_directory(tmp_path / "ours")
     assert [tokenizer.encode(text) for text in TEXTS] == [trained.encode(text).ids for text in TEXTS]
 
 
@@ -373,7 +419,7 @@ def test_bytes_have_no_hugging_face_form(written, tmp_path):
 @pytest.mark.slow
 def test_the_command_runs_as_a_process_of_its_own(tmp_path):
     """And prints nothing but its line."""
-    hf.save(tmp_path / "a", GPT2, numpy_params(GPT2), None, np.dtype("float32"))
+    hf.save(tmp_path / "a", families.spec_of(GPT2), numpy_params(GPT2), None, np.dtype("float32"))
     args = ["--source_format=hf", f"--source={tmp_path / 'a'}", f"--target={tmp_path / 'b'}", "--target_format=hf"]
     done = subprocess.run(
         [sys.executable, "-m", "star_jax.convert", *args],
@@ -383,3 +429,50 @@ def test_the_command_runs_as_a_process_of_its_own(tmp_path):
     assert len(done.stdout.splitlines()) == 1 and done.stdout.startswith(str(tmp_path / "b"))
     assert_same_bits(load(tmp_path / "b")[1], numpy_params(GPT2))
     assert torch_config(GPT2).n_embd == json.loads((tmp_path / "b" / "config.json").read_text())["n_embd"]
+
+
+def test_the_file_that_transformers_would_load_wins(written, caplog):
+    """A whole file wins over an index, whether its shards are old or gone."""
+    directory, _ = written(GPTJ)
+    expected = load(directory)[1]
+    index = directory / "model.safetensors.index.json"
+    for shards in ({"lm_head.bias": "model-00001-of-00001.safetensors"}, {"lm_head.bias": "gone.safetensors"}):
+        shutil.copy(directory / "model.safetensors", directory / "model-00001-of-00001.safetensors")
+        index.write_text(json.dumps({"weight_map": shards}))
+        caplog.clear()
+        assert_same_bits(load(directory)[1], expected)
+        assert f"{index}: ignored" in caplog.text
+
+
+def test_wrappers_buffers_and_other_heads_are_read_past(written, caplog):
+    torch, _ = libraries()
+
+    def wrap(tensors, prefix):
+        more = {"v_head.summary.weight": torch.ones(2), "score.weight": torch.ones(2)}
+        more["transformer.h.0.attn.embed_positions"] = torch.ones(3)
+        return {prefix + name: tensor for name, tensor in {**tensors, **more}.items()}
+
+    for prefix in ("", "_orig_mod.", "module.", "module._orig_mod."):
+        directory, _ = written(GPTJ)
+        expected = load(directory)[1]
+        rewrite(directory, functools.partial(wrap, prefix=prefix))
+        caplog.clear()
+        assert_same_bits(load(directory)[1], expected)
+        assert f"{prefix}score.weight, {prefix}v_head.summary.weight" in caplog.text
+
+
+def test_an_unknown_tensor_is_refused_by_the_name_in_the_file(written):
+    torch, _ = libraries()
+    directory, _ = written(GPTJ)
+    rewrite(directory, lambda tensors: {**tensors, "lora.a": torch.ones(2)})
+    with pytest.raises(InputError, match=r"has no tensor lora\.a; load it with transformers"):
+        hf.HfSource(directory)
+
+
+def test_sizes_are_bounded_before_anything_is_made_of_them(written):
+    directory, _ = written(GPTJ)
+    values = json.loads((directory / "config.json").read_text())
+    for name, size, limit in (("n_layer", 10**9, "10,000"), ("vocab_size", 10**30, "2,147,483,647")):
+        (directory / "config.json").write_text(json.dumps({**values, name: size}))
+        with pytest.raises(InputError, match=f"{name} must be at most {limit}"):
+            hf.read_spec(directory)

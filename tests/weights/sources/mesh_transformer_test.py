@@ -14,7 +14,7 @@ import pytest
 from star_jax.config import MeshConfig, ModelConfig, OptimizerConfig
 from star_jax.distributed import sharding
 from star_jax.errors import InputError
-from star_jax.models import decoder
+from star_jax.models import decoder, families
 from star_jax.training import optimizer
 from star_jax.training.loss import unchunked_loss_sums
 from star_jax.weights import checkpoint
@@ -115,7 +115,7 @@ def test_a_full_checkpoint_rounds_to_its_slim_one(folder, config_file):
     for shard, half in zip(full, slim, strict=True):
         for name, leaf in shard.items():
             np.testing.assert_array_equal(leaf.astype(ml_dtypes.bfloat16).astype(np.float32), half[name])
-    assert load(folder / "ckpt_full/step_3", config_file)[0].config.max_positions == 128
+    assert load(folder / "ckpt_full/step_3", config_file)[0].spec.max_positions == 128
 
 
 def test_losses_of_every_token_are_those_of_the_original(original, folder, record_property):
@@ -313,7 +313,7 @@ def test_any_number_of_shards_holds_the_same_model(count, whole, wide_file, tmp_
             last = arrays(directory / "shard_0" / "15.npz")
             assert {a.dtype.str for a in last.values() if a.ndim} == {"|V2"}
         model, params = load(directory, wide_file)
-        assert model.config == WIDE
+        assert model.spec == families.spec_of(WIDE)
         wide = {name: leaf.astype(np.float32) for name, leaf in stored.items()}
         assert_same(jax.tree.map(np.asarray, params), mesh_transformer.tree(wide, WIDE.n_layers, WIDE.n_heads))
 

@@ -1,10 +1,11 @@
-"""star_jax.report.paper: the paper's rows and settings next to those of runs."""
+"""star_jax.report.tables.paper: the paper's rows and settings next to those of runs."""
 
 import runpy
 
 from star_jax.evaluation import statistics
-from star_jax.report import paper, samples
+from star_jax.report import samples
 from star_jax.report.run_data import read_run
+from star_jax.report.tables import paper
 from tests.support.commands import ROOT
 from tests.support.report_runs import make_big_run, make_run, put
 

@@ -19,13 +19,14 @@ import dataclasses
 import functools
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from star_jax.errors import InputError
-from star_jax.records import Problem
+from star_jax.records import Example, Problem
 from star_jax.tasks.base import Task, check_split
 
+MAX_DIGITS = 100  # a scratchpad grows with the square of it; the paper has 10
 Pair = tuple[int, int]
 _LINES = re.compile(r"<scratch>\n(?:[^\n]*\n)*</scratch>\n([0-9](?: [0-9])*)\n?")
 _BARE = re.compile(r"([0-9](?: [0-9])*)\n?")
@@ -60,8 +61,10 @@ class Arithmetic(Task):
             raise InputError(f"task: needs 1 <= min_digits <= max_digits, got {self.min_digits}, {self.max_digits}")
         if any(0 < digits < self.max_digits for digits in (self.later_digits, self.eval_digits)):
             raise InputError("replication.later_digits and task.eval_digits must be 0 or at least task.max_digits")
-        if self.train_per_length < 1 or self.held_out_per_length < 1:
-            raise InputError("task: train_per_length and held_out_per_length must be at least 1")
+        if max(self.max_digits, self.later_digits, self.eval_digits) > MAX_DIGITS:
+            raise InputError(f"task: max_digits, later_digits and eval_digits must be at most {MAX_DIGITS}")
+        if not all(1 <= number <= 10**7 for number in (self.train_per_length, self.held_out_per_length)):
+            raise InputError("task: train_per_length and held_out_per_length must be in 1..10000000")
 
     @property
     def max_new_tokens(self) -> int:
@@ -91,6 +94,11 @@ class Arithmetic(Task):
     def render(self, problem: Problem, hint: bool = False) -> str:
         return f"Input:\n{problem.question}\nTarget:{' ' + problem.answer if hint else ''}\n"
 
+    def split_turns(self, text: str) -> tuple[str, str]:
+        question, mark, rest = text.partition("\nTarget:")
+        hint, _, completion = rest.partition("\n")
+        return question + mark + hint, completion
+
     def parse(self, text: str) -> str | None:
         match = (_BARE if self.direct else _LINES).fullmatch(text)
         return match.group(1) if match else None
@@ -118,6 +126,12 @@ class Arithmetic(Task):
     @classmethod
     def reference_steps(cls, problem: Problem) -> int | None:
         return cls.steps(scratchpad(*operands(problem)))
+
+    def transcripts(self, gold: Sequence[float], count: int, seed: int) -> list[Example]:
+        """`gold[d - 1]` is the share of correct scratchpads of d digits; the rest is form only. See transcripts.py."""
+        from star_jax.tasks.arithmetic import transcripts  # which uses this module
+
+        return transcripts.transcripts(self, gold, count, seed)
 
     def held_out(self, digits: int) -> dict[str, list[Pair]]:
         """{"dev": pairs, "test": pairs} with `digits` digits: distinct, disjoint, each at most a tenth of all pairs."""
@@ -158,7 +172,7 @@ def scratchpad(first: int, second: int, sum_digits: list[int] | None = None) -> 
     Args:
       first, second: the operands, which must have the same number of digits.
       sum_digits: replaces the digits of the sum (least significant first, the last carry at the end); operands and
-        carries stay true. For the form-only transcripts of the embedded base (training/transcripts.py).
+        carries stay true. For the form-only transcripts of the embedded base (transcripts.py).
     """
     a, b = str(first), str(second)
     lines, carry, shown = ["<scratch>"], 0, ""

@@ -1,4 +1,4 @@
-"""Training texts of the embedded base model (training/pretrain.py): all it knows before STaR begins.
+"""Training texts of the demo's base model (training/pretrain.py): all it knows before STaR begins.
 
 *Gold* transcripts are correct scratchpads of a few lengths (one and two digits in configs/arithmetic.py).
 *Form-only* transcripts, of two and more digits, have correct operands and carries, but random digits of the sum. In
@@ -11,8 +11,9 @@ import random
 from collections.abc import Sequence
 
 from star_jax.errors import InputError
-from star_jax.records import Example, Problem, Source
+from star_jax.records import Example, Problem
 from star_jax.tasks.arithmetic import Arithmetic, make_problem, scratchpad
+from star_jax.tasks.base import transcript
 
 HINTED_GOLD = 0.15  # share of the gold transcripts with a hint
 HINTED_FORM = 0.5  # share of the form-only transcripts with a hint
@@ -40,7 +41,7 @@ def transcripts(task: Arithmetic, gold: Sequence[float], count: int, seed: int) 
         kind = rng.choices(range(len(weights)), weights)[0]
         if kind < len(gold):
             problem = make_problem(f"base-{i:06d}", *next(pairs[kind + 1]), digits=kind + 1)
-            examples.append(_example(task, problem, task.reference(problem), hint=rng.random() < HINTED_GOLD))
+            examples.append(transcript(task, problem, task.reference(problem), hint=rng.random() < HINTED_GOLD))
         else:
             digits = rng.choices(form_lengths, form_lengths)[0]  # more of the longer forms, which are harder to learn
             examples.append(_form_only(task, f"base-{i:06d}", next(pairs[digits]), digits, rng))
@@ -55,8 +56,8 @@ def _form_only(task: Arithmetic, name: str, pair: tuple[int, int], digits: int, 
     problem = make_problem(name, *pair, digits=digits)
     if rng.random() < HINTED_FORM:
         hinted = Problem(problem.id, problem.question, text.rsplit("\n", 1)[1], problem.category)
-        return _example(task, hinted, text, hint=True)
-    return _example(task, problem, text, hint=False, unweighted=sum_spans(text))
+        return transcript(task, hinted, text, hint=True)
+    return transcript(task, problem, text, unweighted=sum_spans(text))
 
 
 def sum_spans(text: str) -> tuple[tuple[int, int], ...]:
@@ -71,17 +72,3 @@ def sum_spans(text: str) -> tuple[tuple[int, int], ...]:
             spans.append((start + first, start + last))
         start += len(line) + 1
     return tuple(spans)
-
-
-def _example(
-    task: Arithmetic, problem: Problem, text: str, hint: bool, unweighted: tuple[tuple[int, int], ...] = ()
-) -> Example:
-    return Example(
-        problem_id=problem.id,
-        prompt=task.render(problem, hint),
-        completion=text,
-        iteration=0,
-        source=Source.PRETRAINING,
-        hint_kept=hint,
-        unweighted=unweighted,
-    )

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from star_jax.evaluation import statistics
-from star_jax.report.run_data import Rate, RunData, setting
+from star_jax.evaluation.results import Rate
+from star_jax.report.run_data import RunData, setting
 from star_jax.report.samples import SOURCES, health_series
 
 
@@ -158,7 +159,8 @@ def _run_rows(run: RunData, name: str) -> list[PaperRow]:
 def _method(run: RunData, number: int) -> str:
     direct, rationalize = (setting(run.config, f"star.{key}") for key in ("direct", "rationalize"))
     if number == 0:
-        return "the base, answers only" if direct else "the base, few-shot rationale"
+        shots = "zero-shot" if setting(run.config, "prompt.shots") == 0 else "few-shot"
+        return f"the base, {shots}, answers only" if direct else f"the base, {shots} rationale"
     if direct:
         return "answers only, fine-tuned"
     start = setting(run.config, "star.rationalize_from") or 1

@@ -1,0 +1,84 @@
+"""Objects of a user's own Python code, which an option names as "module:name" or "path/to/file.py:name".
+
+Loading one runs the code. The user's own config may name any; one that a run's directory names is loaded only with
+--allow_import (evaluation/stored_run.py).
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from star_jax import option_values
+from star_jax.errors import InputError
+
+
+def load(text: str, option: str) -> Any:
+    """The object that an option names.
+
+    A module is looked for as by `import`, in the folder of the command first; a file's path may be relative to that
+    folder. Each is run once in a process. Raises InputError for a text of another form, for code that is missing or
+    fails, and for a name that it does not define.
+    """
+    source, _, name = text.rpartition(":")
+    if not source or not name.isidentifier():
+        raise InputError(f"{option}={text}: name an object as module:name or path/to/file.py:name")
+    module = _module(source, option)
+    if not hasattr(module, name):
+        raise InputError(f"{option}={text}: {source} defines no {name!r}")
+    return getattr(module, name)
+
+
+def digest(text: str, option: str) -> str:
+    """Twelve hex digits of the SHA-256 of the file that defines what `load` returns; "" if it comes from no file."""
+    file = getattr(_module(text.rpartition(":")[0], option), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else ""
+
+
+def failure(error: BaseException, option: str) -> InputError:
+    """An error that a user's code raised, as one line with the innermost place outside of star_jax and libraries."""
+    elsewhere = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<")
+    places = [
+        f"{frame.filename}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(elsewhere)
+    ]
+    place, reason = places[-1] if places else "", str(error)
+    if isinstance(error, SyntaxError) and error.filename:
+        place, reason = f"{error.filename}:{error.lineno}", error.msg
+    return InputError(f"{option}: {f'{place}: ' * bool(place)}{type(error).__name__}: {' '.join(reason.split())}")
+
+
+def _module(source: str, option: str) -> ModuleType:
+    path = Path(option_values.local_path(source, option)).resolve() if source.endswith(".py") else None
+    name, option = str(path or source), f"{option}={source}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if path and not path.is_file():
+        raise InputError(f"{option}: there is no file {path}")
+    try:
+        return importlib.import_module(source) if path is None else _run_file(path, name)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{source}.".startswith(f"{error.name}."):
+            reason = f"there is no module {error.name!r} here or installed; give path/to/file.py:name"
+            raise InputError(f"{option}: {reason}") from error
+        raise failure(error, option) from error
+
+
+def _run_file(path: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up while it is run
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
