@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from star_jax import option_values, tasks
-from star_jax.errors import InputError
+from star_jax.errors import InputError, shown
 from star_jax.option_values import PATH
 
 if TYPE_CHECKING:
@@ -404,7 +404,7 @@ def from_dict_of(cls: Any, values: Mapping[str, Any], where: str) -> Any:
 
 def _build(cls: Any, values: Any, where: str) -> Any:
     if not isinstance(values, Mapping):
-        raise InputError(f"{where} must be a group of options, got {values!r}")
+        raise InputError(f"{where} must be a group of options, got {shown(values)}")
     types = typing.get_type_hints(cls)
     for key in values:
         if key not in types:
@@ -429,12 +429,12 @@ def _convert(expected: Any, value: Any, where: str, is_path: bool = False) -> An
         return _build(expected, value, where)
     if typing.get_origin(expected) is tuple:
         if not isinstance(value, list | tuple):
-            raise InputError(f"{where} must be a list, got {value!r}")
+            raise InputError(f"{where} must be a list, got {shown(value)}")
         item = typing.get_args(expected)[0]
         return tuple(_convert(item, v, f"{where}[{i}]") for i, v in enumerate(value))
     if typing.get_origin(expected) is not None:  # the options of the task, which tasks.make checks
         if not isinstance(value, Mapping) or "name" not in value:
-            raise InputError(f"{where} must hold the task's name and options, got {value!r}")
+            raise InputError(f"{where} must hold the task's name and options, got {shown(value)}")
         return dict(value)
     return option_values.checked(value, expected, where, is_path)
 
@@ -462,7 +462,7 @@ def _share(group: Any, *names: str) -> None:
 
 def _one_of(group: Any, name: str, known: tuple[str, ...]) -> None:
     if getattr(group, name) not in known:
-        raise InputError(f"{_group(group)}.{name} must be one of {', '.join(known)}, got {getattr(group, name)!r}")
+        raise InputError(f"{_group(group)}.{name} must be one of {', '.join(known)}, got {shown(getattr(group, name))}")
 
 
 def _group(group: Any) -> str:

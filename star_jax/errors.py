@@ -28,12 +28,26 @@ class ExitStatus(enum.IntEnum):
     INTERRUPTED = 130, "Ctrl-C: the same command continues the run"
 
 
+_MAX_LINE = 4000  # characters; a path may have nearly as many
+
+
 class InputError(Exception):
     """Bad input or a failing disk. The message says in one line what is wrong, where, and what to do."""
 
 
 class Stopped(BaseException):
     """SIGTERM was received and all results are on disk. A BaseException, so that `except Exception` lets it pass."""
+
+
+def _bounded(line: str) -> str:
+    """The line without its middle if it is long: a value from a file may be. Place and remedy stay."""
+    return line if len(line) <= _MAX_LINE else f"{line[: _MAX_LINE // 2]} ... {line[-_MAX_LINE // 4 :]}"
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: its repr, of which at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def first_line(error: BaseException) -> str:
@@ -57,7 +71,7 @@ def report_error(error: BaseException) -> int | str:
     elif isinstance(error, KeyboardInterrupt):
         line, status = "interrupted; the same command continues the run", ExitStatus.INTERRUPTED
     else:
-        line, status = terminal.one_line(str(error)), ExitStatus.BAD_INPUT
+        line, status = _bounded(terminal.one_line(str(error))), ExitStatus.BAD_INPUT
     terminal.say(f"star_jax: {line}", sys.stderr)
     return int(status)
 

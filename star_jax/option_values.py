@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any
 
-from star_jax.errors import InputError
+from star_jax.errors import InputError, shown
 
 MAX_INTEGER = 2**31 - 1  # what an integer of JAX holds
 PATH = {"is_path": True}  # metadata of a dataclass field whose text is a path, or a name if there is no such path
@@ -27,7 +27,7 @@ def checked(value: Any, expected: type, option: str, is_path: bool = False) -> A
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise InputError(f"{option} must be {expected.__name__}, got {value!r}")
+        raise InputError(f"{option} must be {expected.__name__}, got {shown(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{option} must be a finite number, got {value}")
     if isinstance(value, str):

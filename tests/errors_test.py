@@ -23,6 +23,7 @@ def test_expected_errors_are_one_line_and_a_status(capsys):
         (InputError("first\n   second\tthird\n"), 2, "star_jax: first second third\n"),
         (InputError("red \x1b[31m text"), 2, "star_jax: red ␛[31m text\n"),
         (InputError(""), 2, "star_jax: \n"),
+        (InputError(f"c.json: {'x' * 10**6}; fix it"), 2, f"star_jax: c.json: {'x' * 1992} ... {'x' * 992}; fix it\n"),
         (PermissionError(13, "denied", "a/b"), 2, "star_jax: a/b: cannot be used (denied); fix and rerun\n"),
         (OSError(5, "I/O error"), 2, "star_jax: the file system: cannot be used (I/O error); fix and rerun\n"),
         (KeyboardInterrupt(), 130, "star_jax: interrupted; the same command continues the run\n"),

@@ -2,9 +2,10 @@
 
 import dataclasses
 
-from star_jax.errors import InputError
+from star_jax.errors import InputError, shown
 
-MAX_SIZE = 2**31 - 1  # of any axis
+MAX_SIZE = 2**31 - 1  # of any axis, and what a 32-bit integer of JAX holds
+_MAX_FLOAT = 3e38
 MAX_LAYERS = 10_000  # some lists have one entry for each layer: they are bounded before a file of weights is looked at
 
 
@@ -65,6 +66,8 @@ class DecoderSpec:
                 raise InputError(f"model: {name} must be at least 1, got {getattr(self, name)}")
             if getattr(self, name) > (limit := MAX_LAYERS if name == "n_layers" else MAX_SIZE):
                 raise InputError(f"model: {name} must be at most {limit:,}, got {getattr(self, name):,}")
+        for group in (self, self.rope, self.local_rope):
+            _check_numbers(group)
         if self.n_heads % self.n_kv_heads:
             raise InputError(f"model: {self.n_heads} heads do not divide into {self.n_kv_heads} groups (KV heads)")
         for rope in (self.rope, self.local_rope):
@@ -86,3 +89,10 @@ class DecoderSpec:
     def is_local(self, layer: int) -> bool:
         """Whether a layer's attention has the window."""
         return bool(self.local_layers) and self.local_layers[layer]
+
+
+def _check_numbers(group: DecoderSpec | Rope) -> None:
+    """Raises InputError for an integer that 32 bits do not hold, or a number that float32 does not."""
+    for name, value in vars(group).items():
+        if isinstance(value, int | float) and not abs(value) <= (MAX_SIZE if isinstance(value, int) else _MAX_FLOAT):
+            raise InputError(f"model: {name} is {shown(value)}, which 32 bits do not hold")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from star_jax import json_reader, option_values
-from star_jax.errors import InputError
+from star_jax.errors import InputError, shown
 from star_jax.tokenizers import json_tokenizer
 from star_jax.tokenizers.base import Tokenizer
 from star_jax.tokenizers.directory import from_hub, load_directory
@@ -52,4 +52,4 @@ def from_spec(spec: dict[str, Any]) -> Tokenizer:
         return SymbolTokenizer(symbols)
     if kind == "json":
         return json_tokenizer.from_spec(spec)
-    raise InputError(f"unknown tokenizer kind {kind!r}; there are bytes, symbols and json")
+    raise InputError(f"unknown tokenizer kind {shown(kind)}; there are bytes, symbols and json")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from star_jax.errors import InputError
+from star_jax.errors import InputError, shown
 from star_jax.json_reader import is_present, read_bytes, read_json_object, short
 from star_jax.tokenizers.json_tokenizer import (
     MALFORMED,
@@ -127,7 +127,7 @@ def _check_agreement(values: dict[str, Any], space_first: bool | None, about: di
         different = [flag for flag in flags if token.get(flag, False) != ours.get(flag, False)]
         if different:
             raise InputError(
-                f"has the token {content!r} with the id {key}, tokenizer.json has "
+                f"has the token {shown(content)} with the id {key}, tokenizer.json has "
                 f"{'none' if not ours else f'it with another {different[0]}'}; save both files from one tokenizer"
             )
 
@@ -139,8 +139,8 @@ def _end_ids(path: Path, ids: dict[str, int], names: dict[str, str]) -> list[int
     if eos := names.get("eos_token"):
         if eos not in ids:
             raise InputError(
-                f"{path}: has no token {eos!r}, which tokenizer_config.json or special_tokens_map.json names as the "
-                "eos_token; save all of them from one tokenizer"
+                f"{path}: has no token {shown(eos)}, which tokenizer_config.json or special_tokens_map.json names as "
+                "the eos_token; save all of them from one tokenizer"
             )
         stated.append(ids[eos])
     for file in ("generation_config.json", "config.json"):
@@ -164,7 +164,7 @@ def _bos_id(ids: dict[str, int], first: str | None, about: dict[str, Any], names
         return None
     name = names.get("bos_token") or first or ""
     if name not in ids:
-        raise InputError(f"says add_bos_token, and the tokenizer has no token {name!r}")
+        raise InputError(f"says add_bos_token, and the tokenizer has no token {shown(name)}")
     return ids[name]
 
 
@@ -175,7 +175,7 @@ def _first_of_template(processor: dict[str, Any] | None, ids: dict[str, int]) ->
             first = part["single"][0]
             name = first["SpecialToken"]["id"] if "SpecialToken" in first else None
             if name is not None and name not in ids:
-                raise InputError(f"its post-processor puts {name!r} before a text, which is no token; {REMEDY}")
+                raise InputError(f"its post-processor puts {shown(name)} before a text, which is no token; {REMEDY}")
             return name
     return None
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from star_jax import json_reader
-from star_jax.errors import InputError, first_line
+from star_jax.errors import InputError, first_line, shown
 from star_jax.tokenizers import round_trip
 from star_jax.tokenizers.base import Tokenizer
 from star_jax.tokenizers.chat_template import ChatTemplate, Part
@@ -167,10 +167,10 @@ class JsonTokenizer(Tokenizer):
         """Raises InputError where the library numbers the added tokens in another way than the file."""
         for token_id, token in self._added.items():
             if self._library.token_to_id(token["content"]) != token_id:
+                theirs = self._library.token_to_id(token["content"])
                 raise InputError(
-                    f"its added token {token['content']!r} has the id {token_id}, and the tokenizers library gives it "
-                    f"{self._library.token_to_id(token['content'])}: ids of added tokens must follow the vocabulary's; "
-                    "save the tokenizer again"
+                    f"its added token {shown(token['content'])} has the id {token_id}, and the tokenizers library "
+                    f"gives it {theirs}: ids of added tokens must follow the vocabulary's; save the tokenizer again"
                 )
 
     def _encode(self, library: Any, text: str) -> list[int]:
@@ -216,10 +216,12 @@ class JsonTokenizer(Tokenizer):
 
     @functools.cached_property
     def _names(self) -> re.Pattern[str]:
-        """Matches the name of a token that writes something else: of a special token or, with byte fallback, a byte."""
-        values = self._values["model"]
-        byte_names = [token for token, _ in _vocabulary(values) if _BYTE.fullmatch(token)]
-        return _any_of([*self._special_by_text, *(byte_names if values.get("byte_fallback") else ())])
+        """Matches the name of a token that writes nothing or something else: special ones, ends, unknown, bytes."""
+        model, ids = self._values["model"], token_ids(self._values)
+        names = {*self._special_by_text, *(token for token, i in ids.items() if not any(self.pieces[i : i + 1]))}
+        if model.get("byte_fallback"):
+            names |= {token for token, _ in _vocabulary(model) if _BYTE.fullmatch(token)}
+        return _any_of(name for name in names if len(name) > 1)
 
     @functools.cached_property
     def _dummy_space_everywhere(self) -> bool:
@@ -308,7 +310,7 @@ def _check_vocabulary(model: dict[str, Any]) -> None:
             wrong = next(token for token, i in vocab.items() if first.setdefault(i, token) != token)
         if wrong is not None:
             raise InputError(
-                f"its token {wrong!r:.60} has no id of its own: {json_reader.short(vocab[wrong])}; {REMEDY}"
+                f"its token {shown(wrong)} has no id of its own: {json_reader.short(vocab[wrong])}; {REMEDY}"
             )
         return
     if not isinstance(vocab, list):
@@ -382,7 +384,7 @@ def _ids(library: Any, text: str) -> list[int]:
     except BaseException as error:
         _reraise_unless_the_library_s(error)  # e.g. where no token stands for unknown characters
         raise InputError(
-            f"the tokenizers library cannot encode {text!r:.60} ({first_line(error)}); {REMEDY}"
+            f"the tokenizers library cannot encode {shown(text)} ({first_line(error)}); {REMEDY}"
         ) from error
     return ids
 

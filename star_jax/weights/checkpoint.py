@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from star_jax import __version__
 from star_jax.config import MeshConfig, from_dict_of
 from star_jax.distributed import processes, sharding
-from star_jax.errors import InputError
+from star_jax.errors import InputError, shown
 from star_jax.json_reader import Fields, is_present
 from star_jax.models import decoder
 from star_jax.models.decoder import Decoder
@@ -165,7 +165,7 @@ def stored_dtype(directory: Path) -> str:
     dtype = _read_description(directory).get("dtype", "float32")
     if dtype not in DTYPES:
         raise InputError(
-            f"{directory}/model.json: dtype is {dtype!r}, not one of {', '.join(DTYPES)}; "
+            f"{directory}/model.json: dtype is {shown(dtype)}, not one of {', '.join(DTYPES)}; "
             + orbax_tree.remedy(directory)
         )
     return str(dtype)
@@ -262,7 +262,8 @@ def _read_description(directory: Path) -> dict[str, Any]:
     about = checksums.read_verified_object(path, remedy)
     if about.get("format") != FORMAT:
         raise InputError(
-            f"{path}: its format is {about.get('format')!r}; star_jax reads {FORMAT!r}; make or convert the model again"
+            f"{path}: its format is {shown(about.get('format'))}; star_jax reads {FORMAT!r}; make or convert "
+            "the model again"
         )
     fields = Fields(about, path, remedy)
     fields.object("spec")

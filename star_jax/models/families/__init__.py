@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from star_jax.config import ModelConfig
-from star_jax.errors import InputError
+from star_jax.errors import InputError, shown
 from star_jax.models.decoder import Decoder
 from star_jax.models.families import gemma, gpt2, gptj, llama, olmo2, qwen
 from star_jax.models.families.config_json import ConfigJson
@@ -56,7 +56,7 @@ def read_spec(path: Path | str, values: dict[str, Any]) -> DecoderSpec:
     """
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise InputError(f"{path}: model_type is {kind!r}; star_jax supports {', '.join(FAMILIES)}")
+        raise InputError(f"{path}: model_type is {shown(kind)}; star_jax supports {', '.join(FAMILIES)}")
     config = ConfigJson(path, values)
     try:
         spec = FAMILIES[kind].read(config)

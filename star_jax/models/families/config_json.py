@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from star_jax.errors import InputError
+from star_jax.errors import InputError, shown
 from star_jax.json_reader import is_number
 from star_jax.models.spec import MAX_LAYERS, MAX_SIZE, Rope
 
@@ -42,9 +42,9 @@ class ConfigJson:
         """An integer of at least 1."""
         value = self._get(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{self.path}: {name} must be a positive integer, got {value!r}")
+            raise InputError(f"{self.path}: {name} must be a positive integer, got {shown(value)}")
         if value > (limit := MAX_LAYERS if name in _LAYERS else MAX_SIZE):
-            raise InputError(f"{self.path}: {name} must be at most {limit:,}, got {value!r:.30}")
+            raise InputError(f"{self.path}: {name} must be at most {limit:,}, got {shown(value)}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -65,7 +65,7 @@ class ConfigJson:
         """A boolean."""
         value = self._get(name, default)
         if not isinstance(value, bool):
-            raise InputError(f"{self.path}: {name} must be true or false, got {value!r}")
+            raise InputError(f"{self.path}: {name} must be true or false, got {shown(value)}")
         return value
 
     def expect(self, name: str, *supported: Any) -> None:
@@ -73,14 +73,16 @@ class ConfigJson:
         value = self._get(name, supported[0])
         if value not in supported or isinstance(value, bool) != isinstance(supported[0], bool):
             known = " or ".join(map(repr, supported))
-            raise InputError(f"{self.path}: {name} is {value!r}; star_jax supports {known} only")
+            raise InputError(f"{self.path}: {name} is {shown(value)}; star_jax supports {known} only")
 
     def local_layers(self, n_layers: int, default: tuple[bool, ...]) -> tuple[bool, ...]:
         """Which layers have a window, from `layer_types`; () if none has."""
         types = self._get("layer_types", [("full_attention", "sliding_attention")[local] for local in default])
         known = ("full_attention", "sliding_attention")
         if not isinstance(types, list) or len(types) not in (0, n_layers) or any(kind not in known for kind in types):
-            raise InputError(f"{self.path}: layer_types must be {n_layers} of {' and '.join(known)}, got {types!r}")
+            raise InputError(
+                f"{self.path}: layer_types must be {n_layers} of {' and '.join(known)}, got {shown(types)}"
+            )
         local = tuple(kind == "sliding_attention" for kind in types)
         return local if any(local) else ()
 
@@ -98,7 +100,7 @@ class ConfigJson:
         parameters = self._get("rope_parameters", {})
         for name, group in (("rope_scaling", values), ("rope_parameters", parameters)):
             if not isinstance(group, dict):
-                raise InputError(f"{self.path}: {name} must be a JSON object, got {group!r}")
+                raise InputError(f"{self.path}: {name} must be a JSON object, got {shown(group)}")
         nested = any(isinstance(value, dict) for value in parameters.values())
         values = {**values, **(parameters.get(kind, {}) if nested else parameters)}
         return self._rope(dim, theta, {name: value for name, value in values.items() if value is not None})
@@ -112,8 +114,8 @@ class ConfigJson:
             )
         if unread := sorted(self._values.keys() - self._read - IGNORED):
             raise InputError(
-                f"{self.path}: {unread[0]} is {self._values[unread[0]]!r}; star_jax does not know this attribute of a "
-                f"{self._values['model_type']} model; delete it from the file if it does not change the logits"
+                f"{self.path}: {unread[0]} is {shown(self._values[unread[0]])}; star_jax does not know this attribute "
+                f"of a {self._values['model_type']} model; delete it from the file if it does not change the logits"
             )
 
     def _rope(self, dim: int, theta: float, values: dict[str, Any]) -> Rope:
@@ -123,12 +125,14 @@ class ConfigJson:
         if kind == "llama3":
             known |= {"low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
         if kind not in ("default", "linear", "llama3"):
-            raise InputError(f"{self.path}: rope_type is {kind!r}; star_jax supports 'default', 'linear' and 'llama3'")
+            raise InputError(
+                f"{self.path}: rope_type is {shown(kind)}; star_jax supports 'default', 'linear' and 'llama3'"
+            )
         if values.get("partial_rotary_factor", 1.0) == 1.0:
             known.add("partial_rotary_factor")
         if unknown := sorted(values.keys() - known):
             raise InputError(
-                f"{self.path}: {unknown[0]} of the rotary positions is not supported with rope_type {kind!r}"
+                f"{self.path}: {unknown[0]} of the rotary positions is not supported with rope_type {shown(kind)}"
             )
         if kind == "default":
             return Rope(dim, theta)
@@ -155,7 +159,7 @@ class ConfigJson:
 
     def _number(self, name: str, value: Any) -> float:
         if not is_number(value) or value <= 0:
-            raise InputError(f"{self.path}: {name} must be a positive number, got {value!r}")
+            raise InputError(f"{self.path}: {name} must be a positive number, got {shown(value)}")
         return float(value)
 
 

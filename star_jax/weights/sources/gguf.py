@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from star_jax.errors import InputError
+from star_jax.errors import InputError, shown
 from star_jax.models import families
 from star_jax.models.decoder import Decoder
 from star_jax.models.families.tensors import TensorMapping
@@ -118,7 +118,8 @@ def _spec(file: GgufFile) -> DecoderSpec:
     known = {family.gguf: family.name for family in families.FAMILIES.values() if family.gguf}
     if architecture not in known:
         raise InputError(
-            f"{file.path}: general.architecture is {architecture!r}; star_jax reads GGUF files of {', '.join(known)}"
+            f"{file.path}: general.architecture is {shown(architecture)}; star_jax reads GGUF files of "
+            f"{', '.join(known)}"
         )
     prefix = f"{architecture}."
     keys = {key.removeprefix(prefix): v for key, v in file.metadata.items() if key.startswith(prefix)}
@@ -131,7 +132,7 @@ def _config_json(file: GgufFile, architecture: str, keys: dict[str, Any]) -> dic
     keys = {key: _plain(value) for key, value in keys.items() if key not in _IGNORED}
     for key, neutral in _NEUTRAL.items():
         if (value := keys.pop(key, neutral)) != neutral:
-            raise InputError(f"{file.path}: {architecture}.{key} is {value!r}; star_jax supports {neutral!r} only")
+            raise InputError(f"{file.path}: {architecture}.{key} is {shown(value)}; star_jax supports {neutral!r} only")
     embedding = file.tensors.get("token_embd.weight")
     values = {
         "rope_theta": 10000.0,  # llama.cpp's default
@@ -166,7 +167,7 @@ def _config_json(file: GgufFile, architecture: str, keys: dict[str, Any]) -> dic
     if keys:
         key = min(keys)
         raise InputError(
-            f"{file.path}: {architecture}.{key} is {keys[key]!r:.60}; star_jax does not know this key of the metadata"
+            f"{file.path}: {architecture}.{key} is {shown(keys[key])}; star_jax does not know this key of the metadata"
         )
     return {**values, "rope_scaling": scaling}
 
@@ -175,7 +176,7 @@ def _integer(file: GgufFile, architecture: str, values: dict[str, Any], attribut
     value = values.get(attribute)
     if not isinstance(value, int) or value < 1:
         key = next(key for key, name in _ATTRIBUTES.items() if name == attribute)
-        raise InputError(f"{file.path}: {architecture}.{key} must be a positive integer, got {value!r}")
+        raise InputError(f"{file.path}: {architecture}.{key} must be a positive integer, got {shown(value)}")
     if attribute == "num_hidden_layers" and value > MAX_LAYERS:
         raise InputError(f"{file.path}: {architecture}.block_count must be at most {MAX_LAYERS:,}, got {value:,}")
     return value

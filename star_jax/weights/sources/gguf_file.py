@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from star_jax.errors import InputError
+from star_jax.errors import InputError, shown
 from star_jax.weights.sources.tensor_files import DOWNLOAD_AGAIN, FLOATS
 
 _MAGIC = b"GGUF"
@@ -68,12 +68,12 @@ class GgufFile:
         for _ in range(n_values):
             key = cursor.text()
             if key in self.metadata:
-                raise InputError(f"{path}: has the metadata {key!r:.80} twice; {DOWNLOAD_AGAIN}")
+                raise InputError(f"{path}: has the metadata {shown(key)} twice; {DOWNLOAD_AGAIN}")
             self.metadata[key] = cursor.value(cursor.number("<I"))
         headers = [cursor.tensor() for _ in range(n_tensors)]
         alignment = self.metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
-            raise InputError(f"{path}: general.alignment is {alignment!r}; {DOWNLOAD_AGAIN}")
+            raise InputError(f"{path}: general.alignment is {shown(alignment)}; {DOWNLOAD_AGAIN}")
         self.tensors = {tensor.name: tensor for tensor in self._tensors(headers, cursor.position, alignment)}
 
     def read(self, name: str, dtype: np.dtype) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from star_jax.errors import InputError
+from star_jax.errors import InputError, shown
 from star_jax.tokenizers import JsonTokenizer
 from star_jax.weights.sources.gguf_file import GgufFile
 from star_jax.weights.sources.tensor_files import DOWNLOAD_AGAIN
@@ -86,7 +86,9 @@ class _Vocabulary:
         self._file = file
         self._kind = self._get("model", str)
         if self._kind not in ("gpt2", "llama"):
-            raise InputError(f"{file.path}: tokenizer.ggml.model is {self._kind!r}; star_jax reads 'gpt2' and 'llama'")
+            raise InputError(
+                f"{file.path}: tokenizer.ggml.model is {shown(self._kind)}; star_jax reads 'gpt2' and 'llama'"
+            )
         self._texts: list[str] = self._get("tokens", list)
         self._types = self._get("token_type", np.ndarray, np.ones(len(self._texts), np.int32))
         if len(self._types) != len(self._texts):
@@ -233,7 +235,8 @@ class _Vocabulary:
         value = self._file.metadata.get(f"tokenizer.ggml.{name}", default)
         if not isinstance(value, kind):
             raise InputError(
-                f"{self._file.path}: tokenizer.ggml.{name} must be {kind.__name__}, got {value!r:.60}; {DOWNLOAD_AGAIN}"
+                f"{self._file.path}: tokenizer.ggml.{name} must be {kind.__name__}, got {shown(value)}; "
+                f"{DOWNLOAD_AGAIN}"
             )
         return value
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from star_jax.distributed import sharding
-from star_jax.errors import InputError
+from star_jax.errors import InputError, shown
 from star_jax.models import decoder
 from star_jax.models.decoder import Decoder
 from star_jax.models.spec import DecoderSpec
@@ -101,7 +101,7 @@ def read_sizes(path: Path, values: dict[str, Any], names: dict[str, str]) -> dic
     """
     for theirs in names.values():
         if not isinstance(values.get(theirs), int) or isinstance(values[theirs], bool):
-            raise InputError(f"{path}: {theirs} must be an integer, got {values.get(theirs)!r}")
+            raise InputError(f"{path}: {theirs} must be an integer, got {shown(values.get(theirs))}")
     return {ours: values[theirs] for ours, theirs in names.items()}
 
 

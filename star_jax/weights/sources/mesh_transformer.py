@@ -21,7 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from star_jax.errors import InputError, first_line
+from star_jax.errors import InputError, first_line, shown
 from star_jax.json_reader import open_regular, read_json_object
 from star_jax.models.decoder import Decoder
 from star_jax.models.families import gptj
@@ -274,7 +274,7 @@ def _read_spec(path: Path) -> DecoderSpec:
     values = read_json_object(path, DOWNLOAD_AGAIN)
     for key, supported in (("pe", "rotary"), ("norm", "layernorm")):
         if values.get(key, supported) != supported:
-            raise InputError(f"{path}: {key} is {values[key]!r}; star_jax supports {supported!r} only")
+            raise InputError(f"{path}: {key} is {shown(values[key])}; star_jax supports {supported!r} only")
     names = {"n_layers": "layers", "d_model": "d_model", "n_heads": "n_heads", "vocab_size": "n_vocab"}
     names |= {"rotary_dim": "pe_rotary_dims", "max_positions": "seq"}
     sizes: dict[str, Any] = loader.read_sizes(path, values, names)

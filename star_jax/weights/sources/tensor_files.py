@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from star_jax.errors import InputError, first_line
+from star_jax.errors import InputError, first_line, shown
 from star_jax.json_reader import read_json_object
 
 LOG = logging.getLogger("star_jax")
@@ -70,7 +70,7 @@ def _open_index(index: Path, open_file: Callable[[Path], dict[str, StoredTensor]
         path = index.parent / file
         # A name with a folder could point outside of the directory. Path.is_file raises for a name that is too long.
         if Path(file).name != file or not os.path.isfile(path):
-            raise InputError(f"{index}: lists the file {file!r:.200}, which is not in this directory; download it")
+            raise InputError(f"{index}: lists the file {shown(file)}, which is not in this directory; download it")
         of_file = open_file(path)
         for name in (n for n, f in weight_map.items() if f == file):
             if name not in of_file:
