@@ -144,4 +144,5 @@ def test_everything_that_is_printed_goes_through_the_terminal_module():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in printers
     ]
-    assert sorted(strays) == ["terminal.py: Console", "terminal.py: print"]
+    # option_help prints lines of the package's own source, and runs where nothing is installed.
+    assert sorted(strays) == ["option_help.py: print", "terminal.py: Console", "terminal.py: print"]

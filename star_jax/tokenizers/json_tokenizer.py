@@ -83,6 +83,7 @@ class JsonTokenizer(Tokenizer):
         self._template_tokens = {**self._default_template_tokens(), **(template_tokens or {})}
         if chat_template:
             self.chat_template = ChatTemplate(chat_template, self._template_tokens)
+        self._check_silent_tokens()
         ordinary = [token["content"] for token in self._added.values() if not token["special"]]
         round_trip.check(self, ordinary, because=_changing(values))
 
@@ -171,6 +172,22 @@ class JsonTokenizer(Tokenizer):
                 raise InputError(
                     f"its added token {shown(token['content'])} has the id {token_id}, and the tokenizers library "
                     f"gives it {theirs}: ids of added tokens must follow the vocabulary's; save the tokenizer again"
+                )
+
+    def _check_silent_tokens(self) -> None:
+        """Raises InputError where a text's characters become a token that writes nothing: an end, or the unknown one.
+
+        A longer name of the unknown token may give it where the vocabulary lacks the name's characters.
+        """
+        for token_id in (*self.end_ids, _unknown(self._values["model"])):
+            name = self._library.id_to_token(token_id) if token_id >= 0 else None
+            is_end = token_id in self.end_ids
+            if name and (is_end or len(name) == 1) and token_id in self.encode_continuation(name):
+                role = "ends a text" if is_end else "stands for unknown characters"
+                raise InputError(
+                    f"its token {shown(name)} {role}, and the text {shown(name)} becomes this token; give the model's "
+                    "own eos_token, eos_token_id and unk_token (in tokenizer_config.json, special_tokens_map.json, "
+                    "generation_config.json, config.json and tokenizer.json, or the GGUF file)"
                 )
 
     def _encode(self, library: Any, text: str) -> list[int]:

@@ -67,7 +67,7 @@ def test_a_reported_split_is_measured_each_time_and_selects_nothing(combined, tm
         for split in ("dev", "test"):
             assert {c.problem_id for c in completions(combined, n, f"eval_{split}")} == problems[split]
             assert combined.read_json(combined.path(n, f"eval_{split}.json"))["split"] == split
-    assert "Evaluation on the test split" in (combined.workdir / "report.html").read_text()
+    assert "Accuracy on the test split" in (combined.workdir / "report.html").read_text()
     shutil.copytree(combined.workdir, tmp_path / "run")
     run_dir = RunDirectory(tmp_path / "run")
     for n, accuracy in ((0, 1.0), (1, 0.0)):  # the reported split prefers the other iteration

@@ -266,6 +266,12 @@ def test_sizes_that_do_not_fit_are_refused():
         ({**llama, "rope_scaling": {**scaling, "rope_type": "yarn"}}, "rope_type is 'yarn'; star_jax supports"),
         ({**llama, "rope_scaling": {**scaling, "attention_factor": 2.0}}, "attention_factor of the rotary positions"),
         ({**llama, "rope_scaling": {**scaling, "high_freq_factor": 1.0}}, "must be greater than low_freq_factor"),
+        (
+            {**llama, "rope_scaling": {**scaling, "original_max_position_embeddings": 2**31}},
+            "which 32 bits do not hold",
+        ),
+        ({**llama, "rms_norm_eps": 1e39}, "norm_eps is 1e+39, which 32 bits do not hold"),
+        ({**llama, "hidden_act": "x" * 5000}, f"hidden_act is '{'x' * 56}...; star_jax supports"),
         ({**llama, "hidden_size": "wide"}, "hidden_size must be a positive integer, got 'wide'"),
         ({**llama, "tie_word_embeddings": 1}, "tie_word_embeddings must be true or false, got 1"),
         ({**llama, "rms_norm_eps": float("nan")}, "rms_norm_eps must be a positive number, got nan"),

@@ -436,7 +436,7 @@ def crashing(patch: pytest.MonkeyPatch, after: int, torn: int) -> None:
     size=st.integers(1, 5),
     evaluated_twice=st.booleans(),
 )
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None)
 def test_whatever_dies_when_the_files_come_out_the_same(crashes, size, evaluated_twice):
     """One process for each crash, then one that ends: none samples again what is stored, and no half file is read."""
     with tempfile.TemporaryDirectory() as folder:

@@ -135,7 +135,7 @@ def together_and_alone(lively):
 
 @pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 2**31)), min_size=1, max_size=24))
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None)
 def test_slots_for_any_lengths_and_ends(together_and_alone, asked):
     """Each sample is the same alone, whatever lengths are in the queue and wherever texts stop."""
     bodies = [" ".join(np.random.default_rng(seed).choice(SYMBOLS.symbols, length)) for length, seed in asked]
@@ -368,7 +368,7 @@ def is_utf8(data: bytes) -> bool:
 PIECES = [b"a", "é".encode(), "\ufffd".encode(), b"\xef\xbf", b"\xbd", b"\xc3", b"\xa9", b"\xff", b"\n\n", b"\nQ"]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=8))
 def test_a_written_replacement_character_is_text_and_a_broken_sequence_is_none(pieces):
     data, stops = b"".join(pieces), ("\n\n", "\nQ", "\ufffda")
@@ -399,7 +399,7 @@ def test_stops_that_no_tokens_write_are_refused():
     assert not wrong
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.text("ab\né", min_size=1, max_size=4), max_size=3), st.text("ab\né", max_size=24))
 def test_the_automaton_finds_a_stop_at_its_last_byte(stops, text):
     tokenizer = ByteTokenizer()

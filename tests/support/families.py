@@ -1,5 +1,6 @@
 """Tiny models of all families: specs for our own passes, and random transformers models with real config values."""
 
+import copy
 import dataclasses
 import functools
 from typing import Any
@@ -81,7 +82,7 @@ def tiny_spec(family: str, tied: bool | None = None) -> DecoderSpec:
 def torch_case(case: str, seed: int = 0) -> Any:
     """A transformers model with random weights that make logits of order 10."""
     torch, transformers = libraries()
-    kind, values = CASES[case]
+    kind, values = copy.deepcopy(CASES[case])  # transformers writes into its arguments
     # A padding id would get no gradient in torch's embedding.
     config = transformers.AutoConfig.for_model(kind, **values, pad_token_id=None, attn_implementation="eager")
     theirs = transformers.AutoModelForCausalLM.from_config(config).float().eval()

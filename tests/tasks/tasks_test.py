@@ -52,7 +52,7 @@ def read(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 @given(text=TEXTS)
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None)
 def test_any_text_is_read(name, text):
     read(name, text)
 

@@ -95,6 +95,34 @@ def test_a_text_with_the_name_of_a_byte_stays_this_text(kind, ignore_merges):
         assert ours.decode(ours.encode(text)).removeprefix(" ") == text
 
 
+@every_row("kind", KINDS)
+@every_row("ignore_merges", [False, True])
+def test_a_text_with_the_name_of_an_end_token_stays_this_text(kind, ignore_merges):
+    """Even where the file does not say that the token is special, as where an entry of added_tokens is lost."""
+    for name, token_id in [(trained(kind).token(i), i) for i in trained(kind).end_ids]:
+        values = json.loads(tokenizer_json(kind))
+        values["model"]["ignore_merges"] = ignore_merges
+        values["added_tokens"] = [token for token in values["added_tokens"] if token["content"] != name]
+        if name not in dict(json_tokenizer._vocabulary(values["model"])):
+            continue
+        ours = JsonTokenizer(values, end_ids=[token_id])
+        for text in (name, f"a {name}b{name}"):
+            assert token_id not in (ids := ours.encode_continuation(text)) and ours.decode(ids) == text
+            assert ours.decode(ours.encode(text)).removeprefix(" ") == text
+
+
+@every_row("kind", KINDS)
+def test_a_token_that_writes_nothing_is_none_that_texts_are_made_of(kind):
+    """Else each "a" would end a text, or be lost: a check of round trips leaves out what a vocabulary lacks."""
+    ids = json_tokenizer.token_ids(json_tokenizer.parse(tokenizer_json(kind)))
+    with pytest.raises(InputError, match="its token 'a' ends a text, and the text 'a' becomes this token"):
+        JsonTokenizer(tokenizer_json(kind), end_ids=[ids["a"]])
+    values = json.loads(tokenizer_json(kind))
+    values["model"] |= {"unk_id": ids["a"]} if kind == "unigram" else {"unk_token": "a"}
+    with pytest.raises(InputError, match="its token 'a' stands for unknown characters, and the text 'a' becomes"):
+        JsonTokenizer(values, end_ids=trained(kind).end_ids)
+
+
 def test_tokens_that_share_an_id_are_refused():
     values = json.loads(tokenizer_json("qwen2"))
     first, second, *_ = values["model"]["vocab"]
