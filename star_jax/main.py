@@ -7,7 +7,6 @@ The command that started a run also continues it. Prints the path of the run's r
 """
 
 import logging
-import os
 from pathlib import Path
 
 from star_jax import config, terminal
@@ -34,7 +33,6 @@ def main() -> None:
         values.limit = args.limit
     terminal.start_logging()
     logging.getLogger("star_jax").setLevel(logging.INFO)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     typed = config.from_dict(values)
     if args.write_out is not None:
         from star_jax.algorithms.write_out import write_out  # imports JAX, and starts no device

@@ -8,12 +8,19 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
+import tempfile
 import unicodedata
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+# Lines of absl's logging below "fatal", and the one that comes before the first of them.
+_ABSL_LOG = re.compile(rb"[IWE]\d{4} \d\d:\d\d:|WARNING: All log messages before absl::InitializeLog")
 
 
 class OutputError(Exception):
@@ -70,6 +77,31 @@ def console(stderr: bool = False) -> "Console":
     if made.width < 20:  # COLUMNS=0
         made.width = 80
     return made
+
+
+@contextlib.contextmanager
+def without_tensorflow_logs() -> Iterator[None]:
+    """Holds back what the block writes on file descriptor 2, and writes it when the block ends, less TensorFlow's logs.
+
+    TensorFlow logs in C++ while it is imported, for instance that there is no GPU, whatever TF_CPP_MIN_LOG_LEVEL says.
+    star_jax uses it to pack texts, on the CPU.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # for what it logs later
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    sys.stderr.flush()
+    standard_error = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+            held.seek(0)
+            for line in held:
+                if not _ABSL_LOG.match(line):
+                    os.write(2, line)
 
 
 def start_logging() -> None:

@@ -4,6 +4,8 @@ import ast
 import io
 import json
 import logging
+import os
+import subprocess
 import sys
 import unicodedata
 
@@ -133,6 +135,22 @@ def test_markup_of_rich_is_text(capsys):
         console.show([ROW], 0, f"{name}{HOSTILE}")
         text = capsys.readouterr().err
         assert f"report: {name}␛[2J" in text and unseen(text) == []
+
+
+def test_tensorflow_is_imported_without_its_logs_and_nothing_else_is_held_back():
+    code = (
+        "from star_jax.training import packing\npacking.import_seqio()\nimport sys; print('and this', file=sys.stderr)"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "and this\n")
+    code = (
+        "import os\nfrom star_jax import terminal\nwith terminal.without_tensorflow_logs():\n"
+        "    os.write(2, b'I0000 00:00:1796043346.5 99 port.cc:153] on\\nW1 a warning\\nE1234 12:00:00 no GPU\\n')\n"
+        "    raise ValueError('a bug')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT, timeout=300)
+    assert done.stderr.startswith("W1 a warning\nTraceback") and done.stderr.endswith("ValueError: a bug\n")
 
 
 def test_everything_that_is_printed_goes_through_the_terminal_module():

@@ -12,10 +12,10 @@ few-shot prompts (seqio_task.txt and seqio_task_hint.txt in prompt.directory).
 import dataclasses
 import importlib
 import itertools
-import os
 import string
 from typing import Any, ClassVar
 
+from star_jax import terminal
 from star_jax.errors import InputError
 from star_jax.option_values import CODE
 from star_jax.records import Problem
@@ -105,8 +105,8 @@ class SeqioTask(Task):
 
     def _seqio_tasks(self) -> list[Any]:
         """The Task by that name, or the Tasks of the Mixture."""
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        import seqio
+        with terminal.without_tensorflow_logs():
+            import seqio
 
         if self.module:
             try:

@@ -7,13 +7,12 @@ half a millisecond per example. So our feature converter packs: the same rows, w
 import dataclasses
 import hashlib
 import itertools
-import logging
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
+from star_jax import terminal
 from star_jax.errors import InputError
 from star_jax.records import Example
 from star_jax.tokenizers.base import Tokenizer
@@ -166,9 +165,8 @@ def import_seqio() -> Any:
 
     Call it in the main thread: etils' lazy imports break imports in other threads while it runs.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    import seqio
+    with terminal.without_tensorflow_logs():
+        import seqio
 
     return seqio
 
