@@ -20,3 +20,17 @@ function setAddress(method, link) {
     if (!(error instanceof DOMException)) throw error;
   }
 }
+
+// Shows an element: unfolds the parts that it is in, and scrolls to it.
+function reveal(target) {
+  for (let part = target.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
+  target.scrollIntoView();
+}
+
+function revealInAddress() {
+  const target = document.getElementById(location.hash.slice(1).split("&")[0]);
+  if (target) reveal(target);
+}
+
+addEventListener("hashchange", revealInAddress);
+revealInAddress();
