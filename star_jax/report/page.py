@@ -69,12 +69,12 @@ def render(runs: Sequence[RunData], page_blocks: blocks.PageBlocks, folder: str,
 
     Raises InputError for a broken file.
     """
-    script = "".join(_static_file(name) for name in SCRIPTS)
+    script = "".join(static_file(name) for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     names = _unique_names(runs)
     groups, of_paper = series.run_groups(names, runs), paper.table(runs, names)
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             runs=[
@@ -89,7 +89,7 @@ def render(runs: Sequence[RunData], page_blocks: blocks.PageBlocks, folder: str,
             of_pairs=several_runs.paired_table(runs, names),
             settings=run_tables.settings(runs, names, [_flatten(run.config) for run in runs]),
             written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            style=Markup(_static_file("page.css") + _static_file("browser.css")),
+            style=Markup(static_file("page.css") + static_file("browser.css")),
             script=Markup(script),
             script_hash=digest,
             has_folder=bool(page_blocks.in_folder),
@@ -102,13 +102,14 @@ def accuracy_png(runs: Sequence[RunData]) -> bytes:
     """The page's figure of accuracy as a PNG in its light colours, one panel for each run. Raises InputError."""
     if without := [run.name for run in runs if not plots.has_accuracy(run)]:
         raise InputError(f"report: {without[0]} has no evaluation yet, so there is no accuracy to draw")
-    first_rule = _static_file("page.css").partition("}")[0]  # :root, the light one
+    first_rule = static_file("page.css").partition("}")[0]  # :root, the light one
     colours = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", first_rule))
     return plots.accuracy_png(dict(zip(_unique_names(runs), runs, strict=True)), colours)
 
 
 @functools.cache  # a run writes its page after every iteration, and compiling a template takes 0.1 s
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates with their filters; every value is escaped and visible."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("star_jax.report", "templates"),
         autoescape=True,
@@ -204,5 +205,6 @@ def _unique_names(runs: Sequence[RunData]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names, start=1)]
 
 
-def _static_file(name: str) -> str:
+def static_file(name: str) -> str:
+    """The text of a file in static/."""
     return importlib.resources.files("star_jax.report").joinpath("static", name).read_text(encoding="utf-8")

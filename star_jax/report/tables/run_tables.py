@@ -15,6 +15,7 @@ from star_jax.report.tables.table import (
     COUNT,
     DURATION,
     ITERATION,
+    NAME,
     PART,
     PERCENT,
     RANKED_ITERATION,
@@ -133,7 +134,7 @@ def with_several_samples(run: RunData) -> Table | None:
 def by_category(run: RunData) -> Table | None:
     """The accuracy in each category by iteration; None without categories."""
     evaluated = [it for it in run.iterations if it.evaluation]
-    columns = [Column("category", TEXT)]
+    columns = [Column("category", NAME)]
     columns += [Column(f"iteration {it.number}" if it.number else "base", RATE_OF) for it in evaluated]
     rows = [
         Row((label or "no category", *(it.evaluation.by_category.get(label) for it in evaluated if it.evaluation)))
@@ -258,9 +259,9 @@ def marks(audit: Audit) -> Table | None:
     if not audit.rates:
         return None
     columns = (
-        Column("source", TEXT),
+        Column("source", NAME),
         Column("rationales"),
-        Column("of", TEXT),
+        Column("of", NAME),
         *(Column(mark, _SHARE) for mark in audit.rates.counted[0].shares),
     )
     groups: list[tuple[str, list[MarkRow]]] = [

@@ -9,17 +9,15 @@ from star_jax.report.run_status import run_status
 from star_jax.report.tables import comparison
 from star_jax.report.tables.headline import headline
 from star_jax.report.tables.paper import PaperTable
-from star_jax.report.tables.table import COUNT, DURATION, ITERATION, PERCENT, RATE, TEXT, Column, Kind, Row, Table
+from star_jax.report.tables.table import COUNT, DURATION, ITERATION, NAME, PERCENT, RATE, TEXT, Column, Kind, Row, Table
 
-_POINTS = Kind(lambda gain: ("–" if gain is None else f"{100 * gain:+.1f} points", ""))
+_POINTS = Kind(lambda gain: (f"{100 * gain:+.1f} points", ""))
 # (as the paper prints it, share without hint, share by rationalization).
 _USED = Kind(lambda used: (used[0], ""), lambda used: used, ("", ": without hint", ": by rationalization"))
-# (p value, comparisons among which it was chosen), or None.
+# (p value, comparisons among which it was chosen).
 _P = Kind(
-    lambda pair: (
-        ("–", "") if pair is None else (formatting.p_value(pair[0]), f"(of {pair[1]} pairs)" if pair[1] > 1 else "")
-    ),
-    lambda pair: pair or (None, None),
+    lambda pair: (formatting.p_value(pair[0]), f"(of {pair[1]} pairs)" if pair[1] > 1 else ""),
+    lambda pair: pair,
     ("", ": pairs among which it was chosen"),
 )
 
@@ -27,9 +25,9 @@ _P = Kind(
 def runs_table(runs: Sequence[RunData], names: Sequence[str], links: Sequence[str]) -> Table:
     """A row with the headline of each run. `links`: where their names lead to."""
     columns = (
-        Column("run", TEXT),
+        Column("run", NAME),
         Column("status", TEXT),
-        Column("split", TEXT),
+        Column("split", NAME),
         Column("base accuracy", PERCENT),
         Column("best iteration", ITERATION),
         Column("its accuracy, 95 % interval", RATE),
@@ -58,8 +56,8 @@ def _seconds(run: RunData) -> float | None:
 def paired_table(runs: Sequence[RunData], names: Sequence[str]) -> Table:
     """The best iteration of each other run against the first run's, problem by problem."""
     columns = (
-        Column("run", TEXT),
-        Column("split", TEXT),
+        Column("run", NAME),
+        Column("split", NAME),
         Column("problems", COUNT),
         Column("both right", COUNT),
         Column(f"only {names[0]}", COUNT),
@@ -71,7 +69,7 @@ def paired_table(runs: Sequence[RunData], names: Sequence[str]) -> Table:
     for name, run in zip(names[1:], runs[1:], strict=True):
         compared = comparison.of_best(runs[0], run)
         if compared is None:
-            rows.append(Row((name, "no problems that both evaluated", *[None] * 6)))
+            rows.append(Row((name,), message="no problems that both evaluated"))
             continue
         paired = compared.paired
         counts = (paired.problems, paired.both, paired.first, paired.second)
@@ -82,7 +80,7 @@ def paired_table(runs: Sequence[RunData], names: Sequence[str]) -> Table:
 def paper_rows(table: PaperTable) -> Table:
     """The paper's rows with the runs' rows after it."""
     columns = (
-        Column("row", TEXT),
+        Column("row", NAME),
         Column("accuracy, 95 % interval", RATE),
         Column("share of train problems used", _USED),
     )

@@ -53,7 +53,8 @@ def _exported_rate(rate: Rate | None) -> tuple[float | None, ...]:
 
 _INTERVAL = ("", ": 95 % from", ": 95 % to")
 
-TEXT = Kind(lambda text: (text, ""), css="text")
+TEXT = Kind(lambda text: (text, ""), css="text")  # a sentence, which wraps
+NAME = Kind(lambda text: (text, ""), css="name")
 COUNT = Kind(lambda number: (formatting.count(number), ""))
 PERCENT = Kind(lambda share: (formatting.percent(share), ""))  # a share in 0..1
 DURATION = Kind(lambda seconds: (formatting.duration(seconds), ""), endings=(" in seconds",))
@@ -85,11 +86,12 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row: one value for each column."""
+    """A row: one value for each column; with a `message` in place of all but the first."""
 
     values: tuple[Any, ...]
     css: str = ""  # class of the row
-    link: str = ""  # where the first cell leads to, in the page
+    link: str = ""  # address of where the first cell leads to
+    message: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +106,11 @@ class Table:
 
     def cells(self, row: Row) -> list[tuple[Column, str, str]]:
         """(column, text, smaller note) of each cell as the page shows it."""
-        return [(column, *column.kind.shown(value)) for column, value in zip(self.columns, row.values, strict=True)]
+        return [(column, *column.kind.shown(value)) for column, value in self._pairs(row)]
+
+    def _pairs(self, row: Row) -> list[tuple[Column, Any]]:
+        columns = self.columns[:1] if row.message else self.columns
+        return list(zip(columns, row.values, strict=True))
 
     def csv(self) -> str:
         """The table as CSV (RFC 4180): shares in 0..1, times in seconds, an empty cell for what is not on record."""
@@ -112,8 +118,11 @@ class Table:
         writer = csv.writer(buffer, lineterminator="\r\n")
         writer.writerow(_cell(c.heading + ending) for c in self.columns for ending in c.kind.endings)
         for row in self.rows:
-            pairs = zip(self.columns, row.values, strict=True)
-            writer.writerow(_cell(value) for column, cell in pairs for value in column.kind.exported(cell))
+            cells = [_cell(value) for column, cell in self._pairs(row) for value in column.kind.exported(cell)]
+            if row.message:
+                width = sum(len(column.kind.endings) for column in self.columns)
+                cells += [_cell(row.message)] + [""] * (width - len(cells) - 1)
+            writer.writerow(cells)
         return buffer.getvalue()
 
     def csv_address(self) -> str:

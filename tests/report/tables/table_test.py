@@ -59,6 +59,11 @@ def test_numbers_are_not_rounded():
     assert cells == ["a", "12345", str(1 / 3), "0.1", "", "3725.25", ""]
 
 
+def test_a_message_takes_the_place_of_the_other_cells():
+    table = Table("t", "t", (Column("run", TEXT), Column("a", RATE), Column("n")), (Row(("x",), message="=broken"),))
+    assert rows_of(table.csv())[1] == ["x", "'=broken", "", "", ""]
+
+
 def test_every_table_of_a_page_can_be_saved(tmp_path):
     page = page_of(make_big_run(tmp_path / "run 1"))
     files = csv_files(page)
