@@ -25,8 +25,8 @@ DEPTH = 3  # levels of folders below the index's in which runs are looked for
 GENERATOR = "star_jax.report index"  # in the head of every index, which replaces no other file
 COLUMNS = (
     Column("run", NAME),
-    Column("status", TEXT),
     Column("accuracy, 95 % interval", RATE),
+    Column("status", TEXT),
     Column("split", NAME),
     Column("problems", COUNT),
     Column("iteration", ITERATION),
@@ -101,18 +101,12 @@ def _row(directory: Path, folder: Path, page: Path) -> Row:
 
 
 def _values(run: RunData) -> tuple[object, ...]:
-    """Status to model. Raises InputError for a broken file."""
+    """Accuracy to model. Raises InputError for a broken file."""
     found = headline(run)
-    accuracy: tuple[object, ...] = (None, "–", None, None, None)
+    values: tuple[object, ...] = ("–", None, None, None)
     if found:
-        accuracy = (
-            found.best,
-            found.split,
-            found.best.n,
-            found.iteration,
-            found.base.accuracy if found.base else None,
-        )
-    return run_status(run), *accuracy, setting(run.config, "task.name") or "–", _model(run)
+        values = found.split, found.best.n, found.iteration, found.base.accuracy if found.base else None
+    return found.best if found else None, run_status(run), *values, setting(run.config, "task.name") or "–", _model(run)
 
 
 def _model(run: RunData) -> str:

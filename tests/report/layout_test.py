@@ -104,6 +104,18 @@ def test_a_link_to_a_problem_unfolds_its_part(open_page, pages):
     assert [histories.nth(index).is_visible() for index in range(3)] == [False, True, False]
 
 
+@pytest.mark.parametrize("name", ["run", "comparison"])
+def test_every_figure_is_followed_by_what_is_healthy_and_what_is_trouble(open_page, pages, name):
+    page = open_page(pages[name])
+    page.evaluate(OPEN_ALL)
+    figures = page.locator("figure")
+    assert figures.count() >= 10
+    for figure in figures.all():
+        own = figure.locator(".reading")
+        text = own if own.count() else figure.locator("xpath=../following-sibling::p[@class='reading'][1]")
+        assert re.fullmatch(r"Healthy: .{5,}; trouble: .{15,}\.", text.inner_text()), figure.inner_text()
+
+
 def save(page, button) -> tuple[str, bytes]:
     """(suggested name, content) of what a button or link saves."""
     with page.expect_download() as download:

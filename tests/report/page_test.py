@@ -14,7 +14,7 @@ from star_jax.records import Example, Source
 from star_jax.report.browser import examples
 from star_jax.report.run_data import read_run
 from tests.support.pages import collections_of, page_of, words_of
-from tests.support.report_runs import CATEGORIES, make_run, match_contents, problem, put, remove
+from tests.support.report_runs import CATEGORIES, make_big_run, make_run, match_contents, problem, put, remove
 
 
 def test_a_finished_run(tmp_path):
@@ -68,6 +68,13 @@ def test_the_page_is_self_contained_and_its_ids_are_unique(tmp_path):
     (script,) = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
+
+
+def test_figures_have_no_numbers_but_the_papers(tmp_path):
+    for words in (words_of(page_of(make_big_run(tmp_path / "a"))), words_of(page_of(make_run(tmp_path / "b")))):
+        numbered = re.findall(r"(\S+ \S+) (?:Figure|Table)s? [0-9]", words)
+        assert numbered and all(before.endswith("the paper's") for before in numbered)
+        assert "first loss" not in words.lower() and "loss at first step" in words
 
 
 def test_the_evaluated_split_is_the_configs(tmp_path):
