@@ -91,7 +91,7 @@ def _row(directory: Path, folder: Path, page: Path) -> Row:
     date = datetime.datetime.fromtimestamp(changed, datetime.UTC).strftime("%Y-%m-%d %H:%M") if changed else "–"
     link = ""
     if is_present(directory / "report.html"):
-        link = quote(os.path.relpath(directory / "report.html", page.parent))
+        link = quote(os.fsencode(os.path.relpath(directory / "report.html", page.parent)))
     try:
         values = _values(read_run(directory))
     except InputError as error:
@@ -106,7 +106,13 @@ def _values(run: RunData) -> tuple[object, ...]:
     values: tuple[object, ...] = ("–", None, None, None)
     if found:
         values = found.split, found.best.n, found.iteration, found.base.accuracy if found.base else None
-    return found.best if found else None, run_status(run), *values, setting(run.config, "task.name") or "–", _model(run)
+    return (
+        found.best if found else None,
+        run_status(run),
+        *values,
+        str(setting(run.config, "task.name") or "–"),
+        _model(run),
+    )
 
 
 def _model(run: RunData) -> str:

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from urllib.parse import unquote_to_bytes
 
 import pytest
 
@@ -52,6 +53,20 @@ def test_a_row_for_each_run_and_a_line_for_a_broken_one(folder):
     assert "4 runs, 1 of which cannot be read" in words_of(page) and "<script>alert" not in page
     links = re.findall(r'<a href="([^"#]*)"', page)
     assert links == ["b/seed%209/report.html"]
+
+
+def test_hostile_names_and_settings_are_only_text(tmp_path):
+    for name in (b"<b>&'\"", b"not UTF-8 \xff", b"=1+1", b"a#b?c"):
+        report.write(make_run(tmp_path / os.fsdecode(name)))
+    put(tmp_path / "=1+1/config.json", {"task": {"name": 5}, "model": {"n_layers": "<i>", "d_model": [1]}})
+    page = report.write_index(tmp_path).read_text(encoding="utf-8")
+    rows = rows_of(page)
+    assert list(rows) == ["<b>&'\"", "=1+1", "a#b?c", "not UTF-8 ⟨U+DCFF⟩"] and "<b>" not in page.split("<tbody>")[1]
+    assert "5 <i> layers, width [1]" in rows["=1+1"] and "%0D%0A%27%3D1%2B1," in page
+    links = re.findall(r'<a href="([^"#]*)"', page)
+    assert {os.fsdecode(unquote_to_bytes(link)) for link in links} == {
+        f"{p.name}/report.html" for p in tmp_path.glob("*/")
+    }
 
 
 def test_links_are_relative_to_the_page(folder, tmp_path):

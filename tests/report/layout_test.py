@@ -98,6 +98,15 @@ def test_a_comparison_is_short_and_its_contents_lead_everywhere(open_page, pages
         assert page.evaluate(f"{folded} === null")
 
 
+def test_a_page_that_reloads_itself_keeps_what_is_unfolded(open_page, pages, tmp_path):
+    runs = [page.parent for page in (pages["run"], pages["run"])]
+    page = open_page(report.write(runs, tmp_path / "live.html", reload=3600))
+    page.locator("#r1-counts").click()
+    page.reload()
+    unfolded = "[...document.querySelectorAll('.part[open] > summary')].map((summary) => summary.id)"
+    assert page.evaluate(unfolded) == ["r1-counts"]
+
+
 def test_a_link_to_a_problem_unfolds_its_part(open_page, pages):
     page = open_page(pages["comparison"], fragment="#r1-rationales&in=evaluation&problem=dev-1")
     histories = page.locator(".history")

@@ -32,5 +32,22 @@ function revealInAddress() {
   if (target) reveal(target);
 }
 
+// A page that reloads itself keeps its parts unfolded. A page embedded in another one has no storage.
+function keepUnfolded() {
+  const parts = [...document.querySelectorAll(".part")];
+  const key = `unfolded ${location.pathname}`;
+  const id = (part) => part.querySelector("summary").id;
+  try {
+    const unfolded = JSON.parse(sessionStorage.getItem(key) ?? "[]");
+    for (const part of parts) part.open ||= unfolded.includes(id(part));
+    addEventListener("pagehide", () => {
+      sessionStorage.setItem(key, JSON.stringify(parts.filter((part) => part.open).map(id)));
+    });
+  } catch (error) {
+    if (!(error instanceof DOMException)) throw error;
+  }
+}
+
+if (document.querySelector("meta[http-equiv=refresh]")) keepUnfolded();
 addEventListener("hashchange", revealInAddress);
 revealInAddress();
