@@ -54,8 +54,9 @@ def page_text(text: str) -> str:
 
 
 def breakable(text: str) -> Markup:
-    """A text, escaped, that may wrap after dots, slashes and underscores before letters, as in a setting's name."""
-    return Markup(re.sub(r"([._/])(?=[^\W\d_])", r"\1<wbr>", str(escape(visible(text)))))
+    """A text, escaped, that may wrap after dots, slashes and underscores before letters; not before a percent sign."""
+    escaped = str(escape(visible(text))).replace(" %", "\u00a0%")
+    return Markup(re.sub(r"([._/])(?=[^\W\d_])", r"\1<wbr>", escaped))
 
 
 def problem_text(problem: Problem) -> str:

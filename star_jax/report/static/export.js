@@ -49,7 +49,7 @@ function standalone(figure) {
     for (const path of swatch.children) {
       const { shape, d } = { shape: path.getAttribute("class"), d: path.getAttribute("d") };
       const fill = shape === "fill" ? swatch.style.color : "none";
-      group.append(node("path", { d, fill, "stroke-width": 1.6, "stroke-dasharray": shape === "dashed" ? "5 3" : "none" }));
+      group.append(node("path", { d, fill, "stroke-width": shape === "outline" ? 0.8 : 1.6, "stroke-dasharray": shape === "dashed" ? "5 3" : "none" }));
     }
     svg.append(group, node("text", { x: 40, y: y + 3.5, fill: "currentColor" }, texts[index]));
   });
