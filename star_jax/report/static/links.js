@@ -32,7 +32,8 @@ function revealInAddress() {
   if (target) reveal(target);
 }
 
-// A page that reloads itself keeps its parts unfolded. A page embedded in another one has no storage.
+// A page that is loaded again, as those of --watch are, keeps its parts unfolded. A page embedded in another one has no
+// storage.
 function keepUnfolded() {
   const parts = [...document.querySelectorAll(".part")];
   const key = `unfolded ${location.pathname}`;
@@ -48,6 +49,6 @@ function keepUnfolded() {
   }
 }
 
-if (document.querySelector("meta[http-equiv=refresh]")) keepUnfolded();
+keepUnfolded();
 addEventListener("hashchange", revealInAddress);
 revealInAddress();
