@@ -7,6 +7,7 @@ marks/          hand marks of kept rationales (written by star_jax.audit)
 browser/        problems and samples, compressed, for the scripts in static/
 tables/         comparisons of runs, and the paper's results and settings next to the run's
 page.py         all of it -> templates/page.html.j2
+index.py        the runs in a folder -> templates/index.html.j2
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from star_jax.errors import InputError, disk_errors_as_input_errors
 from star_jax.json_reader import open_regular
+from star_jax.report import index
 from star_jax.report.browser import blocks
 from star_jax.report.page import accuracy_png, render
 from star_jax.report.run_data import RunData, read_run
@@ -45,6 +47,22 @@ def write(workdirs: Path | Sequence[Path], target: Path | None = None, reload: i
     page = render(runs, page_blocks, folder.name, reload)
     atomic_write(path, page, shared=True)  # a run may be writing the same page
     blocks.delete_stale(page_blocks, folder)
+    return path
+
+
+def write_index(folder: Path, target: Path | None = None) -> Path:
+    """Writes the index of the runs in a folder, by default to index.html in it, and returns its path.
+
+    Raises InputError if the folder cannot be read or has no run, or if the page cannot be written.
+    """
+    path = Path(folder) / "index.html" if target is None else Path(target)
+    page = index.render(Path(folder), path)
+    check_output(path)
+    if path.exists():
+        with disk_errors_as_input_errors(path), open_regular(path) as file:
+            if index.GENERATOR.encode() not in file.read(1000):
+                raise InputError(f"{path}: holds something else than an index; delete it or give --output=FILE")
+    atomic_write(path, page)
     return path
 
 

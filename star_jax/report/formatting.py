@@ -1,9 +1,10 @@
 """Numbers and texts as the page shows them. Every text of a run is hostile until it has passed `terminal.visible`."""
 
 import json
+import re
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from star_jax.records import Problem
 from star_jax.terminal import visible
@@ -50,6 +51,12 @@ def clipped(text: str) -> str:
 def page_text(text: str) -> str:
     """A text of a run as it may stand in the page: clipped and visible."""
     return visible(clipped(text))
+
+
+def breakable(text: str) -> Markup:
+    """A text, escaped, that may wrap after dots, slashes and underscores before letters; not before a percent sign."""
+    escaped = str(escape(visible(text))).replace(" %", "\u00a0%")
+    return Markup(re.sub(r"([._/])(?=[^\W\d_])", r"\1<wbr>", escaped))
 
 
 def problem_text(problem: Problem) -> str:

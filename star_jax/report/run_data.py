@@ -4,6 +4,7 @@ Any file may be absent: the run may be unfinished. A file that exists and is bro
 an iteration (completions, kept examples) are not held in `RunData`; functions here read them on request.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -204,6 +205,19 @@ def file_stamp(path: Path) -> FileStamp:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     return stat.st_mtime_ns, stat.st_size
+
+
+def file_stamps(workdirs: Sequence[Path]) -> dict[str, FileStamp]:
+    """Path -> stamp of every file of these runs that the page is made from."""
+    stamps = {}
+    for workdir in workdirs:
+        for folder in (workdir, *workdir.glob("iter_*")):
+            with contextlib.suppress(OSError):  # a temporary file already renamed, a folder just replaced
+                for entry in os.scandir(folder):
+                    if entry.name.endswith((".json", ".jsonl", ".part", ".txt")) or entry.name == "DONE":
+                        stat = entry.stat()
+                        stamps[entry.path] = stat.st_mtime_ns, stat.st_size
+    return stamps
 
 
 def _split_name(value: Any, default: str) -> str:

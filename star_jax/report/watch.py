@@ -1,7 +1,5 @@
 """`python -m star_jax.report --watch`: rewrites the page while its runs are in progress."""
 
-import contextlib
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -9,7 +7,7 @@ from pathlib import Path
 
 from star_jax import report, terminal
 from star_jax.errors import InputError
-from star_jax.report.run_data import FileStamp, read_run
+from star_jax.report.run_data import file_stamps, read_run
 from star_jax.report.run_status import is_finished
 
 
@@ -22,12 +20,12 @@ def watch(workdirs: Sequence[Path], target: Path | None, seconds: int) -> None:
     """
     # Not report.html: the run itself writes that one, without the reload.
     target = target or workdirs[0] / ("live.html" if len(workdirs) == 1 else "live_comparison.html")
-    stamps = _file_stamps(workdirs)  # taken before the page is written, which may miss later changes
+    stamps = file_stamps(workdirs)  # taken before the page is written, which may miss later changes
     terminal.say(str(report.write(workdirs, target, reload=seconds)))
     last_error = ""
     while not _all_finished(workdirs):
         time.sleep(seconds)
-        new_stamps = _file_stamps(workdirs)
+        new_stamps = file_stamps(workdirs)
         if new_stamps == stamps:
             continue
         stamps = new_stamps
@@ -47,16 +45,3 @@ def _all_finished(workdirs: Sequence[Path]) -> bool:
         return all(is_finished(read_run(workdir)) for workdir in workdirs)
     except InputError:
         return False
-
-
-def _file_stamps(workdirs: Sequence[Path]) -> dict[str, FileStamp]:
-    """Path -> stamp of every file that the page is made from."""
-    stamps = {}
-    for workdir in workdirs:
-        for folder in (workdir, *workdir.glob("iter_*")):
-            with contextlib.suppress(OSError):  # a temporary file already renamed, a folder just replaced
-                for entry in os.scandir(folder):
-                    if entry.name.endswith((".json", ".jsonl", ".part", ".txt")) or entry.name == "DONE":
-                        stat = entry.stat()
-                        stamps[entry.path] = stat.st_mtime_ns, stat.st_size
-    return stamps

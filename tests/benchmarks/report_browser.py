@@ -100,7 +100,7 @@ def actions(collection: str, iterations: int) -> dict[str, tuple[str, str]]:
     filters = [("category", "1", ""), ("verdict", "wrong", ""), ("verdict", "steps", ""), ("solved", "never", "")]
     filters += [("search", "Reason", ""), ("search", "no such words", ""), ("iteration", "1", str(iterations))]
     if collection == "evaluation":
-        filters += [("verdict", "gained", ""), ("verdict", "lost", "")]
+        filters += [("change", "gained", ""), ("change", "lost", "")]
     else:
         filters += [("kept", "kept", ""), ("source", "rationalized", "")]
     by_filter = {f"{name}: {value}": (change(name, value), change(name, back)) for name, value, back in filters}

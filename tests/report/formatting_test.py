@@ -23,3 +23,14 @@ def test_numbers():
 def test_long_texts_are_clipped_with_a_note():
     assert formatting.clipped("x" * 9_999).endswith("x … [shortened for this page; 9,999 characters in all]")
     assert formatting.clipped("x" * 4_000) == "x" * 4_000
+
+
+def test_names_wrap_between_words_only():
+    texts = {
+        "star.samples_per_problem": "star.<wbr>samples_<wbr>per_<wbr>problem",
+        "a/b.c <i>": "a/<wbr>b.<wbr>c &lt;i&gt;",
+        "0.25, v1.5_2": "0.25, v1.5_2",
+        "95 % of 1_000": "95\u00a0% of 1_000",
+        "\u202ex": "⟨U+202E⟩x",
+    }
+    assert {text: str(formatting.breakable(text)) for text in texts} == texts

@@ -17,7 +17,7 @@ def page_of(*workdirs: Path) -> str:
 
 def words_of(page: str) -> str:
     """The words that a reader sees: no tags, scripts and styles, white space folded."""
-    text = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    text = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL).replace("<wbr>", "")
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
 
 

@@ -129,6 +129,13 @@ def template_values(page_blocks: PageBlocks, run: int, folder: str) -> dict[str,
     }
 
 
+def evaluation_collection(run: RunData, stem: str) -> str:
+    """The name of the collection of an evaluation, by the name of its files (see EvaluationName)."""
+    if stem == f"eval_{run.split}":
+        return EVALUATION
+    return f"{EVALUATION}_" + re.sub(r"\W", "_", stem.removeprefix("eval_"), flags=re.ASCII)
+
+
 def write_folder(page_blocks: PageBlocks, folder: Path) -> None:
     """Writes the blocks that are not in the page. A file that holds the same stays; of its name alone nothing follows.
 
@@ -210,10 +217,8 @@ def _evaluation_collection(run: RunData, index: int, name: EvaluationName) -> Co
         for it in run.iterations
         if (stamped := _stamped(it.directory / f"{name.stem}.jsonl"))
     }
-    selects = name.split == run.split and not name.samples
-    suffix = "" if selects else "_" + re.sub(r"\W", "_", name.stem.removeprefix("eval_"), flags=re.ASCII)
     best = run.best if run.best in inputs else None
-    head = _Head(EVALUATION + suffix, kind, f"Evaluation, {name.title}", index, best)
+    head = _Head(evaluation_collection(run, name.stem), kind, f"Evaluation, {name.title}", index, best)
     return _collection(head, _problems(problems), inputs, _earlier(run, name.split))
 
 

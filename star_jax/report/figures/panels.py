@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from star_jax.records import LABELS, Source, Verdict
+from star_jax.report.figures import readings
+from star_jax.report.figures.readings import Reading
 from star_jax.report.figures.svg import MARKERS, SERIES, LegendKey, Plot, render
 from star_jax.report.samples import SOURCES, Health, SampleStats
 
@@ -19,6 +21,7 @@ class Panel:
     """A heading and lines by name. `share`: the values are shares in 0..1, otherwise numbers."""
 
     heading: str
+    reading: Reading
     lines: dict[str, Points]
     share: bool = True
 
@@ -32,26 +35,35 @@ def health_panels(series: Sequence[Health]) -> list[Panel]:
     panels = [
         Panel(
             "Samples not right",
+            readings.NOT_RIGHT,
             {LABELS[v]: [(h.iteration, h.sampled.share(v)) for h in series] for v in failures},
         ),
-        Panel("Right answer, wrong steps", {sampled: wrong_steps if any(share for _, share in wrong_steps) else []}),
+        Panel(
+            "Right answer, wrong steps",
+            readings.WRONG_STEPS,
+            {sampled: wrong_steps if any(share for _, share in wrong_steps) else []},
+        ),
         Panel(
             "Distinct texts",
+            readings.DISTINCT,
             {sampled: [(h.iteration, h.sampled.distinct / h.sampled.samples) for h in series]},
         ),
-        Panel("Tokens per sample", _by_source(series, _tokens_per_sample), share=False),
-        Panel("NLL per token, nats", _by_source(series, lambda stats: stats.nll_per_token), share=False),
+        Panel("Tokens per sample", readings.TOKENS, _by_source(series, _tokens_per_sample), share=False),
+        Panel("NLL per token, nats", readings.NLL, _by_source(series, lambda stats: stats.nll_per_token), share=False),
         Panel(
             "Kept that mention a hint",
+            readings.HINTS,
             {LABELS[s]: _finite((h.iteration, h.leaking(s)) for h in series) for s in SOURCES},
         ),
         Panel(
             "Tried, but never solved so far",
+            readings.NEVER_SOLVED,
             {sampled: [(h.iteration, h.never_solved / h.tried_so_far) for h in series]},
         ),
     ]
     with_values = [
-        Panel(p.heading, {name: points for name, points in p.lines.items() if points}, p.share) for p in panels
+        Panel(p.heading, p.reading, {name: points for name, points in p.lines.items() if points}, p.share)
+        for p in panels
     ]
     return [panel for panel in with_values if panel.lines]
 
@@ -80,7 +92,7 @@ def _plot(panel: Panel, prefix: str) -> Plot:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlabel("iteration")
 
-    return Plot(render(draw, prefix, panel.heading, height=1.9, width=3.3), tuple(legend))
+    return Plot(render(draw, prefix, panel.heading, height=1.9, width=3.3), tuple(legend), panel.reading)
 
 
 def _by_source(series: Sequence[Health], mean: Callable[[SampleStats], float | None]) -> dict[str, Points]:

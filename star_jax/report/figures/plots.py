@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from star_jax.records import LABELS, Source
-from star_jax.report.figures import series
+from star_jax.report.figures import readings, series
 from star_jax.report.figures.series import KeptCounts, LossCurve, Point, RunGroup, StepCounts
 from star_jax.report.figures.svg import GRID, INK, MARKERS, SERIES, SERIES_COLOURS, STYLE, LegendKey, Plot, render
 from star_jax.report.run_data import RunData
@@ -33,7 +33,9 @@ def accuracy(run: RunData, prefix: str) -> Plot | None:
     def draw(axes: Axes) -> None:
         legend.extend(_accuracy_lines(axes, run))
 
-    return Plot(render(draw, prefix, "Accuracy by category against the iteration", height=3.4), tuple(legend))
+    return Plot(
+        render(draw, prefix, "Accuracy by category against the iteration", height=3.4), tuple(legend), readings.ACCURACY
+    )
 
 
 def has_accuracy(run: RunData) -> bool:
@@ -113,7 +115,8 @@ def solution_steps(counts: Sequence[StepCounts], prefix: str) -> Plot | None:
             axis.set_major_locator(MaxNLocator(8, integer=True))
         axes.margins(0.08)
 
-    return Plot(render(draw, prefix, "Steps of the model's right solutions and of the references", 3.4), tuple(legend))
+    title = "Steps of the model's right solutions and of the references"
+    return Plot(render(draw, prefix, title, height=3.4), tuple(legend), readings.STEPS)
 
 
 def kept(run: RunData, prefix: str) -> Plot | None:
@@ -134,7 +137,7 @@ def kept(run: RunData, prefix: str) -> Plot | None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
     title = f"Examples kept by iteration, by {'category and source' if with_categories else 'source'}"
-    return Plot(render(draw, prefix, title, height=3.0), tuple(legend))
+    return Plot(render(draw, prefix, title, height=3.0), tuple(legend), readings.KEPT)
 
 
 def loss(curves: Sequence[LossCurve], prefix: str, title: str) -> Plot | None:
@@ -143,6 +146,7 @@ def loss(curves: Sequence[LossCurve], prefix: str, title: str) -> Plot | None:
     if not curves:
         return None
     values = [value for curve in curves for _, value in curve.points]
+    reading = readings.LOSS if curves[0].stage == series.FINE_TUNE else readings.BASE_LOSS
     legend: list[LegendKey] = []
 
     def draw(axes: Axes) -> None:
@@ -166,7 +170,7 @@ def loss(curves: Sequence[LossCurve], prefix: str, title: str) -> Plot | None:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
-    return Plot(render(draw, prefix, title, height=2.7), tuple(legend))
+    return Plot(render(draw, prefix, title, height=2.7), tuple(legend), reading)
 
 
 def _accuracy_lines(axes: Axes, run: RunData) -> list[LegendKey]:
@@ -209,8 +213,9 @@ def _group_lines(groups: Sequence[RunGroup], category: str | None, prefix: str, 
                 axes.fill_between(xs, low, high, color=SERIES[index % SERIES_COLOURS], alpha=0.2, linewidth=0)
         _accuracy_axes(axes, [p.iteration for _, points in with_points for p in points])
 
+    reading = readings.CATEGORY_OVERLAYS if small else readings.OVERLAY
     size = {"height": 2.2, "width": 3.3} if small else {"height": 3.2}
-    return Plot(render(draw, prefix, title, **size), tuple(legend))
+    return Plot(render(draw, prefix, title, **size), tuple(legend), reading)
 
 
 def _accuracy_line(

@@ -16,6 +16,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from star_jax.report.figures.readings import Reading
+
 SERIES_COLOURS = 8  # page.css defines --series-0 .. --series-7, for light and for dark
 
 # matplotlib needs colours, the page needs variables: each placeholder colour is replaced in the finished SVG.
@@ -78,6 +80,7 @@ class Plot:
 
     svg: Markup
     legend: tuple[LegendKey, ...]
+    reading: Reading
 
 
 def render(draw: Callable[[Axes], None], prefix: str, title: str, height: float, width: float = 6.0) -> Markup:

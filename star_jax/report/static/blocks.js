@@ -90,20 +90,21 @@ class Collection {
   }
 
   // The table's rows for an iteration (undefined: there is none): one for each sample, or one for each problem with the
-  // base's sample. Only the last iteration's rows are cached: a search adds much to them.
-  rows(iteration) {
-    if (this.rowsOf !== iteration) this.cache.delete("rows");
-    this.rowsOf = iteration;
+  // other iteration's sample. Only the last rows are cached: a search adds much to them.
+  rows(iteration, other) {
+    const name = `${iteration} ${other}`;
+    if (this.rowsOf !== name) this.cache.delete("rows");
+    this.rowsOf = name;
     return this.once("rows", async () => {
       const { all } = await this.problems();
-      const [selected, base] = await Promise.all(
-        [iteration, 0].map((number) => (this.blocks.has(number) ? this.samples(number) : new Map())),
+      const [selected, compared] = await Promise.all(
+        [iteration, other].map((number) => (this.blocks.has(number) ? this.samples(number) : new Map())),
       );
       if (this.bySample) {
         return [...selected].flatMap(([problem, samples]) => samples.map((sample) => ({ problem, sample })));
       }
       const first = (samples, problem) => samples.get(problem)?.[0] ?? null;
-      return all.map((problem) => ({ problem, sample: first(selected, problem), base: first(base, problem) }));
+      return all.map((problem) => ({ problem, sample: first(selected, problem), other: first(compared, problem) }));
     });
   }
 }

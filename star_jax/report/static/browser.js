@@ -30,6 +30,12 @@ class Browser {
     return this.fields.iteration.value === "" ? undefined : Number(this.fields.iteration.value);
   }
 
+  // The iteration whose samples stand next to the selected one's; undefined: none.
+  get other() {
+    const { value } = this.fields.against;
+    return value === "" || Number(value) === this.iteration ? undefined : Number(value);
+  }
+
   start() {
     setOptions(this.fields.collection, [...this.collections.values()].map(({ name, title }) => [name, title]));
     this.fields.collection.form.addEventListener("submit", (event) => event.preventDefault());
@@ -56,7 +62,7 @@ class Browser {
   // Shows what the address requests; `otherwise`: what to show if it is about something else.
   follow(otherwise = null) {
     const values = valuesInAddress(this.run);
-    if (values) this.apply(values).then(() => this.root.scrollIntoView());
+    if (values) this.apply(values).then(() => reveal(this.root));
     else if (otherwise) this.apply(otherwise);
     else if (this.problem !== null) this.close();
   }
@@ -65,6 +71,7 @@ class Browser {
     choose(this.fields.collection, values.get("in"));
     this.fillOptions();
     choose(this.fields.iteration, values.get("iteration"));
+    choose(this.fields.against, values.get("against"));
     for (const name of Object.keys(FILTERS)) choose(this.fields[name], values.get(name) ?? "");
     this.fields.search.value = values.get("search") ?? "";
     const page = Number.parseInt(values.get("page") ?? "1", 10) - 1;
@@ -82,6 +89,11 @@ class Browser {
     const { kind, iterations, best } = this.collection;
     setOptions(this.fields.iteration, iterations.map((number) => [number, this.nameWithBest(number)]));
     this.fields.iteration.value = best ?? iterations.at(-1) ?? "";
+    const compared = kind === "evaluation" ? iterations : [];
+    setOptions(this.fields.against, [["", "nothing"], ...compared.map((number) => [number, this.nameWithBest(number)])]);
+    this.defaultAgainst = compared.includes(0) ? "0" : "";
+    this.fields.against.value = this.defaultAgainst;
+    this.fields.against.parentElement.hidden = compared.length < 2;
     for (const [filter, options] of Object.entries(FILTERS)) {
       const ofCollection = options.filter(([, , , only]) => only === undefined || only === kind);
       setOptions(this.fields[filter], ofCollection);
@@ -135,11 +147,11 @@ class Browser {
   // Finds the matching rows and shows a page of them. `category`: the one that a link requests.
   find(page, category = null) {
     return this.busy(this.showStatus, async (isLast) => {
-      const { collection, iteration } = this;
+      const { collection, iteration, other } = this;
       const { categories } = await collection.problems();
       if (!isLast()) return;
       this.fillCategories(categories, category);
-      const rows = await collection.rows(iteration);
+      const rows = await collection.rows(iteration, other);
       if (!isLast()) return;
       const values = Object.fromEntries(FILTER_FIELDS.map((name) => [name, this.fields[name].value]));
       this.matches = matching(rows, values);
@@ -156,20 +168,24 @@ class Browser {
   };
 
   show() {
-    const { collection, iteration, page, matches } = this;
+    const { collection, iteration, other, page, matches } = this;
     const pages = Math.max(1, Math.ceil(matches.length / PAGE));
-    const withBase = !collection.bySample && collection.blocks.has(0) && iteration !== 0;
-    const name = iteration === undefined ? "Completion" : this.nameWithBest(iteration);
-    this.list.querySelector("th.base").hidden = !withBase;
+    const compares = other !== undefined;
+    const [name, otherName] = [iteration, other].map((n) => (n === undefined ? "Completion" : this.nameWithBest(n)));
+    this.list.querySelector("th.other").hidden = !compares;
+    this.list.querySelector("th.other").textContent = otherName;
     this.list.querySelector("th.selected").textContent = name;
+    this.list.querySelector(".legend-marks").hidden = !compares;
     this.body.replaceChildren(
-      ...matches.slice(page * PAGE, (page + 1) * PAGE).map(({ problem, sample, base }) => {
+      ...matches.slice(page * PAGE, (page + 1) * PAGE).map((match) => {
+        const { problem, sample } = match;
         const row = document.createElement("tr");
         row.tabIndex = -1;
         row.dataset.key = problem.key;
+        const texts = compares && match.other && sample ? difference(match.other.text, sample.text) : [null, null];
         row.append(this.problemCell(problem));
-        if (withBase) row.append(sampleCell(base, "Base model", collection));
-        row.append(sampleCell(sample, name, collection));
+        if (compares) row.append(sampleCell(match.other, otherName, collection, texts[0]));
+        row.append(sampleCell(sample, name, collection, texts[1]));
         return row;
       }),
     );
@@ -204,6 +220,7 @@ class Browser {
 
   link(problem) {
     const values = { in: this.collection.name, iteration: this.iteration };
+    if (this.fields.against.value !== this.defaultAgainst) values.against = this.fields.against.value;
     for (const name of ["search", ...Object.keys(FILTERS)]) values[name] = this.fields[name].value || null;
     const category = this.fields.category.value;
     if (category !== "") values.category = this.categories[Number(category)];

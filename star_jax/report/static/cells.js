@@ -38,14 +38,15 @@ function tokenLine({ meanLogP, tokens }) {
   return parts.join(", ");
 }
 
-function sampleCell(sample, label, { training, bySample }) {
+// `text`: the element with the sample's text, if it is marked.
+function sampleCell(sample, label, { training, bySample }, text = null) {
   const cell = element("td", "", "");
   cell.dataset.label = label;
   if (sample === null) {
     cell.append(element("p", "empty", training ? "not sampled" : "no completion on record"));
     return cell;
   }
-  cell.append(element("pre", "", sample.text), verdictLine(sample));
+  cell.append(text ?? element("pre", "", sample.text), verdictLine(sample));
   cell.append(element("p", "note", sample.answer === null ? "no answer in it" : `its answer: ${sample.answer}`));
   if (training) {
     const kept = { 0: "not kept", 1: "kept" }[sample.kept] ?? "not filtered yet";

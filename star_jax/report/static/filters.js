@@ -7,11 +7,14 @@ function isRight(sample) {
   return Boolean(sample) && sample.verdict === "right";
 }
 
-const gained = ({ sample, base }) => isRight(sample) && base && !isRight(base);
-const lost = ({ sample, base }) => sample && !isRight(sample) && isRight(base);
+// Whether a row has both samples, and whether each is right.
+const change = (now, before) => ({ sample, other }) => (
+  sample && other && isRight(sample) === now && isRight(other) === before
+);
 
-// Filter -> [[value in a link, label, whether a row matches, the only kind of collection that has it], ...]. A row is {problem,
-// sample: of the selected iteration, or null; base: the base model's sample, or null}.
+// Filter -> [[value in a link, label, whether a row matches, the only kind of collection that has it], ...]. A row is
+// {problem, sample: of the selected iteration, or null; other: of the iteration it is
+// compared with, or null}. "Wrong" is every verdict but "right".
 const FILTERS = {
   verdict: [
     ["", "all", () => true],
@@ -19,8 +22,13 @@ const FILTERS = {
       verdict, label, ({ sample }) => sample?.verdict === verdict,
     ]),
     ["steps", LABELS.wrongSteps, ({ sample }) => isRight(sample) && sample.consistent === false],
-    ["gained", "right now, not in the base", gained, "evaluation"],
-    ["lost", "right in the base, not now", lost, "evaluation"],
+  ],
+  change: [
+    ["", "all", () => true],
+    ["gained", "gained: wrong → right", change(true, false), "evaluation"],
+    ["lost", "lost: right → wrong", change(false, true), "evaluation"],
+    ["right", "right in both", change(true, true), "evaluation"],
+    ["wrong", "wrong in both", change(false, false), "evaluation"],
   ],
   solved: [
     ["", "all", () => true],
@@ -42,15 +50,15 @@ const FILTERS = {
 // The text that a search looks through: what the row shows. It is cached in the row.
 function searchText(row) {
   if (row.searchText === undefined) {
-    const { problem, sample, base } = row;
+    const { problem, sample, other } = row;
     const { key, question, answer } = problem;
-    const texts = [key, question, answer, sample?.text, sample?.answer, base?.text, base?.answer];
+    const texts = [key, question, answer, sample?.text, sample?.answer, other?.text, other?.answer];
     row.searchText = texts.filter(Boolean).join("\n").toLowerCase();
   }
   return row.searchText;
 }
 
-// `values`: {verdict, solved, kept, source: a value of FILTERS; category: its index as text, or ""; search}.
+// `values`: {verdict, change, solved, kept, source: a value of FILTERS; category: its index as text, or ""; search}.
 function matching(rows, values) {
   const accepting = Object.entries(FILTERS)
     .filter(([name]) => values[name])

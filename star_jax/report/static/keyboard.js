@@ -14,7 +14,7 @@ const ROW_KEYS = { ArrowDown: KEYS.j, ArrowUp: KEYS.k, Enter: (browser) => brows
 
 function inView(root) {
   const { top, bottom } = root.getBoundingClientRect();
-  return top < innerHeight && bottom > 0;
+  return root.closest("details:not([open])") === null && top < innerHeight && bottom > 0;
 }
 
 // The browser that has the focus; without any focus the first one in view.

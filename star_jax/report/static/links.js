@@ -20,3 +20,35 @@ function setAddress(method, link) {
     if (!(error instanceof DOMException)) throw error;
   }
 }
+
+// Shows an element: unfolds the parts that it is in, and scrolls to it.
+function reveal(target) {
+  for (let part = target.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
+  target.scrollIntoView();
+}
+
+function revealInAddress() {
+  const target = document.getElementById(location.hash.slice(1).split("&")[0]);
+  if (target) reveal(target);
+}
+
+// A page that is loaded again, as those of --watch are, keeps its parts unfolded. A page embedded in another one has no
+// storage.
+function keepUnfolded() {
+  const parts = [...document.querySelectorAll(".part")];
+  const key = `unfolded ${location.pathname}`;
+  const id = (part) => part.querySelector("summary").id;
+  try {
+    const unfolded = JSON.parse(sessionStorage.getItem(key) ?? "[]");
+    for (const part of parts) part.open ||= unfolded.includes(id(part));
+    addEventListener("pagehide", () => {
+      sessionStorage.setItem(key, JSON.stringify(parts.filter((part) => part.open).map(id)));
+    });
+  } catch (error) {
+    if (!(error instanceof DOMException)) throw error;
+  }
+}
+
+keepUnfolded();
+addEventListener("hashchange", revealInAddress);
+revealInAddress();

@@ -7,8 +7,9 @@ from typing import Any
 
 from star_jax.evaluation import statistics
 from star_jax.evaluation.results import Rate
+from star_jax.records import Source
 from star_jax.report.run_data import RunData, setting
-from star_jax.report.samples import SOURCES, health_series
+from star_jax.report.samples import health_series
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,7 @@ class PaperRow:
     rate: Rate
     used: str = "–"
     run: str = ""  # name of the run; "": a row of the paper
+    used_shares: tuple[float | None, float | None] = (None, None)  # of a run: without hint, by rationalization
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +154,9 @@ def _run_rows(run: RunData, name: str) -> list[PaperRow]:
         evaluation = iteration and (iteration.report_evaluation or iteration.evaluation)
         if iteration and evaluation:
             split = run.report_split if iteration.report_evaluation else run.split
-            rows.append(PaperRow(f"{_method(run, number)} ({split})", evaluation.overall, _used(run, number), name))
+            shares = _used_shares(run, number)
+            label = f"{_method(run, number)} ({split})"
+            rows.append(PaperRow(label, evaluation.overall, _used(run, number, shares), name, shares))
     return rows
 
 
@@ -168,12 +172,19 @@ def _method(run: RunData, number: int) -> str:
     return f"STaR {how} rationalization, iteration {number}"
 
 
-def _used(run: RunData, number: int) -> str:
-    """Share of the train problems that the iteration was trained on."""
+def _used(run: RunData, number: int, shares: tuple[float | None, float | None]) -> str:
+    """`_used_shares` as the paper prints them."""
     if setting(run.config, "star.direct") and number:
         return "100 %"
+    sampled, rationalized = shares
+    if sampled is None:
+        return "–"
+    return f"{100 * sampled:.1f} + {100 * rationalized:.1f} %" if rationalized else f"{100 * sampled:.1f} %"
+
+
+def _used_shares(run: RunData, number: int) -> tuple[float | None, float | None]:
+    """Shares of the train problems that the iteration was trained on: solved without the hint, by rationalization."""
     health = next((health for health in health_series(run) if health.iteration == number), None)
     if not health or not health.kept:
-        return "–"
-    sampled, rationalized = (100 * (health.used(source) or 0.0) for source in SOURCES)
-    return f"{sampled:.1f} + {rationalized:.1f} %" if rationalized else f"{sampled:.1f} %"
+        return None, None
+    return health.used(Source.SAMPLED), health.used(Source.RATIONALIZED)

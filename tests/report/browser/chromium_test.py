@@ -54,7 +54,9 @@ def hostile(workdir: Path) -> Path:
 def test_hostile_text_does_nothing(open_page, tmp_path):
     page = open_page(hostile(tmp_path))
     assert page.evaluate("window.owned") is None
-    harmless = open_page(report.write(make_run(tmp_path / "plain")))
+    config = make_run(tmp_path / "plain") / "config.json"
+    config.write_text(config.read_text().replace("arithmetic", "no task of the paper's"))
+    harmless = open_page(report.write(config.parent))
     for tag in ("script", "img", "svg", "a", "iframe", "form"):
         assert page.locator(tag).count() == harmless.locator(tag).count(), tag
     words = page.locator("body").inner_text()
@@ -130,8 +132,10 @@ def test_the_filters_of_the_evaluation_give_what_the_files_say(open_page, run):
     assert sorted(listed(page)) == sorted(line["text"] for line in now.values())
     expected = {
         ("verdict", "steps"): {k for k in right[2] if now[k]["consistent"] is False},
-        ("verdict", "gained"): right[2] - right[0],
-        ("verdict", "lost"): right[0] - right[2],
+        ("change", "gained"): right[2] - right[0],
+        ("change", "lost"): right[0] - right[2],
+        ("change", "right"): right[2] & right[0],
+        ("change", "wrong"): base.keys() - right[2] - right[0],
         ("solved", "never"): base.keys() - right[0] - right[1] - right[2],
         ("solved", "yes"): right[0] | right[1] | right[2],
         ("category", "1"): {k for k in now if category_of[k] == "two"},

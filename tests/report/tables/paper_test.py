@@ -1,5 +1,6 @@
 """star_jax.report.tables.paper: the paper's rows and settings next to those of runs."""
 
+import json
 import runpy
 
 from star_jax.evaluation import statistics
@@ -26,6 +27,13 @@ def test_rows_of_the_paper_and_of_runs(tmp_path):
     assert paper.table([*runs, other], ["a", "b"]) is None, "two tasks have no common table"
     for row in paper.table([other], ["x"]).rows[:5]:
         assert (row.rate.low, row.rate.high) == statistics.wilson(round(row.rate.accuracy * 1319), 1319)
+
+
+def test_a_base_without_shots_is_called_zero_shot(tmp_path):
+    config = make_run(tmp_path) / "config.json"
+    for shots, name in ((0, "zero-shot"), (10, "few-shot")):
+        put(config, json.loads(config.read_text()) | {"prompt": {"shots": shots}})
+        assert paper.table([read_run(tmp_path)], ["a"]).rows[2].label == f"the base, {name} rationale (dev)"
 
 
 def test_the_papers_settings_are_those_of_our_configs(tmp_path):
