@@ -119,5 +119,5 @@ def _model(run: RunData) -> str:
     architecture, layers, width = (
         setting(run.config, f"model.{key}") for key in ("architecture", "n_layers", "d_model")
     )
-    parts = [architecture, layers and f"{layers} layers", width and f"width {width}"]
+    parts = [architecture, layers and f"{layers} layer{'s' * (layers != 1)}", width and f"width {width}"]
     return ", ".join(str(part) for part in parts if part) or "–"
