@@ -113,6 +113,7 @@ def make_base(run: Run) -> decoder.Params:
     if config.base.path:
         return checkpoint.load_model(location.resolve(config.base.path).path, run.mesh, config.train.param_dtype)[1]
     total, started = sum(stage.steps for stage in config.base.stages), time.monotonic()
+    LOG.info("base: pretraining, %d steps", total)
     with metrics.progress(total, "pretraining the base", "step") as bar:
 
         def on_step(step: int, values: dict[str, Any]) -> None:
