@@ -1,4 +1,4 @@
-"""What a run that was started before logs: where it continues, which lost outputs are made again, or that it is done."""
+"""What a run that was started before logs: where it continues, what is made again, or that it is finished."""
 
 import logging
 from collections.abc import Sequence
