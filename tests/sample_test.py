@@ -1,5 +1,6 @@
 """python -m star_jax.sample with a model: the problems of standard input, their grading, and bad input."""
 
+import builtins
 import io
 import json
 import os
@@ -34,7 +35,9 @@ def command(runs, monkeypatch, capsys):
 
     def call(task: str, content: bytes, *flags: str) -> list[dict]:
         monkeypatch.setattr(sys, "argv", ["sample", f"--workdir={runs[task]}", "--iteration=base", *flags])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), "utf-8"))
+        stdin = io.TextIOWrapper(io.BytesIO(content), "utf-8")
+        stdin.isatty = lambda: call.on_terminal
+        monkeypatch.setattr(sys, "stdin", stdin)
         try:
             sample.main()
         except InputError:
@@ -44,6 +47,7 @@ def command(runs, monkeypatch, capsys):
         call.notes = printed.err
         return [json.loads(line) for line in printed.out.splitlines()]
 
+    call.on_terminal = False
     return call
 
 
@@ -95,6 +99,7 @@ def test_official_lines_and_own_ones_are_asked_and_graded(command, task, lines, 
         ("jsonl", b'{"question": "a", "choices": "yes"}', "must be a list of texts"),
         ("jsonl", b"[" * 100_000, "not JSON"),
         ("gsm8k", b'{"question": "a"', "not JSON (column 17: "),
+        ("gsm8k", json.dumps({"question": "a" * 500}).encode(), "prompt of 506 tokens and 8 new ones exceed"),
         ("gsm8k", b'{"question": "a", "answr": 5}', "unknown key 'answr'; did you mean 'answer'?"),
         ("gsm8k", json.dumps(gsm8k("a", 5) | {"hint": 5}).encode(), "unknown key 'hint'"),
         ("commonsense_qa", json.dumps(cqa("a", "A") | {"anser": "B"}).encode(), "unknown key 'anser'"),
@@ -125,6 +130,21 @@ def test_several_samples_are_drawn_at_a_temperature_that_is_named(command):
         assert command.notes.startswith(f"the base (iteration 0), temperature {temperature}: loading its model")
     with pytest.raises(InputError, match="--temperature=0 is greedy: all samples of a problem are the same"):
         command("gsm8k", problem, "--samples=3", "--temperature=0")
+
+
+def test_on_a_terminal_a_bad_question_is_named_and_the_next_one_is_answered(command, monkeypatch):
+    lines = iter(["", "a" * 500, "a"])
+
+    def answer(_: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    command.on_terminal = True
+    monkeypatch.setattr(builtins, "input", answer)
+    assert [result["question"] for result in command("gsm8k", b"")] == ["a"]
+    assert "star_jax: its prompt of 506 tokens" in command.notes
 
 
 @every_row("content", [b"", b"\n \n", b"\xef\xbb\xbf\n"])

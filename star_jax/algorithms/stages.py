@@ -18,6 +18,7 @@ from star_jax.json_reader import Fields
 from star_jax.records import Completion, Example, Problem, Record, Verdict
 from star_jax.runs import checksums, metrics
 from star_jax.sampling.token_sampling import Decoding
+from star_jax.tasks import few_shot
 from star_jax.training import fine_tune as training
 from star_jax.training import packing
 from star_jax.weights import checkpoint, train_state
@@ -192,8 +193,10 @@ def fine_tune(iteration: Iteration) -> None:
         )
     fingerprint = run.weights.publish(n, params)
     if rows.too_long:
-        LOG.warning("iteration %d: %d of %d kept examples exceed train.row_tokens = %d and were left out", n,
-                    rows.too_long, len(examples), config.train.row_tokens)  # fmt: skip
+        longer = config.train.row_tokens < run.model.spec.max_positions
+        LOG.warning("iteration %d: %d of %d kept examples exceed train.row_tokens = %d and were left out%s", n,
+                    rows.too_long, len(examples), config.train.row_tokens,
+                    "; a run with a larger --config.train.row_tokens keeps them" * longer)  # fmt: skip
     sizes = {"iteration": n, "examples": len(examples), "too_long": rows.too_long, "rows": rows.rows}
     weights = {"learning_rate": config.optimizer.learning_rate, "weights": fingerprint}
     run_dir.write_json(run_dir.path(n, "finetune.json"), {**sizes, **weights, **dataclasses.asdict(report)})
@@ -346,15 +349,24 @@ def _base_moments(run: Run) -> checkpoint.Moments | None:
 
 
 def _too_few(run: Run, n: int, kept: int) -> str:
-    remedies = ["a base that solves some problems"]
-    if not run.config.prompt.shots:
-        remedies.append("few-shot prompts (prompt.shots)")
-    if not run.config.star.rationalize:
-        remedies.append("star.rationalize=True")
-    return (
-        f"iteration {n} kept {kept or 'nothing'}: too few completions reached a right answer "
-        f"(star.min_kept = {run.config.star.min_kept}); give {' or '.join(remedies)}, in another --workdir"
-    )
+    """An iteration kept fewer examples than star.min_kept; names what is not done yet and may help."""
+    options, prompt = run.config.star, run.config.prompt
+    what = "problems have a reference answer" if options.direct else "completions reached a right answer"
+    remedies = []
+    if not options.direct:
+        remedies.append("a base that solves some problems (--config.base.path=MODEL)")
+        if not prompt.shots:
+            packaged = few_shot.are_packaged(run.config.task["name"])
+            files = "" if packaged or prompt.directory else " --config.prompt.directory=FOLDER_OF_THEIR_FILES"
+            remedies.append(f"few-shot prompts (--config.prompt.shots=N{files})")
+        if not options.rationalize:
+            remedies.append("--config.star.rationalize=True")
+        elif n < options.rationalize_from:
+            remedies.append(f"--config.star.rationalize_from={n}")
+    if kept:
+        remedies.append(f"--config.star.min_kept={kept}")
+    advice = f"give {' or '.join(remedies)}, in another --workdir" if remedies else "give problems that have one"
+    return f"iteration {n} kept {kept or 'nothing'}: too few {what} (star.min_kept = {options.min_kept}); {advice}"
 
 
 def _log_selection(n: int, samples: list[Completion], counts: dict[str, Any]) -> None:

@@ -79,6 +79,17 @@ class StoredIteration:
             raise InputError("--temperature=0 is greedy: all samples of a problem are the same; leave --samples out")
         return Decoding(temperature or options.temperature or 0.7, options.top_k, options.top_p)
 
+    def check_prompt(self, problem: Problem) -> None:
+        """Raises InputError for a problem that the tokenizer cannot write or that leaves no room for a completion."""
+        prompt, positions = self.prompts(problem), self.config.model.max_positions
+        tokens, budget = len(prompt.prefix_ids) + len(prompt.body_ids), self.config.sampling.max_new_tokens
+        budget = budget or self.task.max_new_tokens
+        if tokens + budget > positions:
+            raise InputError(
+                f"its prompt of {tokens:,} tokens and {budget:,} new ones exceed the model's {positions:,} positions; "
+                "shorten it"
+            )
+
     def load(self) -> None:
         """Loads the model now."""
         _ = self._weights
