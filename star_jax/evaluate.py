@@ -110,8 +110,10 @@ def _print(result: dict[str, Any]) -> None:
         terminal.say(f"{measure} by category:")
         for name, rate in categories.items():
             _print_rate(f"  {terminal.one_line(name)}", rate)
-    verdicts = (f"{result[verdict]:,} {verdict.replace('_', ' ')}" for verdict in (*Verdict, RIGHT_WRONG_STEPS))
-    terminal.say(f"of {sum(result[verdict] for verdict in Verdict):,} {noun}: {', '.join(verdicts)}")
+    counts = {verdict: f"{result[verdict]:,} {verdict.replace('_', ' ')}" for verdict in Verdict}
+    if wrong_steps := result[RIGHT_WRONG_STEPS]:
+        counts[Verdict.RIGHT] += f" ({wrong_steps:,} of them with wrong steps)"
+    terminal.say(f"of {sum(result[verdict] for verdict in Verdict):,} {noun}: {', '.join(counts.values())}")
 
 
 def _print_rate(name: str, rate: dict[str, Any]) -> None:

@@ -175,6 +175,14 @@ def test_what_is_counted_and_which_model_it_is_of_are_named(made, tmp_path, comm
     assert command.notes.startswith("iteration 1, the best on dev: 1 dev problems, greedy\n")
 
 
+def test_right_answers_with_wrong_steps_are_counted_among_the_right_ones(capsys):
+    rate = {"n": 4, "accuracy": 0.75, "ci95": [0.3, 0.95]}
+    counts = dict(right=3, wrong=1, unparsable=0, truncated=0)
+    for wrong_steps, printed in ((2, "3 right (2 of them with wrong steps), 1 wrong"), (0, "3 right, 1 wrong")):
+        evaluate._print({**rate, "by_category": {"": rate}, **counts, "right_wrong_steps": wrong_steps})
+        assert f"of 4 problems: {printed}, 0 unparsable, 0 truncated\n" in capsys.readouterr().out
+
+
 def test_temperatures_that_differ_have_files_of_their_own(made, tmp_path, command):
     run = shutil.copytree(made, tmp_path / "run")
     write(made, LINES[:1])
