@@ -12,7 +12,7 @@ LOG = logging.getLogger("star_jax")
 
 
 class ResumeLog:
-    """Logs at most one line "continuing: ..." in a start of a run, and one line for each stage that was done before.
+    """Logs at most one line "continuing: ..." in a start of a run, and one line for each stage whose outputs are lost.
 
     Create it before the base is made. All processes must make the same calls together.
     """
@@ -22,20 +22,20 @@ class ResumeLog:
         if has_iterations and not has_base:
             LOG.info("%s is missing and is made again", model_directory(run.run_dir.workdir, 0))
         self._run, self._continues = run, has_base or has_iterations
-        self._nothing_ran, self._iteration_made_again = True, -1
+        self._nothing_ran, self._trained_again = True, -1
 
     def before_stage(self, iteration: Iteration, stage: Stage, later: Sequence[Stage]) -> None:
         """Call it before `stage` runs; `later`: the stages of the iteration after it."""
         self._nothing_ran = False
         n = iteration.n
-        if not self._continues or n == self._iteration_made_again:
+        if not self._continues or n == self._trained_again:  # its evaluations went with its weights
             return
         if self._was_done(n, later):
             missing = [name for name in stage.outputs if not self._run.run_dir.has(n, name)]
             verb = "is missing and is" if len(missing) == 1 else "are missing and are"
             names = ["params" if name == WEIGHTS else name for name in missing]
             LOG.info("iteration %d: %s %s made again", n, ", ".join(names), verb)
-            self._iteration_made_again = n
+            self._trained_again = n if WEIGHTS in stage.outputs else self._trained_again
             return
         place = f"iteration {n}" if n else "the base"
         LOG.info("continuing: %s", ", ".join(filter(None, (place, stage.title, stage.progress(iteration)))))

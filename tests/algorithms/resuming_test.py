@@ -64,6 +64,7 @@ def test_a_start_says_which_lost_outputs_it_makes_again(base, finished, tmp_path
     workdir = shutil.copytree(finished, tmp_path / "run")
     lost = {
         "iter_001/samples.jsonl": "iteration 1: samples.jsonl is missing and is made again",
+        "iter_001/kept.jsonl": "iteration 1: kept.jsonl is missing and is made again",
         "iter_002/params": "iteration 2: params is missing and is made again",
         "iter_002/DONE": "",
         "problems_dev.jsonl": f"{workdir / 'problems_dev.jsonl'} is missing; it is written again if the run needs it",
