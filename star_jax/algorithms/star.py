@@ -67,10 +67,10 @@ def iterate(run: Run, n: int, stages: tuple[Stage, ...], needs_weights: bool, re
     """One outer iteration, M_{n-1} -> M_n: every stage whose outputs do not exist yet, or are needed again."""
     if bookkeeping.is_finished(run, n, needs_weights):
         return
-    iteration = Iteration(run, n, needs_weights)
+    iteration, from_its_start = Iteration(run, n, needs_weights), not run.run_dir.find(f"iter_{n:03d}/*")
     for i, stage in enumerate(stages):
         if not iteration.is_done(stage):
             resume_log.before_stage(iteration, stage, stages[i + 1 :])
             with run.phases(stage.name):
                 stage.run(iteration)
-    bookkeeping.finish(run, n)
+    bookkeeping.finish(run, n, from_its_start)

@@ -10,7 +10,7 @@ from star_jax.sampling.sampler import Sampler
 from star_jax.weights.train_state import TrainStateCheckpointer
 from tests.support.runs import assert_same_result, run_with, small_config
 
-SAID = ("continuing: ", "this run is finished", "missing", "report: ")
+SAID = ("continuing: ", "this run is finished", "missing", "report: ", "at the pace of")
 
 
 @pytest.fixture
@@ -54,6 +54,7 @@ def test_each_start_says_where_it_continues(start, finished, tmp_path, monkeypat
         dies(patch, TrainStateCheckpointer, "save", 2)
         start()
     assert said(caplog) == ["continuing: iteration 1, sampling, 32 of 80 problems are stored"]
+    # No estimate of the time left: the pace of iteration 1 is not known, of which this process ran a part.
     assert start() == ["continuing: iteration 1, fine-tuning, step 4 of 6", report]
     assert_same_result(finished, tmp_path)
     assert start() == [f"this run is finished: 2 iterations; the report is at {tmp_path / 'report.html'}"]
