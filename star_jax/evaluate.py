@@ -3,7 +3,8 @@
     python -m star_jax.evaluate --workdir=DIR [--iteration=N|base|best] [--split=S] [--samples=K [--temperature=T]]
                                 [--output=DIR]
 
-Prints the accuracy with its 95 % interval, by category and in total, and the counts of verdicts. Writes the completions
+Prints the accuracy with its 95 % interval, by category and in total, and the counts of verdicts; with --samples that of
+the majority vote, and pass@k, the probability that one of k samples is right. Writes the completions
 to iter_NNN/eval_SPLIT.jsonl and the figures to iter_NNN/eval_SPLIT.json of the run directory or, for a run that must
 not change or cannot be written, of --output. Completions that are there already are not sampled again. Model, problems
 and prompts are the run's: it may be evaluated from any folder.
@@ -39,12 +40,12 @@ def main() -> None:
     parser.add_argument("--split", default="dev", help="the split to evaluate on, e.g. test (default: dev)")
     help_ = "samples per problem: majority vote and pass@k (0: greedy)"
     parser.add_number("--samples", 0, MAX_COUNT, default=0, metavar="K", help=help_)
-    help_ = "of the K samples (default: the run's, or 0.7)"
-    parser.add_number("--temperature", 0.0, MAX_TEMPERATURE, default=0.0, metavar="T", help=help_)
+    help_ = "of the K samples (default: that of the run's train samples or, if they are greedy, 0.7)"
+    parser.add_number("--temperature", 0.0, MAX_TEMPERATURE, metavar="T", help=help_)
     parser.add_path("--output", help="the directory that gets the results (default: the run directory)")
     parser.add_allow_import()
     args = parser.parse_args()
-    check_temperature(args.temperature, "--temperature")
+    check_temperature(args.temperature or 0.0, "--temperature")
     if args.temperature and not args.samples:
         raise InputError("--temperature goes with --samples=K; without it decoding is greedy")
     with launch.distributed_context():
@@ -59,17 +60,15 @@ def _evaluate(args: argparse.Namespace) -> None:
     problems, name = stored.problems(args.split), f"eval_{args.split}"
     decoding = Decoding()
     if args.samples:
-        decoding = Decoding(
-            args.temperature or config.sampling.temperature or 0.7, config.sampling.top_k, config.sampling.top_p
-        )
+        decoding = stored.random_decoding(args.temperature)
         name += f"_{args.samples}_samples_t{_digits(decoding.temperature)}"
     sampling_pass = SamplingPass("evaluate", config.seed, number, max(1, args.samples))
     path, figures = run_dir.path(number, name + ".jsonl"), run_dir.path(number, name + ".json")
     if not args.output and not run_dir.exists(path):
         run_dir.broadcast(lambda: _check_writable(args.workdir))
     if processes.is_leader():
-        terminal.say(f"{stored.label} ({args.iteration}): {len(problems):,} {args.split} problems, "
-                     f"{args.samples or 'greedy, one'} sample{'s' * (args.samples > 1)} each", sys.stderr)  # fmt: skip
+        each = f"{args.samples:,} samples each, temperature {decoding.temperature:g}" if args.samples else "greedy"
+        terminal.say(f"{stored.label}: {len(problems):,} {args.split} problems, {each}", sys.stderr)
     completions, throughput = generate(run_dir, path, stored.stream(decoding), stored.prompts, problems, sampling_pass)
     weights = processes.broadcast_from_leader(lambda: checkpoint.stored_fingerprint(stored.directory))
     result = {"iteration": number, "split": args.split, "weights": weights}
@@ -100,18 +99,26 @@ def _digits(number: float) -> str:
 def _print(result: dict[str, Any]) -> None:
     """Prints a line for each accuracy, by category if there are several, and the counts of verdicts."""
     lines = {key: value for key, value in result.items() if isinstance(value, dict) and "ci95" in value}
-    categories = result.get("by_category") or result["majority_by_category"]
     if "accuracy" in result:
         lines = {"accuracy": result, **lines}
-    rows = list(lines.items())
-    if len(categories) > 1:  # not by what is shown of their names: two may look alike
-        rows += [(f"  {terminal.one_line(name)}", value) for name, value in categories.items()]
-    for key, line in rows:
-        low, high = line["ci95"]
-        terminal.say(f"{key:10} {line['accuracy']:.4f}  [{low:.4f}, {high:.4f}]  n = {line['n']}")
-    terminal.say(
-        ", ".join(f"{result[verdict]} {verdict.replace('_', ' ')}" for verdict in (*Verdict, RIGHT_WRONG_STEPS))
-    )
+        measure, noun, categories = "accuracy", "problems", result["by_category"]
+    else:
+        measure, noun, categories = "majority vote", "samples", result["majority_by_category"]
+    for name, rate in lines.items():
+        _print_rate(name, rate)
+    if len(categories) > 1:
+        terminal.say(f"{measure} by category:")
+        for name, rate in categories.items():
+            _print_rate(f"  {terminal.one_line(name)}", rate)
+    counts = {verdict: f"{result[verdict]:,} {verdict.replace('_', ' ')}" for verdict in Verdict}
+    if wrong_steps := result[RIGHT_WRONG_STEPS]:
+        counts[Verdict.RIGHT] += f" ({wrong_steps:,} of them with wrong steps)"
+    terminal.say(f"of {sum(result[verdict] for verdict in Verdict):,} {noun}: {', '.join(counts.values())}")
+
+
+def _print_rate(name: str, rate: dict[str, Any]) -> None:
+    low, high = rate["ci95"]
+    terminal.say(f"{name:10} {rate['accuracy']:.4f}  [{low:.4f}, {high:.4f}]  n = {rate['n']}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """python -m star_jax.sample with a model: the problems of standard input, their grading, and bad input."""
 
+import builtins
 import io
 import json
 import os
@@ -34,14 +35,19 @@ def command(runs, monkeypatch, capsys):
 
     def call(task: str, content: bytes, *flags: str) -> list[dict]:
         monkeypatch.setattr(sys, "argv", ["sample", f"--workdir={runs[task]}", "--iteration=base", *flags])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), "utf-8"))
+        stdin = io.TextIOWrapper(io.BytesIO(content), "utf-8")
+        stdin.isatty = lambda: call.on_terminal
+        monkeypatch.setattr(sys, "stdin", stdin)
         try:
             sample.main()
         except InputError:
             assert capsys.readouterr().out == ""
             raise
-        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        printed = capsys.readouterr()
+        call.notes = printed.err
+        return [json.loads(line) for line in printed.out.splitlines()]
 
+    call.on_terminal = False
     return call
 
 
@@ -92,6 +98,12 @@ def test_official_lines_and_own_ones_are_asked_and_graded(command, task, lines, 
         ("jsonl", json.dumps(own("a", answer="sea")).encode(), "'sea' is neither a choice nor"),
         ("jsonl", b'{"question": "a", "choices": "yes"}', "must be a list of texts"),
         ("jsonl", b"[" * 100_000, "not JSON"),
+        ("gsm8k", b'{"question": "a"', "not JSON (column 17: "),
+        ("gsm8k", json.dumps({"question": "a" * 500}).encode(), "prompt of 506 tokens and 8 new ones exceed"),
+        ("gsm8k", b'{"question": "a", "answr": 5}', "unknown key 'answr'; did you mean 'answer'?"),
+        ("gsm8k", json.dumps(gsm8k("a", 5) | {"hint": 5}).encode(), "unknown key 'hint'"),
+        ("commonsense_qa", json.dumps(cqa("a", "A") | {"anser": "B"}).encode(), "unknown key 'anser'"),
+        ("jsonl", json.dumps(own("a", hint="b")).encode(), "unknown key 'hint'"),
     ],
 )
 def test_a_bad_line_is_named_and_nothing_is_sampled(command, task, line, reason):
@@ -99,12 +111,40 @@ def test_a_bad_line_is_named_and_nothing_is_sampled(command, task, line, reason)
         command(task, b'{"question": "Good?"}\n\n' + line + b'\n{"question": "Good?"}\n')
     message = str(caught.value)
     assert message.startswith("standard input:3: ") and reason in message and "\n" not in message
+    assert "Error(" not in message and "char " not in message
 
 
 def test_each_problem_has_its_samples_next_to_each_other(command):
     content = "\n".join(json.dumps(gsm8k(name, number)) for name, number in (("a", 5), ("b", 6)))
     results = command("gsm8k", content.encode(), "--samples=2", "--temperature=0.5")
     assert [(r["question"], r["right"]) for r in results] == [("a", True)] * 2 + [("b", False)] * 2
+
+
+def test_several_samples_are_drawn_at_a_temperature_that_is_named(command):
+    """Greedy ones would be the same line again and again."""
+    problem = b'{"question": "a"}'
+    command("gsm8k", problem)
+    assert command.notes.startswith("the base (iteration 0), greedy: loading its model")
+    for flags, temperature in ((["--samples=3"], "0.7"), (["--samples=3", "--temperature=0.2"], "0.2")):
+        assert len(command("gsm8k", problem, *flags)) == 3
+        assert command.notes.startswith(f"the base (iteration 0), temperature {temperature}: loading its model")
+    with pytest.raises(InputError, match="--temperature=0 is greedy: all samples of a problem are the same"):
+        command("gsm8k", problem, "--samples=3", "--temperature=0")
+
+
+def test_on_a_terminal_a_bad_question_is_named_and_the_next_one_is_answered(command, monkeypatch):
+    lines = iter(["", "a" * 500, "a"])
+
+    def answer(_: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    command.on_terminal = True
+    monkeypatch.setattr(builtins, "input", answer)
+    assert [result["question"] for result in command("gsm8k", b"")] == ["a"]
+    assert "star_jax: its prompt of 506 tokens" in command.notes
 
 
 @every_row("content", [b"", b"\n \n", b"\xef\xbb\xbf\n"])
@@ -120,6 +160,6 @@ def test_any_locale_reads_utf8_and_prints_json(runs):
     command = [sys.executable, "-m", "star_jax.sample", f"--workdir={runs['gsm8k']}", "--iteration=base"]
     problem = json.dumps({"question": "café 日本", "answer": 5}, ensure_ascii=False).encode()
     result = subprocess.run(command, input=problem, env=env, capture_output=True, timeout=120)
-    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.returncode == 0 and result.stderr.startswith(b"the base (iteration 0), greedy: loading its model")
     line = json.loads(result.stdout)
     assert (line["question"], line["answer"], line["right"]) == ("café 日本", "5", True)

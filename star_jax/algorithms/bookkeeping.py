@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from star_jax import report
+from star_jax.algorithms import schedule
 from star_jax.algorithms.run import Run
 from star_jax.algorithms.stages import Iteration, Stage, weights_fingerprint
 from star_jax.distributed import processes
 from star_jax.errors import InputError
 from star_jax.evaluation import collapse, results, stored_run
+from star_jax.report import formatting
 from star_jax.runs import console
 
 LOG = logging.getLogger("star_jax")
@@ -56,8 +58,11 @@ def check_origins(run: Run) -> None:
             )
 
 
-def finish(run: Run, n: int) -> None:
-    """Marks iteration n as done, removes what only a restart would need, updates the report and seals the log."""
+def finish(run: Run, n: int, from_its_start: bool) -> None:
+    """Marks iteration n as done, removes what only a restart would need, updates the report and seals the log.
+
+    `from_its_start`: this process ran all of it, so its time is a measure of an iteration.
+    """
     run_dir = run.run_dir
     run.weights.wait()
     run_dir.remove(run_dir.path(n, "train_state"))
@@ -68,7 +73,11 @@ def finish(run: Run, n: int) -> None:
     _warn(run, n)
     delete_weights(run, n)
     path = write_report(run)
-    _log_phases(run, n)
+    seconds = _log_phases(run, n)
+    if n and from_its_start and n < run.config.star.iterations:
+        left, remaining = schedule.remaining_seconds(run.config.star, n, seconds), run.config.star.iterations - n
+        what = f"{remaining} more iteration{'s' * (remaining != 1)}"
+        LOG.info("%s: about %s at the pace of iteration %d", what, formatting.duration(left), n)
     run.run_dir.seal(run.log.path)
     if n:
         _print_summary(run, n, path)
@@ -102,13 +111,14 @@ def delete_weights(run: Run, n: int) -> None:
                 run.run_dir.remove(run.weights.directory(earlier))
 
 
-def _log_phases(run: Run, n: int) -> None:
-    """Logs the wall time of an iteration by phase, as far as this process has run it."""
+def _log_phases(run: Run, n: int) -> dict[str, float]:
+    """Logs and returns the wall time of an iteration by phase, as far as this process has run it."""
     seconds = run.phases.take()
     total = sum(seconds.values())
     run.log.log("phases", n, 0, {name: round(value, 3) for name, value in {**seconds, "total": total}.items()})
     phases = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if value >= 0.05)
     LOG.info("iteration %d: %.1f s: %s", n, total, phases)
+    return seconds
 
 
 def _print_summary(run: Run, n: int, report_path: Path) -> None:

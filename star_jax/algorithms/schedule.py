@@ -1,7 +1,7 @@
-"""Schedules of a run: fine-tuning steps and the problems of each iteration."""
+"""Schedules of a run: fine-tuning steps and the problems of each iteration, and the time that is left."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +26,21 @@ def fine_tuning_steps(config: StarConfig, iteration: int, rows: int, batch_rows:
     else:
         steps = max(1, math.ceil(config.epochs * rows / batch_rows))
     return min(steps, config.max_steps or steps)
+
+
+def remaining_seconds(config: StarConfig, n: int, seconds: Mapping[str, float]) -> float:
+    """Seconds of the iterations after n if they take as long as n did, `seconds` by phase, and a step as long as there.
+
+    Iterations by epochs, whose steps are not known before, count with the steps of iteration n.
+    """
+
+    def steps(iteration: int) -> int:
+        return 1 if config.schedule == "epochs" else fine_tuning_steps(config, iteration, 1, 1)
+
+    later = range(n + 1, config.iterations + 1)
+    tuning = seconds.get("fine_tune", 0.0)
+    others = sum(seconds.values()) - tuning
+    return others * len(later) + tuning * sum(steps(iteration) for iteration in later) / steps(n)
 
 
 def iteration_problems(

@@ -113,6 +113,7 @@ def make_base(run: Run) -> decoder.Params:
     if config.base.path:
         return checkpoint.load_model(location.resolve(config.base.path).path, run.mesh, config.train.param_dtype)[1]
     total, started = sum(stage.steps for stage in config.base.stages), time.monotonic()
+    LOG.info("base: pretraining, %d steps", total)
     with metrics.progress(total, "pretraining the base", "step") as bar:
 
         def on_step(step: int, values: dict[str, Any]) -> None:
@@ -200,7 +201,8 @@ def _check_sizes(config: Config, tokenizer: Tokenizer) -> None:
         )
     if config.train.row_tokens > model.max_positions:
         raise InputError(
-            f"train.row_tokens {config.train.row_tokens} exceeds the model's {model.max_positions} positions; lower it"
+            f"train.row_tokens {config.train.row_tokens} exceeds the model's {model.max_positions} positions; set "
+            f"--config.train.row_tokens={model.max_positions}"
         )
 
 
@@ -287,11 +289,10 @@ def _prompt_lengths(config: Config, prompts: PromptEncoder, split: str, problems
         shots = len(prefix_ids)
         bodies = {problem_id: len(prompt.body_ids) for problem_id, prompt in encoded.items()}
         problem_id = max(bodies, key=lambda key: bodies[key])
-        if shots + bodies[problem_id] + budget > positions:
+        if (room := positions - shots - bodies[problem_id]) < budget:
             raise InputError(
                 f"{split} problem {problem_id!r}: {shots} tokens of shots, {bodies[problem_id]} of its own and "
-                f"{budget} new ones exceed the model's {positions} positions; "
-                "lower prompt.shots or sampling.max_new_tokens"
+                f"{budget} new ones exceed the model's {positions} positions; {_shorter_prompts(config, room)}"
             )
         longest, longest_body = max(longest, shots + bodies[problem_id]), max(longest_body, bodies[problem_id])
         plain_bodies = plain_bodies or bodies
@@ -307,6 +308,14 @@ def _prompt_lengths(config: Config, prompts: PromptEncoder, split: str, problems
         "references_over_budget": sum(count > budget for count in references),
         "new_tokens_budget": budget,
     }
+
+
+def _shorter_prompts(config: Config, room: int) -> str:
+    """What to do about a prompt that leaves `room` positions for its completion, which may be less than 0."""
+    remedies = ["lower --config.prompt.shots"] if config.prompt.shots else []
+    remedies += [f"set --config.sampling.max_new_tokens={room}"] if room > 0 else []
+    remedies += [] if config.base.path else ["raise --config.model.max_positions"]
+    return " or ".join(remedies) or "leave the problem out or shorten it"
 
 
 def _warn_of_shared_problems(split: str, problems: Sequence[Problem], train: Sequence[Problem]) -> None:
@@ -329,6 +338,7 @@ def _report_lengths(log: metrics.MetricsLog, split: str, figures: dict[str, int]
     )  # fmt: skip
     if figures["references_over_budget"]:
         LOG.warning(
-            "%s: %d references exceed the budget of %d new tokens (the longest has %d); raise sampling.max_new_tokens",
+            "%s: %d references exceed the budget of %d new tokens (the longest has %d); raise "
+            "--config.sampling.max_new_tokens",
             split, figures["references_over_budget"], figures["new_tokens_budget"], figures["reference_tokens_max"],
         )  # fmt: skip

@@ -18,12 +18,20 @@ from star_jax.json_reader import Fields
 from star_jax.records import Completion, Example, Problem, Record, Verdict
 from star_jax.runs import checksums, metrics
 from star_jax.sampling.token_sampling import Decoding
+from star_jax.tasks import few_shot
 from star_jax.training import fine_tune as training
 from star_jax.training import packing
-from star_jax.weights import checkpoint
+from star_jax.weights import checkpoint, train_state
 
 LOG = logging.getLogger("star_jax")
 WEIGHTS = "params/model.json"
+TITLES = {
+    "sample": "sampling",
+    "rationalize": "rationalizing",
+    "filter": "filtering",
+    "fine_tune": "fine-tuning",
+    "evaluate": "evaluating",
+}
 
 
 class Iteration:
@@ -95,6 +103,13 @@ class Stage:
     run: Callable[[Iteration], None]
     # The iteration whose weights it reads, relative to its own: -1 or 0. None: none, or the base's, which always exist.
     reads_weights: int | None = None
+    # What an interrupted start has left of it, in words; "": nothing
+    progress: Callable[[Iteration], str] = lambda iteration: ""
+
+    @property
+    def title(self) -> str:
+        """The stage in a message."""
+        return TITLES[self.name]
 
 
 def sample(iteration: Iteration) -> None:
@@ -104,16 +119,7 @@ def sample(iteration: Iteration) -> None:
 
 def rationalize(iteration: Iteration) -> None:
     """Line 4: sample again, with the answer as a hint, the problems that failed."""
-    config, n = iteration.run.config, iteration.n
-    failed = selection.to_rationalize(
-        iteration.problems,
-        iteration.get(Completion, "samples.jsonl"),
-        config.replication.rationalize_probability,
-        config.seed,
-        n,
-        config.star.require_consistent,
-    )
-    _sample_train(iteration, "rationalizations.jsonl", failed)
+    _sample_train(iteration, "rationalizations.jsonl", _to_rationalize(iteration))
 
 
 def select(iteration: Iteration) -> None:
@@ -159,9 +165,9 @@ def fine_tune(iteration: Iteration) -> None:
     # evaluations of the lost weights go. So they do if a later stage needs weights that star.keep_weights deleted.
     run_dir.discard(n, "DONE")
     run_dir.discard(n, "eval_*")
-    seed = 1_000_000 * (config.seed + 1) + n
+    seed = _fine_tuning_seed(iteration)
     with run.phases("pack"):
-        rows = packing.pack(examples, run.tokenizer, config.train.row_tokens, seed)
+        rows = _pack(iteration)
         processes.check_equal("what the examples were packed into", rows.digest())
     steps = schedule.fine_tuning_steps(config.star, n, rows.rows, config.train.batch_rows)
     spec = training.FineTuneSpec(
@@ -187,8 +193,10 @@ def fine_tune(iteration: Iteration) -> None:
         )
     fingerprint = run.weights.publish(n, params)
     if rows.too_long:
-        LOG.warning("iteration %d: %d of %d kept examples exceed train.row_tokens = %d and were left out", n,
-                    rows.too_long, len(examples), config.train.row_tokens)  # fmt: skip
+        longer = config.train.row_tokens < run.model.spec.max_positions
+        LOG.warning("iteration %d: %d of %d kept examples exceed train.row_tokens = %d and were left out%s", n,
+                    rows.too_long, len(examples), config.train.row_tokens,
+                    "; a run with a larger --config.train.row_tokens keeps them" * longer)  # fmt: skip
     sizes = {"iteration": n, "examples": len(examples), "too_long": rows.too_long, "rows": rows.rows}
     weights = {"learning_rate": config.optimizer.learning_rate, "weights": fingerprint}
     run_dir.write_json(run_dir.path(n, "finetune.json"), {**sizes, **weights, **dataclasses.asdict(report)})
@@ -219,8 +227,45 @@ def evaluate(iteration: Iteration) -> None:
         _log_evaluation(run, n, split, result)
 
 
-SAMPLE = Stage("sample", (), ("samples.jsonl",), sample, reads_weights=-1)
-RATIONALIZE = Stage("rationalize", ("samples.jsonl",), ("rationalizations.jsonl",), rationalize, reads_weights=-1)
+def _sampling_progress(iteration: Iteration) -> str:
+    return _stored(iteration, "samples.jsonl", len(iteration.problems), iteration.run.config.star.samples_per_problem)
+
+
+def _rationalizing_progress(iteration: Iteration) -> str:
+    name, per_problem = "rationalizations.jsonl", iteration.run.config.star.samples_per_problem
+    return _stored(iteration, name, len(_to_rationalize(iteration)), per_problem)
+
+
+def _fine_tuning_progress(iteration: Iteration) -> str:
+    run, n = iteration.run, iteration.n
+    reached = train_state.latest_step(run.run_dir.path(n, "train_state"))
+    if not reached:
+        return ""
+    rows = _pack(iteration).rows
+    steps = schedule.fine_tuning_steps(run.config.star, n, rows, run.config.train.batch_rows)
+    return f"step {reached:,} of {steps:,}"
+
+
+def _evaluation_progress(iteration: Iteration) -> str:
+    for split, problems in iteration.run.eval_problems.items():
+        completions, figures = _evaluation_files(split)
+        if not iteration.run.run_dir.has(iteration.n, figures):
+            return ", ".join(filter(None, (split, _stored(iteration, completions, len(problems)))))
+    return ""
+
+
+def _stored(iteration: Iteration, name: str, problems: int, per_problem: int = 1) -> str:
+    """How much of a sampling stage's output is stored; "" for nothing."""
+    path = iteration.run.run_dir.path(iteration.n, name)
+    stored = iteration.run.run_dir.unfinished_stage(path).count()
+    noun = "problems" if per_problem == 1 else "samples"
+    return f"{stored:,} of {problems * per_problem:,} {noun} are stored" if stored else ""
+
+
+SAMPLE = Stage("sample", (), ("samples.jsonl",), sample, -1, _sampling_progress)
+RATIONALIZE = Stage(
+    "rationalize", ("samples.jsonl",), ("rationalizations.jsonl",), rationalize, -1, _rationalizing_progress
+)
 
 
 def select_stage(*inputs: str) -> Stage:
@@ -234,13 +279,13 @@ def select_stage(*inputs: str) -> Stage:
 def fine_tune_stage(restart_from: str) -> Stage:
     """The fine-tuning of the weights that star.restart_from names."""
     reads = -1 if restart_from == "previous" else None
-    return Stage("fine_tune", ("kept.jsonl",), ("finetune.json", WEIGHTS), fine_tune, reads)
+    return Stage("fine_tune", ("kept.jsonl",), ("finetune.json", WEIGHTS), fine_tune, reads, _fine_tuning_progress)
 
 
 def evaluate_stage(splits: tuple[str, ...]) -> Stage:
     """The evaluation of a run's splits."""
     outputs = tuple(name for split in splits for name in _evaluation_files(split))
-    return Stage("evaluate", (WEIGHTS,), outputs, evaluate, reads_weights=0)
+    return Stage("evaluate", (WEIGHTS,), outputs, evaluate, 0, _evaluation_progress)
 
 
 def _evaluation_files(split: str) -> tuple[str, str]:
@@ -272,6 +317,29 @@ def _sample_train(iteration: Iteration, name: str, problems: list[Problem]) -> N
     iteration.put(name, completions)
 
 
+def _to_rationalize(iteration: Iteration) -> list[Problem]:
+    """The problems of the iteration that failed and get a hint."""
+    config = iteration.run.config
+    return selection.to_rationalize(
+        iteration.problems,
+        iteration.get(Completion, "samples.jsonl"),
+        config.replication.rationalize_probability,
+        config.seed,
+        iteration.n,
+        config.star.require_consistent,
+    )
+
+
+def _pack(iteration: Iteration) -> packing.PackedRows:
+    """The rows that the iteration's fine-tuning sees."""
+    run, examples = iteration.run, iteration.get(Example, "kept.jsonl")
+    return packing.pack(examples, run.tokenizer, run.config.train.row_tokens, _fine_tuning_seed(iteration))
+
+
+def _fine_tuning_seed(iteration: Iteration) -> int:
+    return 1_000_000 * (iteration.run.config.seed + 1) + iteration.n
+
+
 def _base_moments(run: Run) -> checkpoint.Moments | None:
     """The Adam moments stored with the base, from disk: they do not exist while sampling."""
     if not run.config.replication.base_moments:
@@ -281,15 +349,24 @@ def _base_moments(run: Run) -> checkpoint.Moments | None:
 
 
 def _too_few(run: Run, n: int, kept: int) -> str:
-    remedies = ["a base that solves some problems"]
-    if not run.config.prompt.shots:
-        remedies.append("few-shot prompts (prompt.shots)")
-    if not run.config.star.rationalize:
-        remedies.append("star.rationalize=True")
-    return (
-        f"iteration {n} kept {kept or 'nothing'}: too few completions reached a right answer "
-        f"(star.min_kept = {run.config.star.min_kept}); give {' or '.join(remedies)}, in another --workdir"
-    )
+    """An iteration kept fewer examples than star.min_kept; names what is not done yet and may help."""
+    options, prompt = run.config.star, run.config.prompt
+    what = "problems have a reference answer" if options.direct else "completions reached a right answer"
+    remedies = []
+    if not options.direct:
+        remedies.append("a base that solves some problems (--config.base.path=MODEL)")
+        if not prompt.shots:
+            packaged = few_shot.are_packaged(run.config.task["name"])
+            files = "" if packaged or prompt.directory else " --config.prompt.directory=FOLDER_OF_THEIR_FILES"
+            remedies.append(f"few-shot prompts (--config.prompt.shots=N{files})")
+        if not options.rationalize:
+            remedies.append("--config.star.rationalize=True")
+        elif n < options.rationalize_from:
+            remedies.append(f"--config.star.rationalize_from={n}")
+    if kept:
+        remedies.append(f"--config.star.min_kept={kept}")
+    advice = f"give {' or '.join(remedies)}, in another --workdir" if remedies else "give problems that have one"
+    return f"iteration {n} kept {kept or 'nothing'}: too few {what} (star.min_kept = {options.min_kept}); {advice}"
 
 
 def _log_selection(n: int, samples: list[Completion], counts: dict[str, Any]) -> None:

@@ -3,10 +3,10 @@
 The loop has no state but the files of the run's directory. So the command that started a run also continues it.
 """
 
-import logging
 from pathlib import Path
 
-from star_jax.algorithms import bookkeeping, setup
+from star_jax.algorithms import bookkeeping, disk_space, setup
+from star_jax.algorithms.resuming import ResumeLog
 from star_jax.algorithms.run import Run
 from star_jax.algorithms.stages import (
     RATIONALIZE,
@@ -19,8 +19,6 @@ from star_jax.algorithms.stages import (
 )
 from star_jax.config import Config
 from star_jax.errors import Stopped
-
-LOG = logging.getLogger("star_jax")
 
 
 def iteration_stages(config: Config, n: int) -> tuple[Stage, ...]:
@@ -45,31 +43,34 @@ def run(config: Config, workdir: Path | str, allow_changes: bool = False) -> Pat
     """
     run = setup.open_run(config, Path(workdir), allow_changes)
     try:
+        resume_log = ResumeLog(run)
+        disk_space.report(run)
         run.weights.ensure_base(lambda: setup.make_base(run))
         bookkeeping.check_origins(run)
         last = run.config.star.iterations
         needed = bookkeeping.iterations_in_need_of_weights(run, lambda n: iteration_stages(run.config, n))
         for n in range(last + 1):
-            iterate(run, n, iteration_stages(run.config, n), n in needed)
+            iterate(run, n, iteration_stages(run.config, n), n in needed, resume_log)
         bookkeeping.delete_weights(run, last)  # of earlier iterations, if they were made again
         path = bookkeeping.write_report(run)
         run.run_dir.seal(run.log.path)
+        resume_log.end(path)
     except Stopped:
         run.weights.wait()  # a save in progress completes
         raise
     finally:
         run.close()
-    LOG.info("report: %s", path)
     return path
 
 
-def iterate(run: Run, n: int, stages: tuple[Stage, ...], needs_weights: bool) -> None:
+def iterate(run: Run, n: int, stages: tuple[Stage, ...], needs_weights: bool, resume_log: ResumeLog) -> None:
     """One outer iteration, M_{n-1} -> M_n: every stage whose outputs do not exist yet, or are needed again."""
     if bookkeeping.is_finished(run, n, needs_weights):
         return
-    iteration = Iteration(run, n, needs_weights)
-    for stage in stages:
+    iteration, from_its_start = Iteration(run, n, needs_weights), not run.run_dir.find(f"iter_{n:03d}/*")
+    for i, stage in enumerate(stages):
         if not iteration.is_done(stage):
+            resume_log.before_stage(iteration, stage, stages[i + 1 :])
             with run.phases(stage.name):
                 stage.run(iteration)
-    bookkeeping.finish(run, n)
+    bookkeeping.finish(run, n, from_its_start)

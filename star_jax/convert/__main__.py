@@ -26,8 +26,7 @@ from star_jax.json_reader import is_present
 from star_jax.models import decoder
 from star_jax.tokenizers import JsonTokenizer, Tokenizer
 from star_jax.weights import checkpoint
-from star_jax.weights.sources import hf, loader, location
-from star_jax.weights.sources.gguf import GgufSource
+from star_jax.weights.sources import gguf, hf, loader, location
 from star_jax.weights.sources.mesh_transformer import MeshTransformerSource
 
 
@@ -48,7 +47,9 @@ def main() -> None:
         for which, source in moments.items():
             checkpoint.save_moments(args.target, which, loader.load(source, mesh, "float32")[1], source.steps)
     else:
-        hf.save(args.target, model.spec, params, tokenizer, np.dtype(params["embedding"]["embedding"].dtype))
+        special_ids = hf.special_ids(args.source) if args.source_format == "hf" and tokenizer is None else {}
+        dtype = np.dtype(params["embedding"]["embedding"].dtype)
+        hf.save(args.target, model.spec, params, tokenizer, dtype, special_ids=special_ids)
     n_params = sum(leaf.size for leaf in loader.leaves(model).values())
     about_tokenizer = _tokenizer_line(args.target_format, tokenizer)
     terminal.say(f"{args.target}: {model.spec.family}, {n_params:,} parameters, {about_tokenizer}")
@@ -72,11 +73,22 @@ def _parse() -> argparse.Namespace:
     given, form = args.source, args.source_format
     args.source = location.resolve(given).path if form in ("hf", "gguf") else given
     is_present(args.source)  # raises InputError for a folder that may not be entered
+    if (actual := _format_of(args.source)) not in ("", form):
+        raise InputError(f"--source={given}: holds a model in another format; give --source_format={actual}")
     if form == "gguf" and not args.source.is_file():
         raise InputError(f"--source={given}: there is no such file")
     if form != "gguf" and not args.source.is_dir():
         raise InputError(f"--source={given}: there is no such directory")
     return args
+
+
+def _format_of(source: Path) -> str:
+    """The format of a model by its files; "" where they do not tell."""
+    if gguf.is_file(source):
+        return "gguf" if source.suffix == ".gguf" else ""
+    if is_present(source / "model.json"):
+        return "orbax"
+    return "hf" if hf.is_model(source) else ""
 
 
 def _check_target(target: Path) -> None:
@@ -102,7 +114,7 @@ def _load(args: argparse.Namespace, mesh: Mesh) -> tuple[decoder.Decoder, decode
     if args.source_format == "hf":
         source = hf.HfSource(args.source)
     elif args.source_format == "gguf":
-        source = GgufSource(args.source)
+        source = gguf.GgufSource(args.source)
     else:
         source = MeshTransformerSource(args.source, args.source_config)
     tokenizer = given or source.tokenizer()

@@ -48,6 +48,7 @@ class StoredIteration:
     config: Config
     number: int  # 0: the base
     directory: Path  # of its model
+    is_best: bool  # it was asked for as the best one
 
     @functools.cached_property
     def task(self) -> Task:
@@ -62,8 +63,36 @@ class StoredIteration:
 
     @property
     def label(self) -> str:
-        """The iteration as a person names it."""
-        return f"iteration {self.number}" if self.number else "the base (iteration 0)"
+        """The iteration as a person names it, and that it is the best one if that was asked for."""
+        split = self.config.evaluation.split
+        if self.number:
+            return f"iteration {self.number}{f', the best on {split}' * self.is_best}"
+        return f"the base (iteration 0){f', which no iteration beats on {split}' * self.is_best}"
+
+    def random_decoding(self, temperature: float | None) -> Decoding:
+        """For several samples per problem. `temperature`: None for that of the run's train samples or, if it is 0, 0.7.
+
+        Raises InputError for 0: all samples of a problem would be the same.
+        """
+        options = self.config.sampling
+        if temperature == 0:
+            raise InputError("--temperature=0 is greedy: all samples of a problem are the same; leave --samples out")
+        return Decoding(temperature or options.temperature or 0.7, options.top_k, options.top_p)
+
+    def check_prompt(self, problem: Problem) -> None:
+        """Raises InputError for a problem that the tokenizer cannot write or that leaves no room for a completion."""
+        prompt, positions = self.prompts(problem), self.config.model.max_positions
+        tokens, budget = len(prompt.prefix_ids) + len(prompt.body_ids), self.config.sampling.max_new_tokens
+        budget = budget or self.task.max_new_tokens
+        if tokens + budget > positions:
+            raise InputError(
+                f"its prompt of {tokens:,} tokens and {budget:,} new ones exceed the model's {positions:,} positions; "
+                "shorten it"
+            )
+
+    def load(self) -> None:
+        """Loads the model now."""
+        _ = self._weights
 
     def problems(self, split: str) -> list[Problem]:
         """The problems of a split as the run stored them or, of a split that it did not use, as the task has them.
@@ -147,7 +176,7 @@ def open_iteration(workdir: Path | str, iteration: str, allow_import: bool = Fal
             f"{directory}: no complete model; it was not made yet, or deleted by star.keep_weights; give another "
             "--iteration"
         )
-    return StoredIteration(run_dir, config, number, directory)
+    return StoredIteration(run_dir, config, number, directory, is_best=iteration == "best")
 
 
 def _refuse_code(values: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import itertools
 
 from star_jax.evaluation import collapse
-from star_jax.json_reader import is_number, open_regular
+from star_jax.json_reader import is_number, is_present, open_regular
 from star_jax.report.formatting import count
 from star_jax.report.run_data import Iteration, RunData, setting, train_problems
 from star_jax.report.samples import sample_stats
@@ -18,7 +18,9 @@ def run_status(run: RunData) -> str:
         evaluated = 0 in by_number and by_number[0].evaluation is not None
         if evaluated and planned == 0:
             return "done: the base model is evaluated, and no iteration was requested"
-        return f"the base model is evaluated; iteration 1{of_planned} comes next" if evaluated else "no evaluation yet"
+        if evaluated:
+            return f"the base model is evaluated; iteration 1{of_planned} comes next"
+        return f"no evaluation yet; {_base_status(run, by_number.get(0))}" if run.config else "no evaluation yet"
     done = [number for number, iteration in by_number.items() if iteration.done and number > 0]
     if isinstance(planned, int) and len(done) >= planned:
         return f"done: {planned} of {planned} iterations"
@@ -81,6 +83,15 @@ def _shared_with_train(run: RunData) -> int:
     return 0 if run.split == "train" else sum(problem.fingerprint in train for problem in run.problems)
 
 
+def _base_status(run: RunData, base: Iteration | None) -> str:
+    """The stage of a run whose base has no evaluation."""
+    if is_present(run.directory / "base" / "model.json"):
+        return _progress(base, f"eval_{run.split}", "evaluating the base") if base else "evaluating the base comes next"
+    if setting(run.config, "base.path"):
+        return "copying the base comes next"
+    return _steps_status(run, "pretrain", 0, "pretraining the base")
+
+
 def _stage_status(run: RunData, iteration: Iteration) -> str:
     """The stage of an unfinished iteration."""
     if iteration.filter_result is None:
@@ -88,7 +99,7 @@ def _stage_status(run: RunData, iteration: Iteration) -> str:
     if iteration.filter_result.counts.get("kept") == 0:
         return "it kept nothing, so there is nothing to fine-tune on"
     if iteration.fine_tuning is None:
-        return _fine_tuning_status(run, iteration)
+        return _steps_status(run, "fine_tune", iteration.number, "fine-tuning")
     if iteration.evaluation is None:
         return _progress(iteration, f"eval_{run.split}", "evaluating")
     return "all of its stages are on disk"
@@ -124,11 +135,12 @@ def _progress(iteration: Iteration, name: str, stage: str) -> str:
     return f"{stage}, {count(sampled)} sampled so far" if sampled else f"{stage} comes next"
 
 
-def _fine_tuning_status(run: RunData, iteration: Iteration) -> str:
-    lines = (line for line in run.metrics if line.get("stage") == "fine_tune")
-    steps = [line.get("step") for line in lines if line.get("iteration") == iteration.number]
+def _steps_status(run: RunData, stage: str, iteration: int, title: str) -> str:
+    """How far the latest training of an iteration came, by the metrics of this stage."""
+    lines = (line for line in run.metrics if line.get("stage") == stage)
+    steps = [line.get("step") for line in lines if line.get("iteration") == iteration]
     reached = max((step for step in steps if is_number(step)), default=0)
-    return f"fine-tuning, step {count(reached)} reached" if reached else "fine-tuning comes next"
+    return f"{title}, step {count(reached)} reached" if reached else f"{title} comes next"
 
 
 def _collapse_notices(run: RunData) -> list[str]:

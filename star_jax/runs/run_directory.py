@@ -204,6 +204,7 @@ class RunDirectory:
                         checksums.check_file(path)
             for path in checksums.files(self.workdir):
                 if not is_present(path):
+                    LOG.info("%s is missing; it is written again if the run needs it", path)
                     self._discard(self.workdir, path.name)  # a new log has not the checksum of the one that is gone
         except BaseException:
             self.close()
@@ -301,13 +302,16 @@ class UnfinishedStage:
         """Reads the completions that an interrupted call has stored."""
 
         def read() -> list[Completion]:
-            self._run_dir._check_target(self.part.parent)
-            completions = _read_part(self.part)
+            completions = self._read()
             atomic_files.append_text(self.part, "")  # a disk that refuses is known before anything is sampled
             return completions
 
         stored = self._run_dir._broadcast_records(Completion, read)
         self.completions = {(c.problem_id, c.sample_index): c for c in stored}
+
+    def count(self) -> int:
+        """How many completions an interrupted call has stored."""
+        return self._run_dir.broadcast(lambda: len(self._read()))
 
     def append(self, chunk: Sequence[Completion]) -> None:
         """Stores a chunk. Raises Stopped after it is stored if the process was asked to stop."""
@@ -335,6 +339,10 @@ class UnfinishedStage:
             atomic_files.delete(self.part.parent, self.part.name)
 
         self._run_dir.broadcast(delete)
+
+    def _read(self) -> list[Completion]:
+        self._run_dir._check_target(self.part.parent)
+        return _read_part(self.part)
 
 
 def _read_part(part: Path) -> list[Completion]:

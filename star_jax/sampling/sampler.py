@@ -142,7 +142,7 @@ class Sampler:
             if tokens + self.spec.max_new_tokens > self.model.spec.max_positions:
                 raise InputError(
                     f"a prompt of {tokens} tokens and {self.spec.max_new_tokens} new ones do not fit the model's "
-                    f"{self.model.spec.max_positions} positions; lower prompt.shots or sampling.max_new_tokens"
+                    f"{self.model.spec.max_positions} positions; shorten the prompt or leave it out"
                 )
         size = self.spec.queue * self._queues
         for prefix_ids, indices in sorted(groups.items()):

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from star_jax.records import Problem
 from star_jax.tasks.answers import choices
-from star_jax.tasks.data_files import FileTask, text_of
+from star_jax.tasks.data_files import FileTask, check_keys, text_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,7 @@ class CommonsenseQa(FileTask):
     def own_problem(self, values: dict[str, Any], name: str) -> Problem | None:
         if "answerKey" not in values and not any(isinstance(values.get(key), dict) for key in ("question", "choices")):
             return None
+        check_keys(values, ("id", "question", "choices", "answerKey", "question_concept"))
         if values.get("answerKey"):
             return self.make_problem(values, name)
         # The official test file has no answers; its choices are checked with any.

@@ -5,11 +5,12 @@ train.jsonl:17: the answer 'F' is not a choice's label; fix the line, or skip su
 
 import codecs
 import dataclasses
+import difflib
 import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -95,6 +96,14 @@ def text_of(values: dict[str, Any], *keys: str) -> str:
     return value
 
 
+def check_keys(values: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raises ValueError that names the first key that is not known, and a known one that is similar."""
+    if unknown := [key for key in values if key not in known]:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        raise ValueError(f"unknown key {unknown[0][:60]!r}; {remedy}")
+
+
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:
     """`objects_of` the lines of a file. Raises InputError for a file that cannot be read."""
     lines = read_lines(path, remedy="correct the path in --config.task")
@@ -111,12 +120,14 @@ def objects_of(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict[st
 def _object(line: bytes) -> dict[str, Any] | ValueError:
     try:
         # A lone half of a surrogate pair ("\ud83d") is valid JSON but not valid text: no tokenizer can encode it.
-        values = parse(line, unique_keys=True)
+        values = parse(line.rstrip(b"\r\n"), unique_keys=True)
         json.dumps(values, ensure_ascii=False).encode()
     except UnicodeDecodeError:
         return ValueError("not UTF-8 text")
     except UnicodeEncodeError:
         return ValueError("holds half of a surrogate pair, which is not a character")
+    except json.JSONDecodeError as error:  # its own text counts lines, from 1, within the line
+        return ValueError(f"not JSON (column {error.colno}: {error.msg})")
     except ValueError as error:
         return ValueError(f"not JSON ({error})")
     return values if isinstance(values, dict) else ValueError("not a JSON object")

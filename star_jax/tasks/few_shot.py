@@ -57,6 +57,11 @@ def load(name: str, shots: int, direct: bool, directory: str = "", task: Task | 
     return PromptSet(_prefix(folder / f"{name}.txt", shots, task), _prefix(folder / f"{name}_hint.txt", shots, task))
 
 
+def are_packaged(name: str) -> bool:
+    """Whether a task's prompt files are in this package."""
+    return (PACKAGED / f"{name}.txt").is_file()
+
+
 def read_shots(path: Path) -> list[str]:
     """The shots of a prompt file, in order, without the blank lines between them. Raises InputError if unreadable."""
     return [shot for _, shot in _numbered_shots(path)]

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from star_jax.records import Problem
 from star_jax.tasks.answers.numbers import calculations, canonical, last_number, parse_number
-from star_jax.tasks.data_files import FileTask, text_of
+from star_jax.tasks.data_files import FileTask, check_keys, text_of
 
 MARKER = "####"
 _PLAIN = re.compile(r"\s*-?[0-9][0-9,]*(?:\.[0-9]+)?\.?\s*")  # what follows it
@@ -54,7 +54,10 @@ class Gsm8k(FileTask):
         )
 
     def own_problem(self, values: dict[str, Any], name: str) -> Problem | None:
-        return self.make_problem(values, name) if MARKER in str(values.get("answer")) else None
+        if MARKER not in str(values.get("answer")):
+            return None
+        check_keys(values, ("question", "answer", "id"))
+        return self.make_problem(values, name)
 
     def render(self, problem: Problem, hint: bool = False) -> str:
         return f"Q: {problem.question}{f' ({problem.answer})' if hint else ''}\nA:"

@@ -13,7 +13,6 @@ The completion begins after "A:". A hint is " (5)" after the question, or " (COR
 """
 
 import dataclasses
-import difflib
 import functools
 import math
 import random
@@ -34,7 +33,7 @@ from star_jax.tasks.answers import choices
 from star_jax.tasks.answers.folding import folded
 from star_jax.tasks.answers.numbers import MOST_DIGITS, canonical, parse_number
 from star_jax.tasks.base import transcript
-from star_jax.tasks.data_files import FileTask, text_of
+from star_jax.tasks.data_files import FileTask, check_keys, text_of
 
 KEYS = ("question", "answer", "choices", "rationale", "id", "category")
 MARK = "####"  # the rest of its line is the answer
@@ -193,10 +192,7 @@ def problem_of(values: dict[str, Any], name: str) -> Problem:
     `name` is the id of a problem whose object has none.
     """
     values = {key: value for key, value in values.items() if value is not None}
-    if unknown := [key for key in values if key not in KEYS]:
-        near = difflib.get_close_matches(unknown[0], KEYS, n=1)
-        known = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(KEYS)}"
-        raise ValueError(f"unknown key {unknown[0][:60]!r}; {known}")
+    check_keys(values, KEYS)
     texts = choices.choice_texts(values["choices"]) if "choices" in values else ()
     answer = _answer(values)
     return Problem(

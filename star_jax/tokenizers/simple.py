@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from star_jax.errors import InputError
+from star_jax.errors import InputError, shown
 from star_jax.tokenizers.base import Tokenizer
 
 
@@ -52,8 +52,10 @@ class SymbolTokenizer(Tokenizer):
                 ids.append(self._ids["\n"])
             for word in line.split():
                 if word not in self._ids:
+                    words = " ".join(symbol for symbol in self.symbols if symbol != "\n")
                     raise InputError(
-                        f"no symbol for {word!r}, only for the task's words; tokenizer='bytes' takes any text"
+                        f"no symbol for {shown(word)}: the model knows only the words {words}; a new run with "
+                        "--config.tokenizer=bytes knows any text"
                     )
                 ids.append(self._ids[word])
         return ids

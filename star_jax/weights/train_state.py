@@ -109,5 +109,15 @@ class TrainStateCheckpointer:
             self._manager.close()
 
 
+def latest_step(directory: Path) -> int:
+    """The step of the latest complete checkpoint in a TrainStateCheckpointer's directory; 0: none. It may be damaged.
+
+    Orbax writes a checkpoint under another name, and renames its folder to the number of its step.
+    """
+    return processes.broadcast_from_leader(
+        lambda: max((int(path.name) for path in directory.glob("*") if path.name.isdecimal()), default=0)
+    )
+
+
 def _content_hash(state_fingerprint: str, totals: dict[str, Any]) -> str:
     return f"{state_fingerprint} {checksums.of(json.dumps(totals, sort_keys=True).encode())}"

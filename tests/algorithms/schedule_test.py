@@ -14,6 +14,14 @@ def test_fine_tuning_steps():
         assert [schedule.fine_tuning_steps(options, n, rows=99, batch_rows=8) for n in (1, 2, 3, 4)] == expected
 
 
+def test_the_time_left_grows_with_the_steps_and_not_with_other_phases():
+    """Iteration 2 of 4 took 48, 60 or 25 s for its steps, a second each, and 10 s for the rest."""
+    for name, tuning, later in [("exponential", 48, 57 + 69), ("linear", 60, 80 + 100), ("epochs", 25, 25 + 25)]:
+        options, seconds = StarConfig(schedule=name, iterations=4), {"sample": 7.0, "fine_tune": tuning, "other": 3.0}
+        assert abs(schedule.remaining_seconds(options, 2, seconds) - (later + 2 * 10)) < 1e-6
+        assert schedule.remaining_seconds(options, 4, seconds) == 0
+
+
 def test_exponential_steps_are_the_whole_part_of_the_decimal_product_and_at_least_one():
     for steps, growth in itertools.product((1, 10, 40, 100), ("0.3", "0.5", "0.9", "1", "1.1", "1.15", "1.2", "2.5")):
         options = StarConfig(steps=steps, step_growth=float(growth))

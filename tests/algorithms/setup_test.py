@@ -23,6 +23,7 @@ from star_jax.weights import checkpoint
 from star_jax.weights.sources import location
 from tests.support import gguf as written
 from tests.support.models import TINY, numpy_params
+from tests.support.tables import every_row
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -81,6 +82,19 @@ def test_a_prompt_that_leaves_no_room_is_named_before_anything_is_done():
         setup._prompt_lengths(typed, prompts, "train", task.problems("train"))
 
 
+@every_row(
+    ("changes", "room", "remedies"),
+    [
+        (dict(prompt__shots=3), 12, "lower --config.prompt.shots or set --config.sampling.max_new_tokens=12"),
+        (dict(prompt__shots=0), 12, "set --config.sampling.max_new_tokens=12"),
+        (dict(prompt__shots=0), 0, "leave the problem out or shorten it"),
+        (dict(prompt__shots=3, base__path=""), -5, "lower --config.prompt.shots or raise --config.model.max_positions"),
+    ],
+)
+def test_advice_on_a_prompt_that_leaves_no_room_can_be_followed(changes, room, remedies):
+    assert setup._shorter_prompts(settings("arithmetic", **changes), room) == remedies
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     """A model of the TINY sizes with no tokenizer."""
@@ -108,7 +122,7 @@ def test_a_base_without_a_tokenizer_asks_for_one(base, tmp_path):
 MISFITS = [
     ({"model__d_model": 64}, "model.d_model 64 (the base has 32)"),
     ({"model__architecture": "gpt2"}, "model.architecture gpt2 (the base has gptj)"),
-    ({"train__row_tokens": 4096}, "train.row_tokens 4096 exceeds the model's"),
+    ({"train__row_tokens": 4096}, "exceeds the model's 256 positions; set --config.train.row_tokens=256"),
     ({"evaluation__report_split": "moon"}, "unknown split 'moon'"),
     ({"evaluation__report_split": "dev"}, "evaluation.report_split must differ"),
     ({"words": "bytes"}, "model.vocab_size must be at least 257"),

@@ -1,15 +1,19 @@
-"""What an iteration reads of an earlier start belongs to its problems."""
+"""What an iteration reads of an earlier start belongs to its problems; the advice after a selection of too few."""
 
 import dataclasses
+import re
 import types
 
 import pytest
 
+from star_jax.algorithms import stages
 from star_jax.algorithms.stages import Iteration
 from star_jax.errors import InputError
 from star_jax.evaluation.judging import SamplingPass
 from star_jax.records import Completion, Example, Problem, Source, Verdict
 from star_jax.runs.run_directory import RunDirectory
+from tests.support.runs import small_config
+from tests.support.tables import every_row
 
 PROBLEMS = [Problem(f"p{i}", f"{i} + {i}?", str(2 * i)) for i in range(4)]
 
@@ -58,3 +62,28 @@ def test_kept_examples_of_this_iteration_are_of_its_problems(tmp_path):
     assert iteration(run_dir, PROBLEMS).get(Example, "kept.jsonl") == [now, before]
     with pytest.raises(InputError, match=r"kept\.jsonl: 1 examples are not of the problems.*delete kept\.jsonl"):
         iteration(run_dir, PROBLEMS[1:]).get(Example, "kept.jsonl")
+
+
+@every_row(
+    ("changes", "kept", "options"),
+    [
+        ({}, 0, ["base.path=MODEL", "prompt.shots=N"]),
+        ({"star__rationalize": False}, 0, ["base.path=MODEL", "prompt.shots=N", "star.rationalize=True"]),
+        ({"star__rationalize_from": 3}, 0, ["base.path=MODEL", "prompt.shots=N", "star.rationalize_from=2"]),
+        ({"prompt__shots": 3, "star__min_kept": 9}, 4, ["base.path=MODEL", "star.min_kept=4"]),
+        (
+            {"task": {"name": "jsonl"}},
+            0,
+            ["base.path=MODEL", "prompt.shots=N", "prompt.directory=FOLDER_OF_THEIR_FILES"],
+        ),
+        ({"task": {"name": "jsonl"}, "prompt__directory": "mine"}, 0, ["base.path=MODEL", "prompt.shots=N"]),
+        ({"star__direct": True, "star__min_kept": 9}, 4, ["star.min_kept=4"]),
+    ],
+)
+def test_advice_names_the_options_that_are_not_set_so_already(changes, kept, options):
+    task = changes.pop("task", None)
+    config = small_config(**changes)
+    run = types.SimpleNamespace(config=dataclasses.replace(config, task=task) if task else config)
+    message = stages._too_few(run, 2, kept)
+    assert re.findall(r"--config\.([\w.=]+)", message) == options
+    assert message.endswith("in another --workdir") and "\n" not in message

@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import logging
+import re
 import shutil
 import time
 from pathlib import Path
@@ -150,7 +152,7 @@ def test_another_config_in_the_same_directory_is_refused(base, finished):
         run_with(base, finished, star__steps=7)
 
 
-def test_more_iterations_continue_a_finished_run_and_compile_nothing_again(base, finished, tmp_path):
+def test_more_iterations_continue_a_finished_run_and_compile_nothing_again(base, finished, tmp_path, caplog):
     """Iterations 3 and 4 of a run. The optimizer's initial state was once compiled again in each iteration."""
     workdir = tmp_path / "longer"
     shutil.copytree(finished, workdir)
@@ -163,9 +165,12 @@ def test_more_iterations_continue_a_finished_run_and_compile_nothing_again(base,
     jax.clear_caches()
     jax.monitoring.register_event_duration_secs_listener(record)
     try:
-        run_dir = run_with(base, workdir, star__iterations=4)
+        with caplog.at_level(logging.INFO, "star_jax"):
+            run_dir = run_with(base, workdir, star__iterations=4)
     finally:
         jax.monitoring.unregister_event_duration_listener(record)
+    (estimate,) = [line for line in caplog.messages if "at the pace of" in line]
+    assert re.fullmatch("1 more iteration: about .* s at the pace of iteration 3", estimate)
     assert run_dir.has(4)
     assert_same_result(finished, workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

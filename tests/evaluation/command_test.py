@@ -52,7 +52,9 @@ def command(monkeypatch, capsys):
         except InputError:
             assert capsys.readouterr().out == ""
             raise
-        return capsys.readouterr().out
+        printed = capsys.readouterr()
+        call.notes = printed.err
+        return printed.out
 
     return call
 
@@ -148,7 +150,37 @@ def test_the_best_iteration_and_the_report_compare_no_iterations_of_different_co
     command(run, "--iteration=1")
     assert json.loads((run / "iter_001/eval_dev.json").read_text())["iteration"] == 1
     assert command(run) == command(run, "--iteration=1")  # the best
+    assert command.notes.startswith("iteration 1: ")
     assert report.read_run(run).best == 1
+
+
+def test_what_is_counted_and_which_model_it_is_of_are_named(made, tmp_path, command):
+    """Of several samples: categories are of the majority vote, verdicts of samples. The best may be the base."""
+    run = shutil.copytree(made, tmp_path / "run")
+    write(made, [line(f"p{i}", "a", category="xy"[i % 2]) for i in range(4)])
+    greedy = command(run, "--iteration=base")
+    assert command.notes.startswith("the base (iteration 0): 4 dev problems, greedy\n")
+    assert "\naccuracy by category:\n  x" in greedy and "\nof 4 problems: 4 right, " in greedy
+    sampled = command(run, "--samples=3")
+    assert command.notes.startswith(
+        "the base (iteration 0), which no iteration beats on dev: 4 dev problems, 3 samples each, temperature 0.7\n"
+    )
+    assert "\nmajority vote by category:\n  x" in sampled and "\nof 12 samples: " in sampled
+    with pytest.raises(InputError, match="--temperature=0 is greedy"):
+        command(run, "--samples=3", "--temperature=0")
+    write(made, [line("p0", "b")])
+    (run / "iter_000/eval_dev.json").unlink()
+    command(run, "--iteration=1")
+    command(run, "--iteration=best")
+    assert command.notes.startswith("iteration 1, the best on dev: 1 dev problems, greedy\n")
+
+
+def test_right_answers_with_wrong_steps_are_counted_among_the_right_ones(capsys):
+    rate = {"n": 4, "accuracy": 0.75, "ci95": [0.3, 0.95]}
+    counts = dict(right=3, wrong=1, unparsable=0, truncated=0)
+    for wrong_steps, printed in ((2, "3 right (2 of them with wrong steps), 1 wrong"), (0, "3 right, 1 wrong")):
+        evaluate._print({**rate, "by_category": {"": rate}, **counts, "right_wrong_steps": wrong_steps})
+        assert f"of 4 problems: {printed}, 0 unparsable, 0 truncated\n" in capsys.readouterr().out
 
 
 def test_temperatures_that_differ_have_files_of_their_own(made, tmp_path, command):
@@ -208,7 +240,7 @@ def test_stored_figures_are_not_shown_as_measured(made, tmp_path, monkeypatch, c
     monkeypatch.setattr(sys, "argv", ["evaluate", f"--workdir={run}", "--iteration=1"])
     evaluate.main()
     first, notes = capsys.readouterr()
-    assert notes == "iteration 1 (1): 5 dev problems, greedy, one sample each\n"
+    assert notes == "iteration 1: 5 dev problems, greedy\n"
     before = contents(run)
     monkeypatch.setattr(RunDirectory, "write_json", lambda *_: pytest.fail("it writes"))
     evaluate.main()

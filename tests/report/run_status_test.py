@@ -53,6 +53,30 @@ def test_the_status_of_a_run_with_missing_files(tmp_path):
     assert not wrong
 
 
+def test_the_status_names_what_is_done_to_the_base(tmp_path):
+    """Also the page that --watch writes: a run spends minutes there before its first evaluation."""
+    run = make_run(tmp_path / "run")
+    remove(run, "iter_*", "metrics.jsonl")
+
+    def status() -> str:
+        return run_status(read_run(run)).removeprefix("no evaluation yet; ")
+
+    assert status() == "pretraining the base comes next"
+    lines = [{"stage": "pretrain", "iteration": 0, "step": step} for step in (50, 1200)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert status() == "pretraining the base, step 1,200 reached"
+    assert "pretraining the base, step 1,200 reached" in words_of(page_of(run))
+    put(run / "base/model.json", {})
+    assert status() == "evaluating the base comes next"
+    (run / "iter_000").mkdir()
+    (run / "iter_000/eval_dev.jsonl.part").write_text("a line\nanother line\n")
+    assert status() == "evaluating the base, 2 sampled so far"
+    shutil.rmtree(run / "base")
+    config = json.loads((run / "config.json").read_text())
+    put(run / "config.json", config | {"base": {"path": "somewhere"}})
+    assert status() == "copying the base comes next"
+
+
 def test_a_pipe_in_place_of_an_unfinished_file_is_not_waited_for(tmp_path):
     run = make_run(tmp_path / "run")
     remove(run, "iter_002/*")

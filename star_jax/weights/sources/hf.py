@@ -7,13 +7,15 @@ import json
 import logging
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from star_jax.errors import InputError, disk_errors_as_input_errors
-from star_jax.json_reader import is_present, read_json_object
+from star_jax.json_reader import is_integer, is_present, read_json_object, short
 from star_jax.models import decoder, families
 from star_jax.models.decoder import Decoder
 from star_jax.models.families.tensors import TensorMapping
@@ -36,6 +38,7 @@ _SAVE_AGAIN = (
 
 LOG = logging.getLogger("star_jax")
 EMBEDDING = "embedding/embedding"
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 ADAPTER = "adapter_config.json"  # of peft: transformers loads the adapter along with the model
 
 
@@ -60,6 +63,22 @@ def find_tokenizer(directory: Path) -> JsonTokenizer | None:
     """The tokenizer whose files a directory holds, or None. Raises InputError if they are malformed."""
     names = ("tokenizer.json", "vocab.json", "merges.txt")
     return load_directory(directory) if any(is_present(directory / name) for name in names) else None
+
+
+def special_ids(directory: Path) -> dict[str, Any]:
+    """The ids of BOS, EOS and padding that a directory states, in config.json or else in generation_config.json.
+
+    Raises InputError for a value that is neither null, nor an id, nor (several ends) a list of ids.
+    """
+    ids: dict[str, Any] = {}
+    for path in (directory / "generation_config.json", directory / "config.json"):
+        values = read_json_object(path, DOWNLOAD_AGAIN) if is_present(path) else {}
+        for key in (key for key in SPECIAL_IDS if key in values):
+            value = values[key]
+            if not all(item is None or is_integer(item) for item in (value if isinstance(value, list) else [value])):
+                raise InputError(f"{path}: {key} must be an id or a list of ids, is {short(value)}; {DOWNLOAD_AGAIN}")
+            ids[key] = value
+    return ids
 
 
 class HfSource:
@@ -155,6 +174,7 @@ def save(
     tokenizer: Tokenizer | None,
     dtype: np.dtype,
     shard_bytes: int = 2**31,
+    special_ids: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Writes a Hugging Face directory: safetensors (with an index if there are several), tokenizer, config.json last.
 
@@ -163,6 +183,7 @@ def save(
     Args:
       tokenizer: written if Hugging Face has a format for it (JsonTokenizer).
       shard_bytes: largest file of weights, in bytes. The host holds one file's tensors at a time.
+      special_ids: those of the model, for one without a tokenizer; transformers would put its own defaults there.
 
     Raises InputError if the directory holds a model already, if the parameters are not those of the spec or of its
     family's format, if one is not finite in `dtype`, for errors of the disk, and if other content is on disk than in
@@ -174,7 +195,7 @@ def save(
         raise InputError(f"{directory}: holds a model already; delete it or give another directory")
     _save_tensors(directory, spec, params, dtype, shard_bytes)
     _check_tensors(directory, spec, params, dtype)
-    special: dict[str, Any] = {}
+    special = dict(special_ids)
     if isinstance(tokenizer, JsonTokenizer):
         _save_tokenizer(directory, tokenizer, spec.max_positions)
         special = _special_ids(tokenizer)

@@ -408,6 +408,16 @@ def test_wrong_invocations_are_refused(tmp_path):
     assert not {more: found for more, found in results.items() if found}
 
 
+def test_a_model_in_another_format_than_the_flag_says_names_its_own(good, tmp_path):
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    sources = {HF: good / HF, OURS: good / OURS, "gguf": tmp_path / "a.gguf"}
+    for actual, source in sources.items():
+        for form in {*sources} - {actual}:
+            result = convert(source, form, tmp_path / "out", HF)
+            expected = f"--source={source}: holds a model in another format; give --source_format={actual}"
+            assert not complaints(result, expected, tmp_path / "out"), (actual, form)
+
+
 def test_a_slim_checkpoint_with_moments_asked_for(good, tmp_path):
     more = (f"--source_config={good / 'slim/c.json'}", "--moments")
     result = convert(good / "slim/step_3", MESH, tmp_path / "out", OURS, *more)

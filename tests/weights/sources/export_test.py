@@ -1,5 +1,6 @@
 """Exports are read again: config.json, which makes them a model, appears after weights and tokenizer are right."""
 
+import json
 import os
 
 import ml_dtypes
@@ -13,7 +14,7 @@ from star_jax.models import families
 from star_jax.weights.sources import hf
 from tests.support.models import numpy_params
 from tests.support.tables import every_row
-from tests.support.weights import bpe, json_tokenizer_of
+from tests.support.weights import bpe, convert, json_tokenizer_of
 
 GPT2 = ModelConfig(n_layers=3, d_model=32, n_heads=4, d_mlp=40, vocab_size=300, max_positions=32, architecture="gpt2")
 
@@ -79,6 +80,37 @@ def test_an_export_s_tokenizer_is_read_again(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"what is on disk is not what was saved \(.*has no token '<\|endoftext\|>'"):
         hf.save(tmp_path / "a", families.spec_of(GPT2), numpy_params(GPT2), tokenizer, np.dtype("float32"))
     assert not hf.is_model(tmp_path / "a")
+
+
+@every_row(
+    ("config_json", "generation_config_json", "expected"),
+    [
+        ({"bos_token_id": 0, "eos_token_id": 0}, {}, {"bos_token_id": 0, "eos_token_id": 0}),
+        ({"eos_token_id": [2, 0], "pad_token_id": None}, {}, {"eos_token_id": [2, 0], "pad_token_id": None}),
+        ({}, {"eos_token_id": 7}, {"eos_token_id": 7}),
+        ({"eos_token_id": 3}, {"eos_token_id": 7}, {"eos_token_id": 3}),
+        ({}, {}, {}),
+    ],
+)
+def test_a_converted_model_without_a_tokenizer_keeps_the_ids_of_its_special_tokens(
+    config_json, generation_config_json, expected, tmp_path
+):
+    """Otherwise transformers takes its own defaults for them, and generation does not end."""
+    model = families.spec_of(GPT2), numpy_params(GPT2), None, np.dtype("float32")
+    hf.save(tmp_path / "a", *model, special_ids=config_json)
+    if generation_config_json:
+        (tmp_path / "a/generation_config.json").write_text(json.dumps(generation_config_json))
+    assert convert(tmp_path / "a", "hf", tmp_path / "b", "hf")[::2] == (0, "")
+    values = json.loads((tmp_path / "b/config.json").read_text())
+    assert {key: values[key] for key in hf.SPECIAL_IDS if key in values} == expected
+
+
+def test_an_id_that_is_none_is_named(tmp_path):
+    hf.save(tmp_path / "a", families.spec_of(GPT2), numpy_params(GPT2), None, np.dtype("float32"))
+    (tmp_path / "a/generation_config.json").write_text('{"eos_token_id": "</s>"}')
+    status, _, errors = convert(tmp_path / "a", "hf", tmp_path / "b", "hf")
+    assert status == 2 and errors.startswith(f"star_jax: {tmp_path}/a/generation_config.json: eos_token_id must be")
+    assert not (tmp_path / "b").exists()
 
 
 @every_row(("value", "dtype"), [(np.nan, "float32"), (-np.inf, "bfloat16"), (1e5, "float16")])

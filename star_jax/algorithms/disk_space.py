@@ -1,0 +1,120 @@
+"""What a run will store, compared with the free space before the first long stage."""
+
+import dataclasses
+import logging
+import math
+import shutil
+
+import jax
+import numpy as np
+
+from star_jax.algorithms.run import Run
+from star_jax.distributed import processes
+from star_jax.models import decoder
+from star_jax.weights import placement
+
+LOG = logging.getLogger("star_jax")
+# Of a completion: its line without the text, and ids, log-probabilities and text of a token.
+LINE_BYTES, TOKEN_BYTES = 600, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class DiskNeeds:
+    """What a run will still store, in bytes."""
+
+    models: int  # number of models, the base included
+    weights: int  # of these models
+    checkpoints: int  # of the train state, inside one fine-tuning
+    samples: int  # at most, with every completion as long as its budget
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.checkpoints + self.samples
+
+
+def report(run: Run) -> None:
+    """Logs what the run will still store and what is free, as a warning if that is less. Nothing for a finished run.
+
+    All processes must call this together.
+    """
+    missing = [n for n in range(run.config.star.iterations + 1) if not run.weights.exists(n)]
+    unfinished = [n for n in range(run.config.star.iterations + 1) if not run.run_dir.has(n)]
+    if not unfinished or not processes.is_leader():
+        return
+    needs, free = disk_needs(run, missing, unfinished), shutil.disk_usage(run.run_dir.workdir).free
+    parts = [f"{size(needs.weights)} for the weights of {needs.models} model{'s' * (needs.models != 1)}"]
+    parts += [f"{size(needs.checkpoints)} for checkpoints of fine-tuning"] if needs.checkpoints else []
+    parts += [f"at most {size(needs.samples)} for samples"]
+    text = f"disk: this run will store {', '.join(parts)}; {size(free)} are free"
+    if needs.total <= free:
+        LOG.info("%s", text)
+        return
+    models = models_on_disk(run.config.star.iterations, 1, missing)
+    fewer = f", or start in another --workdir with --config.star.keep_weights=1, which stores {models} of the models"
+    LOG.warning("%s in %s: make room%s", text, run.run_dir.workdir, fewer * (models < needs.models))
+
+
+def disk_needs(run: Run, missing: list[int], unfinished: list[int]) -> DiskNeeds:
+    """`missing`: the iterations whose weights are not stored; `unfinished`: those that are not done."""
+    config = run.config
+    models = models_on_disk(config.star.iterations, config.star.keep_weights, missing)
+    return DiskNeeds(
+        models,
+        models * model_bytes(run.model, config.train.param_dtype),
+        _checkpoint_bytes(run) if any(unfinished) else 0,
+        _sample_bytes(run, unfinished),
+    )
+
+
+def models_on_disk(iterations: int, keep_weights: int, missing: list[int]) -> int:
+    """How many models are stored at once besides those that are stored already.
+
+    With star.keep_weights an iteration's weights are deleted after the next ones are stored; the best one's stay.
+    """
+    if not keep_weights:
+        return len(missing)
+    stored = iterations + 1 - len(missing)
+    return min(len(missing), max(0, 1 + min(iterations, keep_weights + 2) - stored))
+
+
+def model_bytes(model: decoder.Decoder, dtype: str) -> int:
+    """Bytes of a model's weights, which are stored without compression."""
+    leaves = jax.tree.leaves(placement.unbox(placement.abstract_params(model)))
+    return sum(math.prod(leaf.shape) for leaf in leaves) * np.dtype(dtype).itemsize
+
+
+def size(number: float) -> str:
+    """1234567 -> "1.23 MB"."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 999.5:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.1f} TB"
+
+
+def _checkpoint_bytes(run: Run) -> int:
+    """Two checkpoints, and the third before the first of them is deleted: weights and both moments."""
+    config = run.config
+    if not config.train.checkpoint_every:
+        return 0
+    dtypes = (config.train.param_dtype, config.optimizer.moment_dtype, "float32")
+    return 3 * sum(model_bytes(run.model, dtype) for dtype in dtypes)
+
+
+def _sample_bytes(run: Run, unfinished: list[int]) -> int:
+    """Samples, rationalizations, kept examples and evaluations of these iterations."""
+    options, budget = run.config.star, run.config.sampling.max_new_tokens or run.task.max_new_tokens
+    problems = min(options.problems_per_iteration or len(run.train_problems), len(run.train_problems))
+    evaluated = sum(map(len, run.eval_problems.values()))
+    completions = 0 if options.direct else problems * options.samples_per_problem
+    shots = len(run.first_prompts.prompt_set.plain.encode()) if options.few_shot_train else 0
+    completion = LINE_BYTES + TOKEN_BYTES * budget
+    example = completion + TOKEN_BYTES * run.longest_body + shots
+    kept = problems * (options.keep_per_problem or options.samples_per_problem) * example
+    total = 0
+    for n in unfinished:
+        total += completion * evaluated
+        if n:
+            passes = 1 + (options.rationalize and n >= options.rationalize_from)
+            total += passes * completion * completions + min(n, 1 + options.keep_previous) * kept
+    return total
