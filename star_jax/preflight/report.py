@@ -55,8 +55,8 @@ def report(
 def _reserve(topology: Topology) -> str:
     """What the rest of the memory is for."""
     if topology.pool == 1:
-        return f"{RESERVE:.0%} are kept for fragmentation and the runtime"
-    return f"JAX allocates {topology.pool:.0%} of a GPU's memory, of which {RESERVE:.0%} are kept for fragmentation"
+        return f"{RESERVE:.0%} is kept for fragmentation and the runtime"
+    return f"JAX allocates {topology.pool:.0%} of a GPU's memory, of which {RESERVE:.0%} is kept for fragmentation"
 
 
 def _program_lines(memory: ProgramMemory, topology: Topology) -> Iterator[str]:

@@ -40,7 +40,7 @@ def test_a_program_that_takes_the_reserve_does_not_fit(monkeypatch):
     for pool, fits in (("0.75", False), ("0.97", False), ("0.99", True)):
         monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", pool)
         found, text = counted(settings, "gpu:2xT4")
-        assert found == fits and f"JAX allocates {float(pool):.0%} of a GPU's memory, of which 5% are kept" in text
+        assert found == fits and f"JAX allocates {float(pool):.0%} of a GPU's memory, of which 5% is kept" in text
     monkeypatch.setitem(topology.GPUS, "T4", {16: peak / 0.86})
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75")
     found, text = counted(settings, "gpu:2xT4")
