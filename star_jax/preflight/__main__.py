@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from star_jax import terminal
 from star_jax.cli.config_flags import read_config
 from star_jax.cli.parser import Parser, exit_on_bad_input
-from star_jax.config import MAX_SIZE, Config, from_dict
+from star_jax.config import MAX_SIZE, SIZES, Config, from_dict
 from star_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ def _fits(args: argparse.Namespace, options: Any) -> bool:
     topology = parse_topology(args.topology)
     given = args.prefix_tokens, args.body_tokens
     has_task = bool(args.config or options.task.train)  # the default task, jsonl, has no problems of its own
-    without_base = not options.base.path and not options.base.stages and bool(named or options.model.n_layers)
-    if without_base:
-        options.base.path = _NO_BASE  # from_dict asks for one; where there are no sizes either, it says so
+    sized = named or all(options.model[name] for name in SIZES if name != "rotary_dim")
+    if sized and not options.base.path and not options.base.stages:
+        options.base.path = _NO_BASE  # from_dict asks for one, as a run does; where there are no sizes, rightly
     if named and not args.config:
         flags = defaults.complete(
             options, named, topology, lambda config: lengths.assumed(_sized(config, named), *given)[0]

@@ -30,7 +30,7 @@ OPTIONS = {
         "tokenizer=symbols", "task.held_out=10", "evaluation.report_split=test",
         "prompt.format=chat", "replication.base_moments=True", "sampling.slots=0", "model.d_model=66",
     ),
-    "gsm8k.py": ("", "base.path=nowhere"),
+    "gsm8k.py": ("", "model.n_layers=2", "base.path=nowhere"),
     "arithmetic_gpt2.py": ("",),
 }  # fmt: skip
 
