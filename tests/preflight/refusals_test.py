@@ -17,7 +17,9 @@ from star_jax.errors import InputError
 from star_jax.models import families
 from star_jax.models.spec import DecoderSpec
 from star_jax.preflight import __main__ as command
+from star_jax.preflight.topology import parse_topology
 from star_jax.weights import placement
+from tests.support.tables import every_row
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OPTIONS = {
@@ -126,3 +128,35 @@ def test_what_is_refused_is_what_jax_cannot_shard():
         if bool(message) == sharded_by_jax(settings, spec, devices):
             wrong.append((settings.mesh, settings.train, settings.sampling.tensor, spec, len(devices), message))
     assert not wrong and 100 < refused < 390, refused
+
+
+@every_row(
+    ("devices", "options", "message"),
+    [
+        ("gpu:2x2xT4", {}, ""),
+        ("gpu:2x2xT4", {"mesh.data": 2}, "leaves processes without a device: there are 4 devices"),
+        ("gpu:2x2xT4", {"mesh.data": 3, "train.batch_rows": 6}, ""),
+        (
+            "gpu:2x2xT4",
+            {"mesh.data": 3, "train.batch_rows": 6, "sampling.tensor": 2},
+            "2 does not divide the 1 devices",
+        ),
+        ("gpu:2x2xT4", {"sampling.tensor": 4}, "sampling.tensor: 4 does not divide the 2 devices of a process"),
+        ("gpu:1x4xT4", {"sampling.tensor": 4}, ""),
+        ("gpu:2x2xT4", {"mesh.data": 1, "mesh.tensor": 4, "sampling.tensor": -1}, ""),
+    ],
+)
+def test_each_process_needs_devices_and_samples_on_its_own(devices, options, message):
+    values = config.default("arithmetic")
+    values.base.path = "none"
+    values.model.update(n_layers=1, d_model=16, n_heads=4, d_mlp=16, rotary_dim=2, vocab_size=20, max_positions=1024)
+    for name, value in options.items():
+        group, option = name.split(".")
+        values[group][option] = value
+    settings = config.from_dict(values)
+    try:
+        setup.check_devices(settings, families.spec_of(settings.model), parse_topology(devices).processes)
+    except InputError as error:
+        assert message and message in str(error)
+    else:
+        assert not message
