@@ -30,7 +30,7 @@ from star_jax.errors import InputError
 if TYPE_CHECKING:
     from star_jax.models.spec import DecoderSpec
 
-_NO_BASE = "none"  # base.path of a config that has sizes and no base
+_NO_BASE = "(none)"  # base.path of a config that has sizes and no base
 
 
 def main() -> None:
