@@ -54,7 +54,11 @@ class ModelConfig:
     def check_complete(self) -> None:
         """Raises InputError unless all sizes are given."""
         self.check()
-        _between(1, MAX_SIZE, self, *(name for name in SIZES if name != "rotary_dim"))
+        if missing := [name for name in SIZES if name != "rotary_dim" and not getattr(self, name)]:
+            raise InputError(
+                f"model.{', model.'.join(missing)}: 0 stands for the base model's size, and base.path is not set; give "
+                "--config.base.path=MODEL, or sizes"
+            )
 
 
 FLOATS = ("float32", "bfloat16")
@@ -346,7 +350,10 @@ class Config:
             if f"task.{key}" in MOVED:
                 raise InputError(_no_option("task", key, ()))
         if not self.base.path and not self.base.stages:
-            raise InputError("base: give base.path (a directory with a model), or base.stages to pretrain one")
+            raise InputError(
+                "base.path is not set: give base.path (--config.base.path=MODEL, a directory with a model, or a name), "
+                "or base.stages to pretrain one"
+            )
         task = self.make_task()
         if not self.base.path and type(task).transcripts is tasks.Task.transcripts:
             raise InputError(

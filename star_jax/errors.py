@@ -35,6 +35,10 @@ class InputError(Exception):
     """Bad input or a failing disk. The message says in one line what is wrong, where, and what to do."""
 
 
+class MissingInput(InputError):
+    """A file or a data set that is not on this machine. star_jax.preflight needs none."""
+
+
 class Stopped(BaseException):
     """SIGTERM was received and all results are on disk. A BaseException, so that `except Exception` lets it pass."""
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
-from star_jax.errors import InputError
+from star_jax.errors import InputError, MissingInput
 
 REMEDY = "fix or delete the file and rerun"
 MAX_DEPTH = 64  # of nested lists and objects; a template of a tokenizer.json has about ten
@@ -56,7 +56,8 @@ def read_lines(path: Path, remedy: str = REMEDY) -> Iterator[tuple[int, bytes]]:
 def unreadable(path: Path, error: OSError, remedy: str = REMEDY) -> InputError:
     """The error of one line for a file that cannot be read. A file without permission is not to be deleted."""
     remedy = "make it readable (chmod) and rerun" if isinstance(error, PermissionError) else remedy
-    return InputError(f"{path}: cannot be read ({error.strerror}); {remedy}")
+    kind = MissingInput if isinstance(error, FileNotFoundError) else InputError
+    return kind(f"{path}: cannot be read ({error.strerror}); {remedy}")
 
 
 def is_present(path: Path) -> bool:

@@ -52,15 +52,12 @@ def open_run(config: Config, workdir: Path, allow_changes: bool = False) -> Run:
     base, origin = Location(workdir / "base", "") if copied else location.resolve(config.base.path)
     model_config, spec = resolve_model(config, base)
     config = dataclasses.replace(config, model=model_config)  # config.json holds the sizes that ran
-    tokenizer = tokenizer_for(config.prompt.format, base_tokenizer(config, task, base))
-    _check_sizes(config, tokenizer)
-    stop_strings.check_reachable(tokenizer, sampler_spec(config, task, Decoding()).stop)
     mesh, sampling_mesh = meshes(config, spec)
-    train_problems = generate.train_problems(config, task)
-    eval_problems = {split: split_problems(config, task, split) for split in config.evaluation.splits}
+    tokenizer = run_tokenizer(config, task, base)
+    train_problems, eval_problems = read_problems(config, task)
     problems = {**eval_problems, "train": train_problems}
     prompts = PromptEncoder(task, tokenizer, prompts_of(config, task, 1), config.prompt.format)
-    lengths = {split: _prompt_lengths(config, prompts, split, values) for split, values in problems.items()}
+    lengths = {split: prompt_lengths(config, prompts, split, values) for split, values in problems.items()}
     lines = {split: write_lines(values) for split, values in problems.items()}
     processes.check_equal("the tokenizer", json.dumps(tokenizer.spec(), sort_keys=True))
     for split, text in lines.items():
@@ -129,22 +126,41 @@ def make_base(run: Run) -> decoder.Params:
 
 
 def meshes(config: Config, spec: DecoderSpec, devices: Sequence[Any] | None = None) -> tuple[Mesh, Mesh]:
-    """The meshes for training and for sampling, over all devices or the given ones.
-
-    Raises InputError if the model or the batch rows do not divide over them.
-    """
-    mesh, model = sharding.make_mesh(config.mesh, devices), families.build(config.model, spec)
-    sharding.check_rows(mesh, config.train.batch_rows, config.train.microbatches)
-    check_kv_heads(spec, "mesh", mesh.shape["tensor"])
-    placement.param_shardings(model, mesh)
+    """The meshes for training and for sampling, over all devices or the given ones. Raises as check_devices does."""
     process = None if devices is None else devices[0].process_index
-    sampling_mesh = sharding.sampling_mesh(mesh, config.sampling.tensor, process)
-    check_kv_heads(spec, "sampling", sampling_mesh.shape["tensor"])
-    placement.param_shardings(model, sampling_mesh, "sampling")
-    return mesh, sampling_mesh
+    devices = jax.devices() if devices is None else devices
+    check_devices(config, spec, [device.process_index for device in devices])
+    mesh = sharding.make_mesh(config.mesh, devices)
+    return mesh, sharding.sampling_mesh(mesh, config.sampling.tensor, process)
 
 
-def check_kv_heads(spec: DecoderSpec, group: str, tensor: int) -> None:
+def check_devices(config: Config, spec: DecoderSpec, processes: Sequence[int]) -> tuple[dict[str, int], int]:
+    """(mesh axis -> devices along it in training, devices of each copy of the model in sampling); needs no devices.
+
+    Args:
+      config: with the model's sizes, see resolve_model.
+      processes: the process of each device, in the order of the devices. The copies are those of the first process.
+
+    Raises InputError if the rows of a batch do not fit the model, or rows or weights do not divide over the devices.
+    """
+    if config.train.row_tokens > spec.max_positions:
+        raise InputError(
+            f"train.row_tokens {config.train.row_tokens} exceeds the model's {spec.max_positions} positions; set "
+            f"--config.train.row_tokens={spec.max_positions}"
+        )
+    shape, counts = sharding.mesh_layout(config.mesh, processes)
+    mesh, model = sharding.abstract_mesh(shape), families.build(config.model, spec)
+    sharding.check_rows(mesh, config.train.batch_rows, config.train.microbatches)
+    _check_kv_heads(spec, "mesh", shape["tensor"])
+    placement.param_shardings(model, mesh)
+    copies = {p: sharding.sampling_tensor(config.sampling.tensor, count) for p, count in counts.items()}
+    for tensor in set(copies.values()):
+        _check_kv_heads(spec, "sampling", tensor)
+        placement.param_shardings(model, sharding.abstract_mesh({"data": 1, "fsdp": 1, "tensor": tensor}), "sampling")
+    return shape, copies[processes[0]]
+
+
+def _check_kv_heads(spec: DecoderSpec, group: str, tensor: int) -> None:
     """Raises InputError unless each of `tensor` devices gets whole KV heads. `group`: of the option `tensor`."""
     if spec.n_kv_heads % tensor:
         raise InputError(f"{group}.tensor: {tensor} does not divide the model's {spec.n_kv_heads} KV heads")
@@ -161,7 +177,7 @@ def resolve_model(config: Config, directory: Path) -> tuple[ModelConfig, Decoder
         spec = families.spec_of(model)
         return model, spec
     spec = checkpoint.load_spec(directory)
-    base = _sizes(spec)
+    base = sizes_of(spec)
     # Rotary positions have no parameters: such a model may run with fewer or more of them.
     fixed = [name for name in base if name != "max_positions" or not spec.rope.dim]
     if different := [
@@ -172,13 +188,31 @@ def resolve_model(config: Config, directory: Path) -> tuple[ModelConfig, Decoder
         raise InputError(f"base.path {config.base.path} does not fit the config: model.{', model.'.join(different)}")
     if model.max_positions:
         spec = dataclasses.replace(spec, max_positions=model.max_positions)
-    return dataclasses.replace(model, **_sizes(spec)), spec
+    return dataclasses.replace(model, **sizes_of(spec)), spec
 
 
-def _sizes(spec: DecoderSpec) -> dict[str, Any]:
+def sizes_of(spec: DecoderSpec) -> dict[str, Any]:
     """The fields of config.model that the weights fix."""
     values: dict[str, Any] = {name: getattr(spec, name) for name in SIZES if name != "rotary_dim"}
     return {"architecture": spec.family, **values, "rotary_dim": spec.rope.dim}
+
+
+def run_tokenizer(config: Config, task: Task, base: Path) -> Tokenizer:
+    """The tokenizer of a run, with the end ids of its prompt format. `base`: the directory of the base.
+
+    Raises InputError if it does not fit the model, the task or the base's files.
+    """
+    if config.replication.base_moments and not checkpoint.has_moments(Path(config.base.path)):
+        raise InputError(
+            f"replication.base_moments: base.path {config.base.path} holds none; convert the base with --moments"
+        )
+    tokenizer = tokenizer_for(config.prompt.format, base_tokenizer(config, task, base))
+    if config.model.vocab_size < tokenizer.vocab_size:
+        raise InputError(
+            f"model.vocab_size must be at least {tokenizer.vocab_size}, the tokenizer's; got {config.model.vocab_size}"
+        )
+    stop_strings.check_reachable(tokenizer, sampler_spec(config, task, Decoding()).stop)
+    return tokenizer
 
 
 def base_tokenizer(config: Config, task: Task, base: Path) -> Tokenizer:
@@ -188,22 +222,10 @@ def base_tokenizer(config: Config, task: Task, base: Path) -> Tokenizer:
     return checkpoint.load_tokenizer(base)
 
 
-def _check_sizes(config: Config, tokenizer: Tokenizer) -> None:
-    """Raises InputError for sizes that do not fit each other or the files."""
-    model = config.model
-    if config.replication.base_moments and not checkpoint.has_moments(Path(config.base.path)):
-        raise InputError(
-            f"replication.base_moments: base.path {config.base.path} holds none; convert the base with --moments"
-        )
-    if model.vocab_size < tokenizer.vocab_size:
-        raise InputError(
-            f"model.vocab_size must be at least {tokenizer.vocab_size}, the tokenizer's; got {model.vocab_size}"
-        )
-    if config.train.row_tokens > model.max_positions:
-        raise InputError(
-            f"train.row_tokens {config.train.row_tokens} exceeds the model's {model.max_positions} positions; set "
-            f"--config.train.row_tokens={model.max_positions}"
-        )
+def read_problems(config: Config, task: Task) -> tuple[list[Problem], dict[str, list[Problem]]]:
+    """(train problems, split -> problems that are evaluated). Raises InputError, MissingInput if files are missing."""
+    train = generate.train_problems(config, task)
+    return train, {split: split_problems(config, task, split) for split in config.evaluation.splits}
 
 
 def _weight_store(
@@ -269,7 +291,7 @@ def _world(tokenizer: Tokenizer, prompts: PromptEncoder, lines: Mapping[str, str
     return {**versions, **origin, "prompts": prompts.fingerprint, **digests}
 
 
-def _prompt_lengths(config: Config, prompts: PromptEncoder, split: str, problems: Sequence[Problem]) -> dict[str, int]:
+def prompt_lengths(config: Config, prompts: PromptEncoder, split: str, problems: Sequence[Problem]) -> dict[str, int]:
     """Token counts of a split's prompts and references; none is ever truncated.
 
     Raises InputError for a prompt that leaves no room for a completion or has an id that the model lacks: now, and not

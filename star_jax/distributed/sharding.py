@@ -5,15 +5,17 @@ processes. Sampling: data x tensor over the devices of one process; each process
 each index along `data`. weights/placement.py moves the weights from one mesh to the other.
 """
 
+import collections
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from star_jax.config import MeshConfig
 from star_jax.errors import InputError
@@ -43,16 +45,28 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise InputError("JAX_ENABLE_X64 is on, and random numbers and results would be others; unset the variable")
     devices = jax.devices() if devices is None else devices
-    data, fsdp, _ = mesh_shape(config, len(devices)).values()
-    used = devices[: data * fsdp * config.tensor]
-    if len({device.process_index for device in used}) < len({device.process_index for device in devices}):
-        raise InputError(
-            f"mesh: data {data} x fsdp {fsdp} x tensor {config.tensor} leaves processes without a device: "
-            f"there are {len(devices)} devices; set one of mesh.data and mesh.fsdp to -1"
-        )
+    shape, _ = mesh_layout(config, [device.process_index for device in devices])
+    used = devices[: math.prod(shape.values())]
     # On TPUs neighbours along a mesh axis should be neighbours in the torus.
-    grid = mesh_utils.create_device_mesh((data, fsdp, config.tensor), used, allow_split_physical_axes=True)
+    grid = mesh_utils.create_device_mesh(tuple(shape.values()), used, allow_split_physical_axes=True)
     return auto_mesh(grid)
+
+
+def mesh_layout(config: MeshConfig, processes: Sequence[int]) -> tuple[dict[str, int], dict[int, int]]:
+    """(mesh axis -> devices along it, process -> how many of its devices are in the mesh) of a config's training mesh.
+
+    `processes`: the process of each device, in the order of the devices. The mesh takes the first of them.
+
+    Raises InputError if the devices are too few, or if a process would have none of them.
+    """
+    shape = mesh_shape(config, len(processes))
+    counts = collections.Counter(processes[: math.prod(shape.values())])
+    if len(counts) < len(set(processes)):
+        raise InputError(
+            f"mesh: data {shape['data']} x fsdp {shape['fsdp']} x tensor {config.tensor} leaves processes without a "
+            f"device: there are {len(processes)} devices; set one of mesh.data and mesh.fsdp to -1"
+        )
+    return shape, dict(counts)
 
 
 def mesh_shape(config: MeshConfig, devices: int) -> dict[str, int]:
@@ -76,13 +90,21 @@ def sampling_mesh(mesh: Mesh, tensor: int, process: int | None = None) -> Mesh:
     `tensor` -1: all of them. Default process: this one. Raises InputError if `tensor` does not divide the devices.
     """
     devices = devices_by_process(mesh)[jax.process_index() if process is None else process]
-    tensor = len(devices) if tensor == -1 else tensor
-    if len(devices) % tensor:
+    return auto_mesh(np.array(devices).reshape(-1, 1, sampling_tensor(tensor, len(devices))))
+
+
+def sampling_tensor(tensor: int, devices: int) -> int:
+    """Devices of each copy of the model in sampling: the option `sampling.tensor` for a process's number of devices.
+
+    Raises InputError if it does not divide them.
+    """
+    tensor = devices if tensor == -1 else tensor
+    if devices % tensor:
         raise InputError(
-            f"sampling.tensor: {tensor} does not divide the {len(devices)} devices of a process; for sampling, weights "
-            "are sharded within a process"
+            f"sampling.tensor: {tensor} does not divide the {devices} devices of a process; for sampling, weights are "
+            "sharded within a process"
         )
-    return auto_mesh(np.array(devices).reshape(-1, 1, tensor))
+    return tensor
 
 
 def mesh_of(params: Any) -> Mesh:
@@ -91,6 +113,11 @@ def mesh_of(params: Any) -> Mesh:
     if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
         return cast(Mesh, leaf.sharding.mesh)
     return make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
+
+
+def abstract_mesh(shape: Mapping[str, int]) -> AbstractMesh:
+    """A mesh of so many devices along each axis, without the devices: for checks of shapes."""
+    return AbstractMesh(tuple(shape[axis] for axis in MESH_AXES), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def auto_mesh(grid: np.ndarray) -> Mesh:
@@ -116,17 +143,18 @@ def use(mesh: Mesh, local_rows: bool = False) -> Iterator[None]:
         yield
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Number of shards of a batch's rows."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_rows(mesh: Mesh, rows: int, microbatches: int = 1) -> None:
+def check_rows(mesh: Mesh | AbstractMesh, rows: int, microbatches: int = 1) -> None:
     """Raises InputError unless the rows of a batch divide over the batch axes, in each of its microbatches."""
     if rows % microbatches or rows // microbatches % batch_shards(mesh):
         raise InputError(
             f"train.batch_rows: {rows} rows do not divide over {batch_shards(mesh)} devices"
             + (f" in {microbatches} microbatches (train.microbatches)" if microbatches > 1 else "")
+            + f"; give a multiple of {microbatches * batch_shards(mesh)} rows, or another mesh (mesh.data, .fsdp)"
         )
 
 

@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 from star_jax import config
 from star_jax.config import Config
 from star_jax.models.spec import DecoderSpec
-from star_jax.preflight import budget
-from star_jax.preflight.budget import GIB, Lengths
-from star_jax.preflight.programs import sampling_tensors
+from star_jax.preflight import advice, budget
+from star_jax.preflight.budget import Lengths
+from star_jax.preflight.programs import tensors
 from star_jax.preflight.topology import Topology
 
 # What differs from the defaults of config.py: bfloat16 activations, recomputed, and weights sharded over all devices.
@@ -44,10 +44,9 @@ def complete(
         shards = max(1, topology.device_count // options.mesh.tensor)
         options.train.batch_rows = math.ceil(Config().train.batch_rows / shards) * shards
     if not options.sampling.tensor:
-        for options.sampling.tensor in sampling_tensors(spec, topology):
+        for options.sampling.tensor in tensors(spec, topology.devices_per_host):
             typed = config.from_dict(options)
-            size = sum(budget.sampling_bytes(typed, spec, options.sampling.tensor, lengths_of(typed)))
-            if size < 0.9 * topology.device_gib * GIB:
+            if advice.fits(budget.sampling_bytes(typed, spec, options.sampling.tensor, lengths_of(typed)), topology):
                 break
     return " ".join(
         f"--config.{group}.{name}={options[group][name]}" for group, names in OPTIONS.items() for name in names

@@ -46,12 +46,10 @@ def measure_programs(
 ) -> Iterator[ProgramMemory]:
     """Compiles a run's programs one by one; counts those of a topology that has no compiler.
 
-    Raises InputError for a mesh that does not fit the devices or the model.
+    Raises InputError for what a run on these devices would refuse (setup.check_devices).
     """
+    mesh_shape, tensor = setup.check_devices(config, spec, topology.processes)
     if not topology.devices:
-        mesh_shape, tensor = sharding.mesh_shape(config.mesh, topology.device_count), sampling_tensor(config, topology)
-        setup.check_kv_heads(spec, "mesh", mesh_shape["tensor"])
-        setup.check_kv_heads(spec, "sampling", tensor)
         yield _counted(TRAIN_STEP, budget.train_bytes(config, spec, mesh_shape))
         yield _counted(SAMPLING_LOOP, budget.sampling_bytes(config, spec, tensor, lengths))
         return
@@ -63,14 +61,9 @@ def measure_programs(
     yield measure(SAMPLING_LOOP, lambda: lower_sampling_loop(config, spec, sampling_mesh, lengths))
 
 
-def sampling_tensor(config: Config, topology: Topology) -> int:
-    """Over how many devices the weights are sharded for sampling."""
-    return topology.devices_per_host if config.sampling.tensor == -1 else config.sampling.tensor
-
-
-def sampling_tensors(spec: DecoderSpec, topology: Topology) -> list[int]:
-    """The values of `sampling.tensor` that divide a process's devices and what is sharded over them, ascending."""
-    common = math.gcd(topology.devices_per_host, spec.n_kv_heads, spec.d_mlp, spec.vocab_size)
+def tensors(spec: DecoderSpec, devices: int) -> list[int]:
+    """The values of `sampling.tensor` or `mesh.tensor` that divide the devices and the model's axes, ascending."""
+    common = math.gcd(devices, spec.n_kv_heads, spec.d_mlp, spec.vocab_size)
     return [tensor for tensor in range(1, common + 1) if common % tensor == 0]
 
 

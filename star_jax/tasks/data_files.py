@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from star_jax.errors import InputError
+from star_jax.errors import InputError, MissingInput
 from star_jax.json_reader import parse, read_lines
 from star_jax.option_values import PATH
 from star_jax.records import Problem
@@ -161,15 +161,15 @@ def _hub_objects(task: FileTask, split: str) -> Iterator[tuple[str, dict[str, An
     name, configuration = task.HUB
     remedy = "set --config.task.data_dir to the folder of the official files"
     if not name:
-        raise InputError(f"the task needs its files; {remedy}")
+        raise MissingInput(f"the task needs its files; {remedy}")
     try:
         import datasets
     except ImportError as error:
-        raise InputError(f"{remedy}, or `pip install datasets` to load {name} from the hub") from error
+        raise MissingInput(f"{remedy}, or `pip install datasets` to load {name} from the hub") from error
     try:
         rows = datasets.load_dataset(name, configuration, split=task.HUB_SPLITS[split])
     except Exception as error:  # a missing network, name or split raise many types
-        raise InputError(f"{name} cannot be loaded from the hub ({str(error).splitlines()[0]}); {remedy}") from error
+        raise MissingInput(f"{name} cannot be loaded from the hub ({str(error).splitlines()[0]}); {remedy}") from error
     for number, row in enumerate(rows, start=1):
         yield f"{name} {split}:{number}", dict(row)
 

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from star_jax.distributed.sharding import RULES, auto_mesh, devices_by_process, mesh_of
 from star_jax.errors import InputError
@@ -20,13 +20,14 @@ def abstract_params(model: Decoder) -> decoder.Params:
     return jax.eval_shape(lambda: decoder.init(model, jax.random.key(0)))
 
 
-def param_shardings(model: Decoder, mesh: Mesh, options: str = "mesh") -> decoder.Params:
+def param_shardings(model: Decoder, mesh: Mesh | AbstractMesh, options: str = "mesh") -> decoder.Params:
     """A NamedSharding for each parameter. Raises InputError if a parameter does not divide over its mesh axes.
 
     `options`: the group of options that defines the mesh, for the error message.
     """
     shapes = abstract_params(model)
-    shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(shapes), mesh, RULES)
+    any_mesh: Any = mesh  # linen's annotation has no AbstractMesh; NamedSharding takes it
+    shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(shapes), any_mesh, RULES)
 
     def check(path: Any, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:
         for size, axis in zip(leaf.shape, sharding.spec, strict=False):

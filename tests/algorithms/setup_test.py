@@ -51,7 +51,7 @@ def test_every_real_prompt_fits_gpt_j_and_every_training_text_its_row(shared_dir
     task = typed.make_task()
     prompts = PromptEncoder(task, words, generate.prompts_of(typed, task, 1))
     for split in ("train", "dev", "test"):
-        found = setup._prompt_lengths(typed, prompts, split, task.problems(split))
+        found = setup.prompt_lengths(typed, prompts, split, task.problems(split))
         record_property(f"{name} {split}", found)
         assert found["prompt_tokens_max"] + found["new_tokens_budget"] <= typed.model.max_positions
         assert found["references_over_budget"] <= 1
@@ -79,7 +79,7 @@ def test_a_prompt_that_leaves_no_room_is_named_before_anything_is_done():
     task = typed.make_task()
     prompts = PromptEncoder(task, tokenizers.make("symbols", task.symbols), generate.prompts_of(typed, task, 1))
     with pytest.raises(InputError, match=r"train problem 'train-\d-\d+': 0 tokens of shots.*exceed the model's 100"):
-        setup._prompt_lengths(typed, prompts, "train", task.problems("train"))
+        setup.prompt_lengths(typed, prompts, "train", task.problems("train"))
 
 
 @every_row(

@@ -248,7 +248,10 @@ def test_sizes_that_do_not_fit_are_refused():
         (dict(rotary_dim=0), "model.rotary_dim is 0: it must be at least 2 for gptj"),
         (dict(architecture="gpt2"), "model.rotary_dim is 8: it must be 0 for gpt2"),
         (dict(architecture="llama"), "llama models are not made from sizes; give base.path"),
-        (dict(n_layers=0), "model.n_layers must be at least 1"),
+        (
+            dict(n_layers=0, d_mlp=0),
+            "model.n_layers, model.d_mlp: 0 stands for the base model's size",
+        ),
     ):
         with pytest.raises(InputError) as error:
             families.spec_of(dataclasses.replace(TINY, **changes))

@@ -49,7 +49,8 @@ def test_a_missing_topology_is_one_line():
 def test_a_published_model_needs_no_config_and_no_weights():
     done = run("-m", "star_jax.preflight", "--model=qwen3-4b", "--topology=gpu:8xH100", "--config.sampling.slots=64")
     assert done.returncode == 0, done.stderr
-    options, parameters, *_, last = done.stdout.splitlines()
+    options, lengths, parameters, *_, last = done.stdout.splitlines()
+    assert lengths.startswith("tokens of a prompt: 1,024 of shots (assumed), 128 of a problem (assumed), 256 new")
     assert options.startswith("qwen3-4b with ") and "--config.sampling.tensor=1" in options
     assert parameters.startswith("4,022,468,096 parameters on 8 x H100") and last == "fits"
     assert "sampling: 64 slots of 383 tokens after a prefix of 1024" in done.stdout

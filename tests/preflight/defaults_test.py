@@ -28,10 +28,10 @@ def test_the_tensor_divides_heads_mlp_and_vocabulary():
     """Three KV heads, one KV head, an odd vocabulary: eight devices get a copy each."""
     wrong = []
     for model in ("SmolLM2-135M", "Gemma-3-1B", "GPT-2"):
-        if programs.sampling_tensors(model_sizes.spec_of(model), Topology("chip", 8, 16)) != [1]:
+        if programs.tensors(model_sizes.spec_of(model), 8) != [1]:
             wrong.append(model)
     assert not wrong
-    assert programs.sampling_tensors(model_sizes.spec_of("Qwen3-4B"), Topology("chip", 8, 16)) == [1, 2, 4, 8]
+    assert programs.tensors(model_sizes.spec_of("Qwen3-4B"), 8) == [1, 2, 4, 8]
 
 
 def test_the_batch_divides_over_the_devices():
