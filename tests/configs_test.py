@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from star_jax import config
-from star_jax.algorithms import schedule, setup
+from star_jax.algorithms import budget, schedule, setup
 from star_jax.errors import InputError
 from star_jax.models import families
-from star_jax.preflight import budget, programs
+from star_jax.preflight import programs
 from tests.support.tables import every_row
 
 CONFIGS = Path(__file__).parents[1] / "configs"

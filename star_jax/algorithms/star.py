@@ -5,7 +5,7 @@ The loop has no state but the files of the run's directory. So the command that 
 
 from pathlib import Path
 
-from star_jax.algorithms import bookkeeping, disk_space, setup
+from star_jax.algorithms import bookkeeping, estimates, setup
 from star_jax.algorithms.resuming import ResumeLog
 from star_jax.algorithms.run import Run
 from star_jax.algorithms.stages import (
@@ -44,7 +44,7 @@ def run(config: Config, workdir: Path | str, allow_changes: bool = False) -> Pat
     run = setup.open_run(config, Path(workdir), allow_changes)
     try:
         resume_log = ResumeLog(run)
-        disk_space.report(run)
+        estimates.report(run)
         run.weights.ensure_base(lambda: setup.make_base(run))
         bookkeeping.check_origins(run)
         last = run.config.star.iterations

@@ -4,12 +4,11 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from star_jax.algorithms import setup
+from star_jax.algorithms import budget, setup
+from star_jax.algorithms.budget import Lengths
 from star_jax.config import Config
 from star_jax.errors import InputError
 from star_jax.models.spec import DecoderSpec
-from star_jax.preflight import budget
-from star_jax.preflight.budget import Lengths
 from star_jax.preflight.programs import tensors
 from star_jax.preflight.topology import Topology
 

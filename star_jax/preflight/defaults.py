@@ -7,10 +7,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from star_jax import config
+from star_jax.algorithms import budget
+from star_jax.algorithms.budget import Lengths
 from star_jax.config import Config
 from star_jax.models.spec import DecoderSpec
-from star_jax.preflight import advice, budget
-from star_jax.preflight.budget import Lengths
+from star_jax.preflight import advice
 from star_jax.preflight.programs import tensors
 from star_jax.preflight.topology import Topology
 

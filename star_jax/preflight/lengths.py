@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from star_jax.algorithms import setup
+from star_jax.algorithms.budget import Lengths
 from star_jax.config import Config
 from star_jax.errors import InputError, MissingInput
 from star_jax.evaluation.generate import prompts_of
 from star_jax.evaluation.prompts import PromptEncoder
-from star_jax.preflight.budget import Lengths
 from star_jax.records import Problem
 from star_jax.sampling import sampler
 from star_jax.tasks import Task

@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from star_jax.algorithms import setup
+from star_jax.algorithms import budget, setup
+from star_jax.algorithms.budget import GIB, Lengths
 from star_jax.config import Config
 from star_jax.distributed import sharding
 from star_jax.models import decoder, families
 from star_jax.models.attention import masks
 from star_jax.models.spec import DecoderSpec
-from star_jax.preflight import budget
-from star_jax.preflight.budget import GIB, Lengths
 from star_jax.preflight.topology import Topology
 from star_jax.sampling import engine, kv_cache, sampler
 from star_jax.sampling.token_sampling import Decoding

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator
 
+from star_jax.algorithms import budget
+from star_jax.algorithms.budget import GIB, Lengths
 from star_jax.config import Config
 from star_jax.models.spec import DecoderSpec
-from star_jax.preflight import advice, budget, hlo
-from star_jax.preflight.budget import GIB, Lengths
+from star_jax.preflight import advice, hlo
 from star_jax.preflight.programs import SAMPLING_LOOP, TRAIN_STEP, ProgramMemory, measure_programs
 from star_jax.preflight.topology import GPU_POOL_VARIABLE, LARGE_POOL, RESERVE, Topology
 

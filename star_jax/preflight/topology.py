@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from star_jax.algorithms.budget import GIB
 from star_jax.errors import InputError
-from star_jax.preflight.budget import GIB
 
 # Generation -> GiB of memory of a chip, and an accelerator type that libtpu accepts.
 TPUS = {

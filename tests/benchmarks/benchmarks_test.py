@@ -10,10 +10,9 @@ from unittest import mock
 
 import pytest
 
-from star_jax.algorithms import star
+from star_jax.algorithms import budget, star
 from star_jax.config import GPTJ_6B, ModelConfig
 from star_jax.models import families
-from star_jax.preflight import budget
 from tests.support.runs import small_config
 
 BENCHMARKS = Path(__file__).parent

@@ -36,10 +36,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from star_jax import config
+from star_jax.algorithms import budget
 from star_jax.distributed import sharding
 from star_jax.models import decoder, families
 from star_jax.models.decoder import DecodeParams
-from star_jax.preflight import budget
 from star_jax.records import EncodedPrompt, Prompt
 from star_jax.sampling.sampler import Request, Sampler, SamplerSpec
 from star_jax.tokenizers.simple import ByteTokenizer

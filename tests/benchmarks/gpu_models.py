@@ -30,6 +30,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from star_jax import config
+from star_jax.algorithms import budget
 from star_jax.distributed import platforms, sharding
 from star_jax.models import families
 from star_jax.models.attention import dense, packed, ring
@@ -39,7 +40,7 @@ from star_jax.models.attention.ring import RingMask
 from star_jax.models.attention.softmax import ScoreSpec
 from star_jax.models.decoder import DecodeParams, Decoder
 from star_jax.models.spec import DecoderSpec
-from star_jax.preflight import budget, model_sizes
+from star_jax.preflight import model_sizes
 from star_jax.sampling.sampler import Request, Sampler, SamplerSpec
 from star_jax.tokenizers.simple import ByteTokenizer
 from star_jax.training.fine_tune import initial_state, train_step

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
+from star_jax.algorithms.budget import Lengths, attended_keys, kv_token_bytes, layer_weights, matmul_weights
 from star_jax.models.decoder import Decoder
 from star_jax.models.spec import DecoderSpec
-from star_jax.preflight.budget import Lengths, attended_keys, kv_token_bytes, layer_weights, matmul_weights
 
 
 def train_flops(spec: DecoderSpec, rows: dict[str, np.ndarray]) -> float:

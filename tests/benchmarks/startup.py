@@ -104,10 +104,11 @@ def start(args: argparse.Namespace) -> dict[str, Any]:
     import jax.numpy as jnp
     import numpy as np
 
+    from star_jax.algorithms import budget
     from star_jax.config import MeshConfig, ModelConfig
     from star_jax.distributed import compile_cache, sharding
     from star_jax.models import families
-    from star_jax.preflight import budget, model_sizes
+    from star_jax.preflight import model_sizes
     from star_jax.records import EncodedPrompt, Prompt
     from star_jax.sampling.sampler import Request, Sampler, SamplerSpec
     from star_jax.tokenizers.simple import ByteTokenizer

@@ -233,8 +233,8 @@ def rows(args: argparse.Namespace) -> dict[str, np.ndarray]:
 def table(args: argparse.Namespace, seconds: dict[str, float], facts: dict[str, dict[str, Any]]) -> None:
     import least_work
 
+    from star_jax.algorithms import budget
     from star_jax.models import families
-    from star_jax.preflight import budget
 
     config, packed = model_config(args), rows(args)
     tokens, with_loss = packed["tokens_RT"].size, int(packed["weights_RT"].sum())

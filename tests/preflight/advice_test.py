@@ -4,9 +4,10 @@ import io
 import re
 
 from star_jax import config
+from star_jax.algorithms import budget
 from star_jax.distributed import sharding
 from star_jax.models import families
-from star_jax.preflight import advice, budget, model_sizes, report
+from star_jax.preflight import advice, model_sizes, report
 from star_jax.preflight.topology import Topology, parse_topology
 from tests.support.preflight import gptj_config
 from tests.support.tables import every_row

@@ -1,8 +1,8 @@
 """star_jax.preflight.defaults: the options of a preflight without --config are those of a run that fits."""
 
 from star_jax import config
+from star_jax.algorithms.budget import Lengths
 from star_jax.preflight import defaults, model_sizes, programs
-from star_jax.preflight.budget import Lengths
 from star_jax.preflight.topology import Topology
 
 LENGTHS = Lengths(1024, 128, 256)

@@ -2,10 +2,11 @@
 
 import pytest
 
+from star_jax.algorithms import budget
 from star_jax.config import GPTJ_6B, ModelConfig
 from star_jax.errors import InputError
 from star_jax.models import families
-from star_jax.preflight import budget, model_sizes
+from star_jax.preflight import model_sizes
 
 # Without the head where it is the embedding. The counts that are shown with the weights on the hub, but for GPT-2's,
 # where the hub counts the attention masks too.

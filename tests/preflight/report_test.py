@@ -3,8 +3,9 @@
 import io
 
 from star_jax import config
+from star_jax.algorithms import budget
 from star_jax.models import families
-from star_jax.preflight import budget, report, topology
+from star_jax.preflight import report, topology
 from star_jax.preflight.topology import parse_topology
 from tests.support.preflight import gptj_config
 

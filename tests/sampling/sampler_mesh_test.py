@@ -8,11 +8,11 @@ import pytest
 
 from star_jax import config as configs
 from star_jax.algorithms import setup
+from star_jax.algorithms.budget import Lengths
 from star_jax.config import MeshConfig
 from star_jax.distributed import sharding
 from star_jax.models import families
 from star_jax.preflight import hlo, programs
-from star_jax.preflight.budget import Lengths
 from star_jax.records import Prompt
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tasks.arithmetic import Arithmetic

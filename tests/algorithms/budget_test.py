@@ -1,4 +1,4 @@
-"""star_jax.preflight.budget: counted sizes are those of the arrays and of the compiled programs."""
+"""star_jax.algorithms.budget: counted sizes are those of the arrays and of the compiled programs."""
 
 import dataclasses
 import functools
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from star_jax import config
-from star_jax.algorithms import setup
+from star_jax.algorithms import budget, setup
+from star_jax.algorithms.budget import Lengths
 from star_jax.models import families
 from star_jax.models.spec import DecoderSpec
-from star_jax.preflight import budget, model_sizes, programs
-from star_jax.preflight.budget import Lengths
+from star_jax.preflight import model_sizes, programs
 from tests.support.models import TINY, numpy_params
 
 LENGTHS = Lengths(128, 16, 128)

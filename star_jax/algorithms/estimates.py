@@ -1,16 +1,19 @@
-"""What a run will store, compared with the free space before the first long stage."""
+"""Disk space and memory that a run will take, compared with what there is before the first long stage."""
 
 import dataclasses
 import logging
 import math
+import os
 import shutil
 
 import jax
 import numpy as np
 
+from star_jax.algorithms import budget
 from star_jax.algorithms.run import Run
 from star_jax.distributed import processes
 from star_jax.models import decoder
+from star_jax.sampling.sampler import round_up
 from star_jax.weights import placement
 
 LOG = logging.getLogger("star_jax")
@@ -33,14 +36,18 @@ class DiskNeeds:
 
 
 def report(run: Run) -> None:
-    """Logs what the run will still store and what is free, as a warning if that is less. Nothing for a finished run.
+    """Logs what the run will still store and what its programs take, as warnings where that is more than there is.
 
-    All processes must call this together.
+    Nothing for a finished run. All processes must call this together.
     """
     missing = [n for n in range(run.config.star.iterations + 1) if not run.weights.exists(n)]
     unfinished = [n for n in range(run.config.star.iterations + 1) if not run.run_dir.has(n)]
-    if not unfinished or not processes.is_leader():
-        return
+    if unfinished and processes.is_leader():
+        _report_disk(run, missing, unfinished)
+        _report_memory(run, any(unfinished))
+
+
+def _report_disk(run: Run, missing: list[int], unfinished: list[int]) -> None:
     needs, free = disk_needs(run, missing, unfinished), shutil.disk_usage(run.run_dir.workdir).free
     parts = [f"{size(needs.weights)} for the weights of {needs.models} model{'s' * (needs.models != 1)}"]
     parts += [f"{size(needs.checkpoints)} for checkpoints of fine-tuning"] if needs.checkpoints else []
@@ -52,6 +59,40 @@ def report(run: Run) -> None:
     models = models_on_disk(run.config.star.iterations, 1, missing)
     fewer = f", or start in another --workdir with --config.star.keep_weights=1, which stores {models} of the models"
     LOG.warning("%s in %s: make room%s", text, run.run_dir.workdir, fewer * (models < needs.models))
+
+
+def _report_memory(run: Run, trains: bool) -> None:
+    needs, available = memory_needs(run, trains), device_memory()
+    parts = " and ".join(f"{what} about {size(number)}" for what, number in needs.items())
+    text = f"memory, by our count: {parts} of each device, which has {size(available)}"
+    if max(needs.values()) <= available:
+        LOG.info("%s", text)
+    else:
+        LOG.warning("%s: it may not fit; python -m star_jax.preflight names options and devices that do", text)
+
+
+def memory_needs(run: Run, trains: bool) -> dict[str, float]:
+    """Bytes that the largest program of each kind takes on one device. `trains`: an iteration is still to be trained.
+
+    Each kind has the devices to itself, so the larger one decides.
+    """
+    config, spec = run.config, run.model.spec
+    hinted = (False, True) if config.star.rationalize and not config.star.direct else (False,)
+    prefix = max(len(run.first_prompts(run.train_problems[0], hint).prefix_ids) for hint in hinted)
+    new = config.sampling.max_new_tokens or run.task.max_new_tokens
+    lengths = budget.Lengths(round_up(prefix, 16), round_up(run.longest_body, 8), new)
+    tensor = dict(run.sampling_mesh.shape)["tensor"]
+    needs = {"sampling takes": sum(budget.sampling_bytes(config, spec, tensor, lengths))}
+    if trains:
+        needs["training"] = sum(budget.train_bytes(config, spec, dict(run.mesh.shape)))
+    return needs
+
+
+def device_memory() -> float:
+    """Bytes that JAX may allocate on one of this process's devices; CPU devices share the machine's memory."""
+    devices = jax.local_devices()
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
 
 
 def disk_needs(run: Run, missing: list[int], unfinished: list[int]) -> DiskNeeds:

@@ -1,13 +1,16 @@
-"""A run stores what it says that it will store; a disk that is too small is named before the first stage."""
+"""A run stores what it says that it will store; what is too small for it is named before the first stage."""
 
 import logging
+import os
 import shutil
 import types
 from pathlib import Path
 
+import jax
 import pytest
 
-from star_jax.algorithms import disk_space, setup, star
+from star_jax.algorithms import budget, estimates, setup, star
+from star_jax.preflight import lengths
 from tests.support.runs import small_config
 from tests.support.tables import every_row
 
@@ -19,7 +22,7 @@ def bytes_of(folder: Path, *patterns: str) -> int:
 def test_the_estimate_covers_what_a_run_stores_and_not_much_more(base, finished, tmp_path):
     run = setup.open_run(small_config(base__path=str(base)), tmp_path)
     try:
-        needs = disk_space.disk_needs(run, [0, 1, 2], [0, 1, 2])
+        needs = estimates.disk_needs(run, [0, 1, 2], [0, 1, 2])
     finally:
         run.close()
     weights = bytes_of(finished, "base/weights/**/*", "iter_*/params/weights/**/*")
@@ -43,7 +46,7 @@ def test_the_estimate_covers_what_a_run_stores_and_not_much_more(base, finished,
     ],
 )
 def test_models_that_are_deleted_on_the_way_are_not_counted(iterations, keep_weights, missing, models):
-    assert disk_space.models_on_disk(iterations, keep_weights, missing) == models
+    assert estimates.models_on_disk(iterations, keep_weights, missing) == models
 
 
 def test_a_disk_that_is_too_small_is_a_warning_before_the_base_is_made(base, tmp_path, monkeypatch, caplog):
@@ -64,9 +67,44 @@ def test_a_disk_that_is_too_small_is_a_warning_before_the_base_is_made(base, tmp
         assert (advice in message) == (level == logging.WARNING)
 
 
+def test_memory_is_counted_as_preflight_counts_it(base, tmp_path):
+    config = small_config(base__path=str(base))
+    run = setup.open_run(config, tmp_path)
+    try:
+        needs = estimates.memory_needs(run, trains=True)
+        assert set(estimates.memory_needs(run, trains=False)) == {"sampling takes"}
+        spec, tensor = run.model.spec, run.sampling_mesh.shape["tensor"]
+        size, _ = lengths.of_run(run.config, base)
+        sampling = sum(budget.sampling_bytes(run.config, spec, tensor, size))
+        training = sum(budget.train_bytes(run.config, spec, dict(run.mesh.shape)))
+    finally:
+        run.close()
+    assert needs == {"sampling takes": sampling, "training": training}
+
+
+def test_a_device_that_is_too_small_is_a_warning_before_the_base_is_made(base, tmp_path, monkeypatch, caplog):
+    def stop(run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(setup, "make_base", stop)
+    for available, level in ((1e12, logging.INFO), (1e5, logging.WARNING)):
+        caplog.clear()
+        monkeypatch.setattr(estimates, "device_memory", lambda available=available: available)
+        with caplog.at_level(logging.INFO, "star_jax"), pytest.raises(KeyboardInterrupt):
+            star.run(small_config(base__path=str(base)), tmp_path)
+        (record,) = [record for record in caplog.records if record.getMessage().startswith("memory, ")]
+        assert record.levelno == level and f"which has {estimates.size(available)}" in record.getMessage()
+        assert ("star_jax.preflight names" in record.getMessage()) == (level == logging.WARNING)
+
+
+def test_cpu_devices_share_the_machines_memory():
+    assert 8 * estimates.device_memory() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert len(jax.local_devices()) == 8
+
+
 @every_row(
     ("number", "text"),
     [(12, "12 bytes"), (1234567, "1.23 MB"), (999_600, "1 MB"), (12.1e9, "12.1 GB"), (5e15, "5,000.0 TB")],
 )
 def test_sizes_are_short(number, text):
-    assert disk_space.size(number) == text
+    assert estimates.size(number) == text
