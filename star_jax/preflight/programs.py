@@ -1,5 +1,6 @@
 """A run's programs, lowered from shapes without any array, and the memory that each needs when compiled."""
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -74,7 +75,8 @@ def measure(program: str, lower: Callable[[], jax.stages.Lowered]) -> ProgramMem
     """
     started = time.monotonic()
     try:
-        compiled = lower().compile()
+        with _not_cached():
+            compiled = lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -88,6 +90,18 @@ def measure(program: str, lower: Callable[[], jax.stages.Lowered]) -> ProgramMem
         time.monotonic() - started,
         compiled.as_text() or "",
     )
+
+
+@contextlib.contextmanager
+def _not_cached() -> Iterator[None]:
+    """Keeps what is compiled out of the persistent cache: it never runs, and XLA:CPU once crashed in storing it."""
+    option = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, option)
+    jax.config.update(option, float("inf"))
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)
 
 
 def stated_bytes(error: str) -> float:

@@ -42,3 +42,17 @@ def test_a_program_that_does_not_fit_is_measured_and_no_traceback():
 
     memory = programs.measure("train step", Lowered)
     assert memory.peak == 19.32 * 2**30 and math.isnan(memory.arguments) and math.isnan(memory.temporaries)
+
+
+def test_a_measured_program_is_not_stored_in_the_cache_of_compiled_programs():
+    def stored_from() -> float:
+        return jax.config.jax_persistent_cache_min_compile_time_secs
+
+    class Lowered:
+        def compile(self):
+            seen.append(stored_from())
+            return jax.jit(lambda x: x + 1).lower(1.0).compile()
+
+    before, seen = stored_from(), []
+    programs.measure("program", Lowered)
+    assert seen == [math.inf] and stored_from() == before < math.inf
