@@ -1,6 +1,6 @@
 """Accuracy of one iteration's model on a split of the run's data.
 
-    python -m star_jax.evaluate --workdir=DIR [--iteration=N|base|best] [--split=S] [--samples=K [--temperature=T]]
+    python -m star_jax.evaluate --workdir=DIR [--iteration=N|base|best|last] [--split=S] [--samples=K [--temperature=T]]
                                 [--output=DIR]
 
 Prints the accuracy with its 95 % interval, by category and in total, and the counts of verdicts; with --samples that of
@@ -36,7 +36,7 @@ def main() -> None:
     """Parses the command line and evaluates."""
     parser = Parser("evaluate", __doc__)
     parser.add_path("--workdir", required=True, help="the run directory")
-    parser.add_argument("--iteration", default="best", metavar="N|base|best", help="which model (default: best)")
+    parser.add_argument("--iteration", default="best", metavar="N|base|best|last", help="which model (default: best)")
     parser.add_argument("--split", default="dev", help="the split to evaluate on, e.g. test (default: dev)")
     help_ = "samples per problem: majority vote and pass@k (0: greedy)"
     parser.add_number("--samples", 0, MAX_COUNT, default=0, metavar="K", help=help_)

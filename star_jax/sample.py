@@ -1,6 +1,7 @@
 """Samples completions of your own problems from a run's model.
 
-    python -m star_jax.sample --workdir=DIR [--iteration=N|base|best] [--samples=K] [--temperature=T] < problems.jsonl
+    python -m star_jax.sample --workdir=DIR [--iteration=N|base|best|last] [--samples=K] [--temperature=T]
+                              < problems.jsonl
 
 Standard input: lines of the task's own files, or JSON lines with "question" and, optional, "choices" (a list, for
 multiple choice) and "answer" (the letter or the text of a choice, if there are choices). On a terminal the command asks
@@ -30,7 +31,7 @@ def main() -> None:
     """Parses the command line, reads problems, prints samples."""
     parser = Parser("sample", __doc__)
     parser.add_path("--workdir", required=True, help="the run directory")
-    parser.add_argument("--iteration", default="best", metavar="N|base|best", help="which model (default: best)")
+    parser.add_argument("--iteration", default="best", metavar="N|base|best|last", help="which model (default: best)")
     parser.add_number("--samples", 1, MAX_COUNT, default=1, metavar="K", help="samples per problem (default: 1)")
     help_ = "default: 0 (greedy) for one sample; for several, that of the run's train samples or, if it is 0, 0.7"
     parser.add_number("--temperature", 0.0, MAX_TEMPERATURE, metavar="T", help=help_)

@@ -126,6 +126,12 @@ def drop_unwritten(stream: TextIO) -> None:
             os.close(null)
 
 
+def note(text: str) -> None:
+    """Prints a line on standard error, also from a signal's handler, which may have interrupted another write."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{visible(text)}\n".encode(errors="replace"))
+
+
 def _write(text: str, stream: TextIO) -> None:
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:

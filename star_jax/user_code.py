@@ -60,7 +60,7 @@ def _module(source: str, option: str) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     if path and not path.is_file():
-        raise InputError(f"{option}: there is no file {path}")
+        raise InputError(f"{option}: there is no file {path}; a relative path is relative to the command's folder")
     try:
         return importlib.import_module(source) if path is None else _run_file(path, name)
     except (Exception, SystemExit) as error:

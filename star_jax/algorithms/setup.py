@@ -1,5 +1,6 @@
 """Set-up of a run: check everything that can be checked before the first long stage, store and lock the directory."""
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -225,7 +226,15 @@ def base_tokenizer(config: Config, task: Task, base: Path) -> Tokenizer:
 def read_problems(config: Config, task: Task) -> tuple[list[Problem], dict[str, list[Problem]]]:
     """(train problems, split -> problems that are evaluated). Raises InputError, MissingInput if files are missing."""
     train = generate.train_problems(config, task)
-    return train, {split: split_problems(config, task, split) for split in config.evaluation.splits}
+    evaluated = {split: split_problems(config, task, split) for split in config.evaluation.splits}
+    for split, problems in {"train": train, **evaluated}.items():
+        for problem_id, count in collections.Counter(problem.id for problem in problems).most_common(1):
+            if count > 1:
+                raise InputError(
+                    f"task.name={config.task['name']}: {count:,} {split} problems have the id {problem_id!r}; give "
+                    "each problem an id of its own"
+                )
+    return train, evaluated
 
 
 def _weight_store(

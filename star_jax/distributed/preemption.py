@@ -4,8 +4,10 @@ import signal
 import time
 from typing import Any
 
+from star_jax import terminal
 from star_jax.errors import Stopped
 
+_NOTICE = "star_jax: SIGTERM received; the run stops when what it has begun is stored"
 _requested = False
 _requested_at = 0.0  # time.monotonic()
 
@@ -45,6 +47,7 @@ def _request(number: int, frame: Any) -> None:
     now = time.monotonic()
     if not _requested:
         _requested, _requested_at = True, now
+        terminal.note(_NOTICE)
     elif now - _requested_at > 1:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)

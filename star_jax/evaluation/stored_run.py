@@ -109,8 +109,8 @@ class StoredIteration:
             if not stored:
                 raise
             raise InputError(
-                f"{error}; the settings are those of the run's own command, and so is the folder of relative paths; "
-                f"the run itself holds the splits {', '.join(stored)}"
+                f"{error} (in the run's own command, whose folder relative paths are relative to); the run itself "
+                f"holds the splits {', '.join(stored)}: --split={stored[0]}"
             ) from error
 
     @property
@@ -148,10 +148,11 @@ class StoredIteration:
 
 
 def open_iteration(workdir: Path | str, iteration: str, allow_import: bool = False) -> StoredIteration:
-    """`base`, `best` or a numbered iteration of a run. Raises InputError.
+    """`base`, `best`, `last` or a numbered iteration of a run. Raises InputError.
 
     A run's directory is data, perhaps received from somewhere. Its config.json may name Python code that the task
-    is or uses: that runs only with `allow_import`. Its compile_cache is not used: such a directory holds machine code.
+    is or uses: that runs only with `allow_import`, and must be what the run was made with. Its compile_cache is not
+    used: such a directory holds machine code.
     """
     run_dir = RunDirectory(workdir, processes)
     values = run_dir.read_config()
@@ -162,14 +163,17 @@ def open_iteration(workdir: Path | str, iteration: str, allow_import: bool = Fal
     except InputError as error:
         raise InputError(f"{run_dir.workdir / 'config.json'}: {error}") from error
     config = dataclasses.replace(config, task=tasks.as_stored(config.task), compile_cache=Config().compile_cache)
+    _refuse_changed_code(run_dir, config)
     if iteration == "best":
         number = best_iteration(run_dir, config.evaluation.split)
+    elif iteration == "last":
+        number = _last_iteration(run_dir)
     elif iteration == "base":
         number = 0
     elif re.fullmatch("[0-9]{1,9}", iteration):
         number = int(iteration)
     else:
-        raise InputError(f"--iteration={iteration[:40]}: give a number, 'base' or 'best'")
+        raise InputError(f"--iteration={iteration[:40]}: give a number, 'base', 'best' or 'last'")
     directory = model_directory(run_dir.workdir, number)
     if not processes.broadcast_from_leader(lambda: checkpoint.exists(directory)):
         raise InputError(
@@ -177,6 +181,29 @@ def open_iteration(workdir: Path | str, iteration: str, allow_import: bool = Fal
             "--iteration"
         )
     return StoredIteration(run_dir, config, number, directory, is_best=iteration == "best")
+
+
+def _last_iteration(run_dir: RunDirectory) -> int:
+    """The latest iteration whose model is stored; 0 if none is."""
+    numbers = [n for folder in run_dir.find("iter_*") if (n := iteration_number(folder)) is not None]
+    stored = processes.broadcast_from_leader(
+        lambda: [n for n in numbers if checkpoint.exists(model_directory(run_dir.workdir, n))]
+    )
+    return max(stored, default=0)
+
+
+def _refuse_changed_code(run_dir: RunDirectory, config: Config) -> None:
+    """Raises InputError if the user's code is no longer what the run was made with: its figures are of that code."""
+    path = run_dir.workdir / "provenance.json"
+    if not (digests := tasks.code_digests(config.task)) or not run_dir.exists(path):
+        return
+    world = Fields(run_dir.read_json(path), path, REMEDY).object("world")
+    for option, digest in digests.items():
+        if world.get(option, digest) != digest:
+            raise InputError(
+                f"{path}: the file that {option.removesuffix(' code')} names has changed since the run was made; "
+                "restore it, or let the run's own command record the change with --allow_changes"
+            )
 
 
 def _refuse_code(values: Mapping[str, Any]) -> None:

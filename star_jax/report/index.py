@@ -69,6 +69,9 @@ def render(folder: Path, page: Path) -> str:
     )
 
 
+_PARTS = ("provenance.json", "metrics.jsonl", "base", "problems_train.jsonl")  # of a run that lost its config.json
+
+
 def _run_directories(folder: Path, depth: int) -> Iterator[Path]:
     """The run directories in a folder, without links. Runs have no runs in them."""
     try:
@@ -76,7 +79,8 @@ def _run_directories(folder: Path, depth: int) -> Iterator[Path]:
     except OSError:  # no folder of this user's
         return
     has_config = is_present(folder / "config.json") and is_present(folder / "checksums.json")  # else another model's
-    if has_config or any(iteration_number(path) is not None for path in folders):
+    has_parts = any(is_present(folder / name) for name in _PARTS)  # else the --output of an evaluation
+    if has_config or (has_parts and any(iteration_number(path) is not None for path in folders)):
         yield folder
     elif depth:
         for path in folders:

@@ -169,6 +169,8 @@ class MetricsAccumulator:
         if fetched := len(self._pending) >= self._spec.train.log_every:
             self.fetch()
         self._pending.append((step, metrics))
+        # The host goes ahead of the device by one step only, or SIGTERM would wait for all that it had queued.
+        jax.block_until_ready(self._pending[-2:][0][1])
         return fetched
 
     def fetch(self) -> None:

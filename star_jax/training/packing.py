@@ -167,6 +167,9 @@ def import_seqio() -> Any:
     """
     with terminal.without_tensorflow_logs():
         import seqio
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")  # it packs on the CPU, and would take a GPU's memory from JAX
 
     return seqio
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+import types
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from star_jax.weights import checkpoint
 from star_jax.weights.sources import location
 from tests.support import gguf as written
 from tests.support.models import TINY, numpy_params
+from tests.support.runs import small_config
 from tests.support.tables import every_row
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -80,6 +82,16 @@ def test_a_prompt_that_leaves_no_room_is_named_before_anything_is_done():
     prompts = PromptEncoder(task, tokenizers.make("symbols", task.symbols), generate.prompts_of(typed, task, 1))
     with pytest.raises(InputError, match=r"train problem 'train-\d-\d+': 0 tokens of shots.*exceed the model's 100"):
         setup.prompt_lengths(typed, prompts, "train", task.problems("train"))
+
+
+def test_problems_that_share_an_id_are_refused_at_the_start():
+    """Their completions could not be told apart."""
+    config = small_config()
+    twins = types.SimpleNamespace(problems=lambda split: 2 * config.make_task().problems(split)[:5])
+    with pytest.raises(
+        InputError, match=r"task\.name=arithmetic: 2 train problems have the id '.*'; give each problem"
+    ):
+        setup.read_problems(config, twins)
 
 
 @every_row(

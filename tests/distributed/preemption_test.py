@@ -24,6 +24,12 @@ def test_one_notice_is_a_request_and_the_same_notice_twice_too():
     assert status("assert not preemption.requested(); terminate(); assert preemption.requested(); terminate()") == 0
 
 
+def test_a_notice_is_acknowledged_once():
+    code = LISTENING + "terminate(); terminate()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stderr == "star_jax: SIGTERM received; the run stops when what it has begun is stored\n"
+
+
 def test_a_second_notice_ends_the_process():
     assert status("terminate(); time.sleep(1.1); terminate(); time.sleep(9)") == -signal.SIGTERM
 

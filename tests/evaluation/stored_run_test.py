@@ -8,9 +8,10 @@ import types
 
 import pytest
 
-from star_jax import config, evaluate, sample, tasks
+from star_jax import config, evaluate, sample, tasks, user_code
 from star_jax.errors import InputError
 from star_jax.evaluation import stored_run
+from star_jax.runs import layout
 from star_jax.runs.run_directory import RunDirectory
 from tests.support.commands import ROOT
 
@@ -66,6 +67,33 @@ def test_a_task_or_a_grader_that_a_run_names_is_run_only_with_the_flag(tmp_path)
         assert (tmp_path / "TRACE").exists()
         (tmp_path / "TRACE").unlink()
         sys.modules.pop(str(tmp_path / "planted.py"))
+
+
+def test_code_that_has_changed_since_the_run_is_refused(tmp_path, monkeypatch):
+    """An accuracy by another grader would lie in the run as if it were the run's."""
+    run, file = received(tmp_path), tmp_path / "graders.py"
+    file.write_text("def grade(problem, answer):\n    return answer == problem.answer\n")
+    grader = f"{file}:grade"
+    values = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(
+        json.dumps({**values, "task": {"name": "jsonl", "train": "x.jsonl", "grader": grader}})
+    )
+    monkeypatch.setattr(stored_run.checkpoint, "exists", lambda directory: True)
+    world = {"task.grader code": user_code.digest(grader, "task.grader")}
+    (run / "provenance.json").write_text(json.dumps({"world": world, "changes": []}))
+    assert stored_run.open_iteration(run, "0", allow_import=True).number == 0
+    file.write_text("def grade(problem, answer):\n    return True\n")
+    with pytest.raises(InputError, match=r"provenance\.json: the file that task\.grader names has changed since"):
+        stored_run.open_iteration(run, "0", allow_import=True)
+
+
+def test_the_last_iteration_is_the_latest_whose_model_is_stored(tmp_path, monkeypatch):
+    run = received(tmp_path)
+    for n in (0, 1, 2, 10):
+        (run / f"iter_{n:03d}").mkdir()
+    stored = {layout.model_directory(run, n) for n in (0, 1, 2)}
+    monkeypatch.setattr(stored_run.checkpoint, "exists", lambda directory: directory in stored)
+    assert stored_run.open_iteration(run, "last", allow_import=True).number == 2
 
 
 def test_compiled_programs_that_a_run_names_are_not_used(tmp_path, monkeypatch):

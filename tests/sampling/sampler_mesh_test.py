@@ -88,6 +88,7 @@ def test_a_decode_step_gathers_neither_weights_nor_the_cache():
     values.model.update(dataclasses.asdict(CONFIG))
     values.base.path = "none"
     values.sampling.update(dict(slots=16, queue=16, tensor=8))
+    values.train.row_tokens = CONFIG.max_positions
     settings = configs.from_dict(values)
     spec = families.spec_of(settings.model)
     _, sampling_mesh = setup.meshes(settings, spec)

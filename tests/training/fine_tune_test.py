@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -174,6 +175,24 @@ def test_asked_to_stop_it_stores_its_current_step(base, mesh, tmp_path, monkeypa
     resumed, second = tune(base, mesh, state_dir=tmp_path / "state", train=rare)
     assert equal(resumed, whole)
     assert dataclasses.replace(second, seconds=0) == dataclasses.replace(report, seconds=0)
+
+
+def test_at_most_one_step_is_queued_behind_the_one_in_progress():
+    """Else a stop would wait for as many steps as `log_every` has."""
+
+    class Loss:
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+        def block_until_ready(self) -> None:
+            awaited.append(self.step)
+
+    awaited: list[int] = []
+    spec = types.SimpleNamespace(train=types.SimpleNamespace(log_every=1000))
+    accumulator = fine_tune.MetricsAccumulator({}, spec, None, str)
+    for step in range(5):
+        accumulator.add(step, {"loss": Loss(step), "learning_rate": 0.1})
+        assert max(awaited) == max(0, step - 1)
 
 
 def test_without_checkpoints_a_fine_tuning_writes_nothing(base, mesh, tmp_path):
