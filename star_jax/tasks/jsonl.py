@@ -162,7 +162,9 @@ class Jsonl(FileTask):
         try:
             right = self._grader(problem, answer)
         except Exception as error:
-            raise user_code.failure(error, f"task.grader={self.grader}, problem {problem.id!r}") from error
+            raise user_code.failure(
+                error, f"task.grader={self.grader}, problem {problem.id!r}, answer {answer[:60]!r}"
+            ) from error
         if not isinstance(right, bool | np.bool_):
             raise InputError(
                 f"task.grader={self.grader}: must return True or False, returned {type(right).__name__} for the answer "

@@ -50,7 +50,10 @@ def test_a_row_for_each_run_and_a_line_for_a_broken_one(folder):
         "75.0 % 6.2 % to 93.8 % done: 2 of 2 iterations dev 4 2 25.0 % arithmetic 2 layers"
     )
     assert rows["broken"].startswith("iter_002/eval_dev.json:1: invalid JSON (") and str(folder) not in page
-    assert rows["started"].startswith("– no evaluation yet; pretraining the base comes next –") and "2001-09-09 01:46" in rows["started"]
+    assert (
+        rows["started"].startswith("– no evaluation yet; pretraining the base comes next –")
+        and "2001-09-09 01:46" in rows["started"]
+    )
     assert "4 runs, 1 of which cannot be read" in words_of(page) and "<script>alert" not in page
     links = re.findall(r'<a href="([^"#]*)"', page)
     assert links == ["b/seed%209/report.html"]
