@@ -7,6 +7,7 @@ Loading one runs the code. The user's own config may name any; one that a run's 
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import sysconfig
 import traceback
@@ -54,6 +55,22 @@ def failure(error: BaseException, option: str) -> InputError:
     return InputError(f"{option}: {f'{place}: ' * bool(place)}{type(error).__name__}: {' '.join(reason.split())}")
 
 
+def refusal(error: BaseException) -> InputError | None:
+    """An error that code of the user's raised while star_jax called it, as one line; None for any other error.
+
+    It is the user's if no frame of star_jax lies inside of the user's innermost one.
+    """
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    last = max((i for i, file in enumerate(files) if file in _options), default=None)
+    if last is None or any(file.startswith(_PACKAGE) for file in files[last + 1 :]):
+        return None
+    return failure(error, _options[files[last]])
+
+
+_options: dict[str, str] = {}  # file of the user's code -> the option that named it
+_PACKAGE = f"{Path(__file__).parent}{os.sep}"
+
+
 def _module(source: str, option: str) -> ModuleType:
     path = Path(option_values.local_path(source, option)).resolve() if source.endswith(".py") else None
     name, option = str(path or source), f"{option}={source}"
@@ -62,7 +79,9 @@ def _module(source: str, option: str) -> ModuleType:
     if path and not path.is_file():
         raise InputError(f"{option}: there is no file {path}; a relative path is relative to the command's folder")
     try:
-        return importlib.import_module(source) if path is None else _run_file(path, name)
+        module = importlib.import_module(source) if path is None else _run_file(path, name)
+        _options[str(module.__file__)] = option
+        return module
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{source}.".startswith(f"{error.name}."):
             reason = f"there is no module {error.name!r} here or installed; give path/to/file.py:name"

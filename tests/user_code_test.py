@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from star_jax import tasks, user_code
+from star_jax.cli.parser import exit_on_bad_input
 from star_jax.errors import InputError
 
 HEAD = "import dataclasses\nfrom star_jax.tasks.base import Task\n"
@@ -40,6 +41,25 @@ def test_what_is_wrong_with_a_task_s_code_is_one_line(tmp_path, monkeypatch):
             tasks.make(name)
 
 
+def test_what_a_user_s_code_raises_later_ends_a_command_with_one_line(tmp_path, monkeypatch, capsys):
+    """Unless star_jax failed inside of a call from there: that is a bug, with its traceback."""
+    monkeypatch.chdir(tmp_path)
+    Path("late.py").write_text(
+        "from star_jax import terminal\ndef divide(text):\n    return 1 / len(text)\n"
+        "def misuse(text):\n    assert text, 'nothing'\n    terminal.visible(None)\n"
+    )
+    for name, argument, line in (("divide", "", "late.py:3: ZeroDivisionError: division by zero"),
+                                 ("misuse", "", "late.py:5: AssertionError: nothing")):  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            exit_on_bad_input(lambda: user_code.load(f"late.py:{name}", "task.name")(argument))  # noqa: B023
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == f"star_jax: task.name=late.py: {tmp_path}/{line}\n"
+    with pytest.raises(AttributeError):
+        exit_on_bad_input(lambda: user_code.load("late.py:misuse", "task.name")("text"))
+    with pytest.raises(ZeroDivisionError):
+        exit_on_bad_input(lambda: 1 / 0)
+
+
 def jsonl(grader: str, *lines: dict) -> tasks.Task:
     Path("questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tasks.make("jsonl", train="questions.jsonl", grader=grader)
@@ -70,7 +90,7 @@ def test_what_is_wrong_with_a_grader_is_one_line(tmp_path, monkeypatch):
     line = {"question": "Which?", "answer": "red"}
     for name, message in (
         ("nothing", "must return True or False, returned NoneType for the answer 'red' of problem 'train-1'"),
-        ("failing", r"problem 'train-1': .*bad_graders.py:4: ValueError: invalid literal"),
+        ("failing", r"problem 'train-1', answer 'red': .*bad_graders.py:4: ValueError: invalid literal"),
         ("few", "TypeError: few\\(\\) takes 1 positional argument but 2 were given"),
         ("never", "questions.jsonl:1: task.grader=bad_graders.py:never refuses the reference answer 'red'"),
         ("text", "is no function"), ("absent", "bad_graders.py defines no 'absent'"),

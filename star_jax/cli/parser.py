@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TextIO
 
-from star_jax import option_values, terminal
+from star_jax import option_values, terminal, user_code
 from star_jax.errors import ExitStatus, InputError, Stopped, report_error
 
 # What a file system answers whose permissions, space or connection are at fault, and no file's content.
@@ -89,7 +89,7 @@ def exit_on_bad_input(main: Callable[[], None]) -> None:
         _open_streams()
         terminal.start_logging()
         _silence_orbax()
-        main()
+        _call(main)
     except (KeyboardInterrupt, InputError, Stopped, terminal.OutputError) as error:
         sys.exit(report_error(error))
     except OSError as error:
@@ -106,6 +106,18 @@ def exit_on_bad_input(main: Callable[[], None]) -> None:
         sys.exit(report_error(InputError(f"JAX_PLATFORMS={platforms}: {reason}; correct the variable or unset it")))
     finally:
         terminal.drop_unwritten(sys.stderr)
+
+
+def _call(main: Callable[[], None]) -> None:
+    """Calls `main`. What a user's own code raised becomes an InputError that names its line."""
+    try:
+        main()
+    except (InputError, terminal.OutputError, OSError):
+        raise
+    except Exception as error:
+        if refusal := user_code.refusal(error):
+            raise refusal from error
+        raise
 
 
 _LESS = (
