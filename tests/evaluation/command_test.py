@@ -217,7 +217,7 @@ def test_the_runs_own_problems_are_evaluated_from_any_folder(made, tmp_path, com
     folder.mkdir()
     monkeypatch.chdir(folder)
     assert "accuracy   0.8000" in command(run, "--iteration=1")
-    with pytest.raises(InputError, match=r"^train\.jsonl: .*the run itself holds the splits dev$"):
+    with pytest.raises(InputError, match=r"^train\.jsonl: .*the run itself holds the splits dev: --split=dev$"):
         command(run, "--iteration=1", "--split=train")
     assert not list(folder.iterdir())
 
