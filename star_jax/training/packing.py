@@ -4,6 +4,7 @@ Token id 0 is "!" in GPT-2's vocabulary and padding for seqio, whose own packer 
 half a millisecond per example. So our feature converter packs: the same rows, with padding as a mask.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -169,7 +170,9 @@ def import_seqio() -> Any:
         import seqio
         import tensorflow as tf
 
-        tf.config.set_visible_devices([], "GPU")  # it packs on the CPU, and would take a GPU's memory from JAX
+        # It packs on the CPU, and would take a GPU's memory from JAX. A user's seqio module may have started it before.
+        with contextlib.suppress(RuntimeError):
+            tf.config.set_visible_devices([], "GPU")
 
     return seqio
 
