@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "model":
         config.base.path = "pip:smollm2"
     elif variant:
-        raise ValueError(f"configs/jsonl_example.py has no variant {variant!r}: model")
+        raise ValueError(f"there is no variant {variant!r}; there is 'model'")
     else:
         config.model.update(
             dict(n_layers=2, d_model=64, n_heads=4, d_mlp=256, rotary_dim=16, vocab_size=320, max_positions=512)
