@@ -50,7 +50,11 @@ def _bounded(line: str) -> str:
 
 def shown(value: object) -> str:
     """A value as a message shows it: its repr, of which at most 60 characters."""
-    text = repr(value)
+    return cut(repr(value))
+
+
+def cut(text: str) -> str:
+    """At most 60 characters of a text, for a message."""
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
-from star_jax.errors import InputError, MissingInput
+from star_jax.errors import InputError, MissingInput, cut
 
 REMEDY = "fix or delete the file and rerun"
 MAX_DEPTH = 64  # of nested lists and objects; a template of a tokenizer.json has about ten
@@ -165,8 +165,7 @@ def is_integer(value: Any) -> TypeGuard[int]:
 
 def short(value: Any) -> str:
     """A value as an error message shows it: JSON of at most 60 characters."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return cut(json.dumps(value))
 
 
 class Fields:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 import os
 import shutil
 
@@ -11,10 +10,12 @@ import numpy as np
 
 from star_jax.algorithms import budget
 from star_jax.algorithms.run import Run
+from star_jax.config import Config
 from star_jax.distributed import processes
-from star_jax.models import decoder
+from star_jax.evaluation.prompts import PromptEncoder
+from star_jax.models.spec import DecoderSpec
+from star_jax.records import Problem
 from star_jax.sampling.sampler import round_up
-from star_jax.weights import placement
 
 LOG = logging.getLogger("star_jax")
 # Of a completion: its line without the text, and ids, log-probabilities and text of a token.
@@ -77,8 +78,7 @@ def memory_needs(run: Run, trains: bool) -> dict[str, float]:
     Each kind has the devices to itself, so the larger one decides.
     """
     config, spec = run.config, run.model.spec
-    hinted = (False, True) if config.star.rationalize and not config.star.direct else (False,)
-    prefix = max(len(run.first_prompts(run.train_problems[0], hint).prefix_ids) for hint in hinted)
+    prefix = prefix_tokens(config, run.first_prompts, run.train_problems[0])
     new = config.sampling.max_new_tokens or run.task.max_new_tokens
     lengths = budget.Lengths(round_up(prefix, 16), round_up(run.longest_body, 8), new)
     tensor = dict(run.sampling_mesh.shape)["tensor"]
@@ -86,6 +86,16 @@ def memory_needs(run: Run, trains: bool) -> dict[str, float]:
     if trains:
         needs["training"] = sum(budget.train_bytes(config, spec, dict(run.mesh.shape)))
     return needs
+
+
+def prompt_kinds(config: Config) -> tuple[bool, ...]:
+    """Which prompts a run makes: plain ones (False), and hinted ones (True) if it rationalizes."""
+    return (False, True) if config.star.rationalize and not config.star.direct else (False,)
+
+
+def prefix_tokens(config: Config, prompts: PromptEncoder, problem: Problem) -> int:
+    """Tokens of the longest prefix that a run's prompts share; that of any problem."""
+    return max(len(prompts(problem, hinted).prefix_ids) for hinted in prompt_kinds(config))
 
 
 def device_memory() -> float:
@@ -101,7 +111,7 @@ def disk_needs(run: Run, missing: list[int], unfinished: list[int]) -> DiskNeeds
     models = models_on_disk(config.star.iterations, config.star.keep_weights, missing)
     return DiskNeeds(
         models,
-        models * model_bytes(run.model, config.train.param_dtype),
+        models * model_bytes(run.model.spec, config.train.param_dtype),
         _checkpoint_bytes(run) if any(unfinished) else 0,
         _sample_bytes(run, unfinished),
     )
@@ -118,10 +128,9 @@ def models_on_disk(iterations: int, keep_weights: int, missing: list[int]) -> in
     return min(len(missing), max(0, 1 + min(iterations, keep_weights + 2) - stored))
 
 
-def model_bytes(model: decoder.Decoder, dtype: str) -> int:
+def model_bytes(spec: DecoderSpec, dtype: str) -> int:
     """Bytes of a model's weights, which are stored without compression."""
-    leaves = jax.tree.leaves(placement.unbox(placement.abstract_params(model)))
-    return sum(math.prod(leaf.shape) for leaf in leaves) * np.dtype(dtype).itemsize
+    return budget.parameter_count(spec) * np.dtype(dtype).itemsize
 
 
 def size(number: float) -> str:
@@ -139,7 +148,7 @@ def _checkpoint_bytes(run: Run) -> int:
     if not config.train.checkpoint_every:
         return 0
     dtypes = (config.train.param_dtype, config.optimizer.moment_dtype, "float32")
-    return 3 * sum(model_bytes(run.model, dtype) for dtype in dtypes)
+    return 3 * sum(model_bytes(run.model.spec, dtype) for dtype in dtypes)
 
 
 def _sample_bytes(run: Run, unfinished: list[int]) -> int:

@@ -31,7 +31,7 @@ from star_jax.weights import checkpoint, placement
 
 def best_iteration(run_dir: RunDirectory, split: str) -> int:
     """The iteration with the highest accuracy on the split that evaluation uses; the earliest of equals; see `best`."""
-    numbers = [n for folder in run_dir.find("iter_*") if (n := iteration_number(folder)) is not None]
+    numbers = _iteration_numbers(run_dir)
     paths = {n: run_dir.path(n, f"eval_{split}.json") for n in numbers if run_dir.has(n, f"eval_{split}.json")}
     evaluations = {n: results.evaluation(run_dir.read_json(path), path) for n, path in paths.items()}
     best = results.best_iteration(evaluations)
@@ -183,9 +183,13 @@ def open_iteration(workdir: Path | str, iteration: str, allow_import: bool = Fal
     return StoredIteration(run_dir, config, number, directory, is_best=iteration == "best")
 
 
+def _iteration_numbers(run_dir: RunDirectory) -> list[int]:
+    return [n for folder in run_dir.find("iter_*") if (n := iteration_number(folder)) is not None]
+
+
 def _last_iteration(run_dir: RunDirectory) -> int:
     """The latest iteration whose model is stored; 0 if none is."""
-    numbers = [n for folder in run_dir.find("iter_*") if (n := iteration_number(folder)) is not None]
+    numbers = _iteration_numbers(run_dir)
     stored = processes.broadcast_from_leader(
         lambda: [n for n in numbers if checkpoint.exists(model_directory(run_dir.workdir, n))]
     )

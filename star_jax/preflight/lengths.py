@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from star_jax.algorithms import setup
+from star_jax.algorithms import estimates, setup
 from star_jax.algorithms.budget import Lengths
 from star_jax.config import Config
 from star_jax.errors import InputError, MissingInput
@@ -65,7 +65,7 @@ def _measured(
     """(shots, longest problem) by the run's own code, which raises what the run would."""
     prompts = PromptEncoder(task, tokenizer, prompts_of(config, task, 1), config.prompt.format)
     figures = [setup.prompt_lengths(config, prompts, split, problems) for split, problems in splits.items()]
-    shots = max(len(prompts(splits["train"][0], hinted).prefix_ids) for hinted in _passes(config))
+    shots = estimates.prefix_tokens(config, prompts, splits["train"][0])
     body = max(values["body_tokens_max_hinted"] for values in figures)
     count = sum(values["problems"] for values in figures)
     return (shots, f"prompt.shots={config.prompt.shots}"), (body, f"the longest of {count:,}")
@@ -73,7 +73,9 @@ def _measured(
 
 def _estimated(config: Config, task: Task, splits: Mapping[str, Sequence[Problem]]) -> tuple[_Part, _Part]:
     """(shots, longest problem) from the texts alone."""
-    problems = [(problem, hint) for values in splits.values() for problem in values for hint in _passes(config)]
+    problems = [
+        (problem, hint) for values in splits.values() for problem in values for hint in estimates.prompt_kinds(config)
+    ]
     body = max(estimated_tokens(task.render(problem, hint)) for problem, hint in problems)
     origin = f"the longest of {sum(map(len, splits.values())):,}, estimated: the tokenizer is not known"
     return _prefix(config, task, None), (body, origin)
@@ -86,11 +88,6 @@ def _prefix(config: Config, task: Task, tokenizer: Tokenizer | None) -> _Part:
     if tokenizer:
         return max(len(tokenizer.encode(text)) for text in texts), origin
     return max(map(estimated_tokens, texts)), f"{origin}, estimated" if config.prompt.shots else origin
-
-
-def _passes(config: Config) -> tuple[bool, ...]:
-    """Which prompts a run makes: plain ones (False), and hinted ones (True) if it rationalizes."""
-    return (False, True) if config.star.rationalize and not config.star.direct else (False,)
 
 
 def _given(

@@ -9,6 +9,7 @@ Targets without the marker are the answer; there is no reference rationale then.
 few-shot prompts (seqio_task.txt and seqio_task_hint.txt in prompt.directory).
 """
 
+import contextlib
 import dataclasses
 import importlib
 import itertools
@@ -20,6 +21,22 @@ from star_jax.errors import InputError
 from star_jax.option_values import CODE
 from star_jax.records import Problem
 from star_jax.tasks.base import MAX_TOKENS, Task, check_split
+
+
+def import_seqio() -> Any:
+    """seqio, which brings TensorFlow: five to ten seconds.
+
+    Call it in the main thread: etils' lazy imports break imports in other threads while it runs.
+    """
+    with terminal.without_tensorflow_logs():
+        import seqio
+        import tensorflow as tf
+
+        # It works on the CPU here, and would take GPU memory from JAX. A user's module may have started it before.
+        with contextlib.suppress(RuntimeError):
+            tf.config.set_visible_devices([], "GPU")
+
+    return seqio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +122,7 @@ class SeqioTask(Task):
 
     def _seqio_tasks(self) -> list[Any]:
         """The Task by that name, or the Tasks of the Mixture."""
-        with terminal.without_tensorflow_logs():
-            import seqio
-
+        seqio = import_seqio()
         if self.module:
             try:
                 importlib.import_module(self.module)

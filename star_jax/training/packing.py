@@ -4,7 +4,6 @@ Token id 0 is "!" in GPT-2's vocabulary and padding for seqio, whose own packer 
 half a millisecond per example. So our feature converter packs: the same rows, with padding as a mask.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -13,9 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from star_jax import terminal
 from star_jax.errors import InputError
 from star_jax.records import Example
+from star_jax.tasks import seqio_task
 from star_jax.tokenizers.base import Tokenizer
 from star_jax.tokenizers.round_trip import check_text
 
@@ -161,22 +160,6 @@ def fill_rows(flat: dict[str, np.ndarray], lengths: np.ndarray, size: int) -> di
     }
 
 
-def import_seqio() -> Any:
-    """seqio, which brings TensorFlow: five to ten seconds.
-
-    Call it in the main thread: etils' lazy imports break imports in other threads while it runs.
-    """
-    with terminal.without_tensorflow_logs():
-        import seqio
-        import tensorflow as tf
-
-        # It packs on the CPU, and would take a GPU's memory from JAX. A user's seqio module may have started it before.
-        with contextlib.suppress(RuntimeError):
-            tf.config.set_visible_devices([], "GPU")
-
-    return seqio
-
-
 def _completion_parts(example: Example, tokenizer: Tokenizer) -> Iterator[tuple[list[int], float]]:
     """(token ids, loss weight of each of them) of the parts of a completion that `unweighted` divides.
 
@@ -220,7 +203,7 @@ def _batch_indices(count: int, batch_rows: int, seed: int, start: int) -> Iterat
 
 def _through_seqio(arrays: Sequence[tuple[np.ndarray, np.ndarray]], row_tokens: int, name: str) -> dict[str, Any]:
     """Registers the arrays as a seqio task and reads it back packed: name -> [R, T]."""
-    seqio = import_seqio()
+    seqio = seqio_task.import_seqio()
     import tensorflow as tf
 
     lengths = [len(ids) for ids, _ in arrays]

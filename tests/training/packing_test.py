@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from star_jax.errors import InputError
 from star_jax.models import families
 from star_jax.records import Example
+from star_jax.tasks import seqio_task
 from star_jax.tokenizers import load_directory
 from star_jax.tokenizers.simple import ByteTokenizer
 from star_jax.training import loss, packing
@@ -287,7 +288,7 @@ def test_a_batch_holds_every_array_of_its_rows():
 
 def test_rows_are_those_of_seqio_s_own_packer():
     """Ids from 1 on, which it does not drop."""
-    seqio = packing.import_seqio()
+    seqio = seqio_task.import_seqio()
     import tensorflow as tf
 
     rng, size = np.random.default_rng(0), 16

@@ -8,7 +8,7 @@ from typing import Any
 from jax.sharding import PartitionSpec
 
 from star_jax.errors import InputError
-from star_jax.training import packing
+from star_jax.tasks import seqio_task
 
 
 def import_t5x() -> types.ModuleType:
@@ -20,7 +20,7 @@ def import_t5x() -> types.ModuleType:
     Raises InputError if t5x is not installed.
     """
     try:
-        packing.import_seqio()
+        seqio_task.import_seqio()
         pjit: Any = importlib.import_module("jax.experimental.pjit")
         if not hasattr(pjit, "PartitionSpec"):
             pjit.PartitionSpec = PartitionSpec

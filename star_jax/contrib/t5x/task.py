@@ -14,6 +14,7 @@ from star_jax.errors import InputError
 from star_jax.json_reader import is_present
 from star_jax.records import Example
 from star_jax.runs.run_directory import RunDirectory
+from star_jax.tasks import seqio_task
 from star_jax.tokenizers.base import Tokenizer
 from star_jax.training import packing
 
@@ -33,7 +34,7 @@ def register(workdir: str, iteration: int | None = None) -> str:
 
     Raises InputError if the run has no such examples, or if they do not weigh all of a completion equally.
     """
-    seqio = packing.import_seqio()
+    seqio = seqio_task.import_seqio()
     import tensorflow as tf
 
     words = vocabulary(str(Path(workdir) / "base"))

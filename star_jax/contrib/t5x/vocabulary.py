@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from star_jax.training import packing
+from star_jax.tasks import seqio_task
 from star_jax.weights import checkpoint
 
 
@@ -16,7 +16,7 @@ def vocabulary(base: str) -> Any:
 
 @functools.cache
 def _vocabulary_class() -> type:
-    seqio = packing.import_seqio()
+    seqio = seqio_task.import_seqio()
     import tensorflow as tf
 
     class TokenizerVocabulary(seqio.Vocabulary):  # type: ignore[name-defined]
