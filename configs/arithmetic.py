@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
         )
     )
     config.sampling.max_new_tokens = 96  # the longest reference has 92 symbols, end-of-text included
-    config.train.update(dict(batch_rows=16, row_tokens=128, log_every=25))
+    config.train.update(dict(batch_rows=8, row_tokens=128, log_every=50))
     config.optimizer.update(
         dict(
             learning_rate=5e-3,
@@ -34,17 +34,18 @@ def get_config(variant: str = "") -> ConfigDict:
             weight_decay=0.01,
         )
     )
+    config.base.batch_rows = 16
     config.base.stages = (
         dict(steps=900, learning_rate=3e-3, gold=(0.3, 0.7)),
         dict(steps=1500, learning_rate=3e-3, gold=(0.1, 0.25)),
     )
-    config.star.update(dict(iterations=3, problems_per_iteration=10_000, steps=1000, step_growth=1.2))
+    config.star.update(dict(iterations=3, problems_per_iteration=10_000, steps=2000, step_growth=1.5))
     config.replication.hint_keep_probability = 0.1
     if variant == "no_rationalization":
         config.star.rationalize = False
     elif variant == "direct":
         # As many training tokens and fresh problems as the three iterations have together.
-        config.star.update(dict(direct=True, iterations=1, problems_per_iteration=30_000, steps=3640))
+        config.star.update(dict(direct=True, iterations=1, problems_per_iteration=30_000, steps=9500))
     elif variant == "weak":
         config.base.stages = (dict(steps=2400, learning_rate=3e-3, gold=(0.35,)),)
     elif variant:

@@ -1,0 +1,107 @@
+"""Runs the addition demo on many seeds, in both arms, and prints how far each run climbs.
+
+    python tests/benchmarks/demo_seeds.py --runs=DIR --seeds=10                  ten seeds, an hour and a half on two cores
+    python tests/benchmarks/demo_seeds.py --runs=DIR --seeds=3 --order=avx2      other sums: half the vector width
+    python tests/benchmarks/demo_seeds.py --runs=DIR --seeds=3 --order=thread    one thread
+    PYTHON=.venv312/bin/python ... --order=python                                another Python, with its own jax
+    python tests/benchmarks/demo_seeds.py --runs=DIR --summary                   what DIR holds, for configs/README.md
+
+The arms are those of configs/arithmetic.py: "" (with rationalization), no_rationalization, and with --arms direct and
+weak. All arms of a seed but weak's have the same base, so the others take it from the first one's run. Runs that are
+finished are not made again. The exit status is 1 if a run of the first two arms misses its bound.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+ORDERS = {
+    "default": {},
+    "avx2": {"XLA_FLAGS": "--xla_cpu_max_isa=AVX2"},
+    "thread": {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"},
+    "python": {},
+}
+WITH = "rationalization"  # the name of the variant ""
+BOUNDS = {WITH: (0.95, 1.0), "no_rationalization": (0.0, 0.45)}
+
+
+def main() -> int:
+    """Makes the missing runs and prints the table; 1 if a bound is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--seeds", type=int, default=10, help="seeds 0 to SEEDS-1")
+    parser.add_argument("--order", choices=ORDERS, default="default", help="order of summation")
+    parser.add_argument("--arms", default=f"{WITH},no_rationalization", help="arms, separated by commas")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--summary", action="store_true", help="only print what the folder holds")
+    args = parser.parse_args()
+    if not args.summary:
+        arms = args.arms.split(",")
+        for group in ([arm for arm in arms if arm == WITH], [arm for arm in arms if arm != WITH]):
+            with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+                jobs = [pool.submit(run, args.runs / args.order, arm, n) for n in range(args.seeds) for arm in group]
+                for job in concurrent.futures.as_completed(jobs):
+                    print(job.result(), flush=True)
+    return summary(args.runs)
+
+
+def run(folder: Path, arm: str, seed: int) -> str:
+    """Runs one arm, unless it is finished, and describes it. `folder`: of its order of summation."""
+    workdir, base = folder / f"{arm}_{seed}", folder / f"{WITH}_{seed}" / "base"
+    variant = "" if arm == WITH else f":{arm}"
+    command = [os.environ.get("PYTHON", sys.executable), "-m", "star_jax.main", f"--workdir={workdir}"]
+    command += [f"--config=configs/arithmetic.py{variant}", f"--config.seed={seed}", "--config.tensorboard=False"]
+    if arm not in (WITH, "weak") and base.is_dir():
+        command.append(f"--config.base.path={base.resolve()}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(f"{workdir}.log", "a") as log:
+        env = {**os.environ, **ORDERS[folder.name]}
+        status = subprocess.run(command, cwd=ROOT, env=env, stdout=log, stderr=log).returncode
+    return f"{folder.name} {arm} {seed}: " + (line(accuracies(workdir)) if not status else f"exit status {status}")
+
+
+def accuracies(workdir: Path) -> list[dict[str, float]]:
+    """For each evaluated iteration, accuracy by number of digits."""
+    files = sorted(workdir.glob("iter_*/eval_dev.json"))
+    return [{n: c["accuracy"] for n, c in json.loads(f.read_text())["by_category"].items()} for f in files]
+
+
+def line(iterations: list[dict[str, float]]) -> str:
+    """Mean over the lengths of each iteration, then the last one by length."""
+    return " -> ".join(f"{mean(i):.2f}" for i in iterations) + " | " + " ".join(f"{a:.2f}" for a in iterations[-1].values())
+
+
+def mean(by_digits: dict[str, float]) -> float:
+    return float(np.mean(list(by_digits.values())))
+
+
+def summary(runs: Path) -> int:
+    """Prints each run, then each arm's range; 1 if a bound is missed."""
+    missed = 0
+    for folder in sorted(runs.iterdir()):
+        for arm in sorted({path.name.rpartition("_")[0] for path in folder.iterdir() if path.is_dir()}):
+            found = {}
+            for path in folder.glob(f"{arm}_*/"):
+                if (results := accuracies(path)) and (path / "report.html").exists():
+                    found[int(path.name.rpartition("_")[2])] = results
+            ends = {seed: mean(results[-1]) for seed, results in found.items()}
+            for seed in sorted(found):
+                print(f"| {folder.name} | {arm} | {seed} | {line(found[seed])} |")
+            if ends:
+                low, high = BOUNDS.get(arm, (0.0, 1.0))
+                wrong = [seed for seed, end in ends.items() if not low <= end <= high]
+                missed += len(wrong)
+                figures = f"{min(ends.values()):.3f} to {max(ends.values()):.3f}, mean {np.mean(list(ends.values())):.3f}"
+                print(f"| {folder.name} | {arm} | {len(ends)} seeds | {figures}; out of bounds: {sorted(wrong) or 'none'} |")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
