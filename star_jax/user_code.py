@@ -1,7 +1,7 @@
 """Objects of a user's own Python code, which an option names as "module:name" or "path/to/file.py:name".
 
 Loading one runs the code. The user's own config may name any; one that a run's directory names is loaded only with
---allow_import (evaluation/stored_run.py).
+--allow_import (evaluation/stored_run.py). A run keeps the code's text, from which it is loaded elsewhere.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import os
 import sys
 import sysconfig
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,10 +36,37 @@ def load(text: str, option: str) -> Any:
     return getattr(module, name)
 
 
+def text_of(text: str, option: str) -> str:
+    """The source of the module that defines what `load` returns; "" if it comes from no file. Raises InputError."""
+    source = text.rpartition(":")[0]
+    if source in _stored:
+        return _stored[source]
+    file = getattr(_module(source, option), "__file__", None)
+    return Path(file).read_text(encoding="utf-8") if file else ""
+
+
 def digest(text: str, option: str) -> str:
-    """Twelve hex digits of the SHA-256 of the file that defines what `load` returns; "" if it comes from no file."""
-    file = getattr(_module(text.rpartition(":")[0], option), "__file__", None)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else ""
+    """Twelve hex digits of the SHA-256 of `text_of`; "" if there is none."""
+    code = text_of(text, option)
+    return hashlib.sha256(code.encode()).hexdigest()[:12] if code else ""
+
+
+def file_text(source: str) -> str | None:
+    """The text of the file of a module that `load` would take, which is not run; None if there is no such file."""
+    if source.endswith(".py"):
+        path = Path(source)
+    else:
+        try:
+            spec = importlib.util.find_spec(source) if "." not in source else None
+        except ValueError:  # a module without a spec
+            spec = None
+        path = Path(spec.origin) if spec and spec.origin else Path()
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+def use_stored(source: str, text: str) -> None:
+    """From now on `source` is `text`, whatever its file holds."""
+    _stored[source] = text
 
 
 def failure(error: BaseException, option: str) -> InputError:
@@ -68,18 +96,23 @@ def refusal(error: BaseException) -> InputError | None:
 
 
 _options: dict[str, str] = {}  # file of the user's code -> the option that named it
+_stored: dict[str, str] = {}  # module or file -> the text that is run in its place
 _PACKAGE = f"{Path(__file__).parent}{os.sep}"
 
 
 def _module(source: str, option: str) -> ModuleType:
     path = Path(option_values.local_path(source, option)).resolve() if source.endswith(".py") else None
-    name, option = str(path or source), f"{option}={source}"
+    stored = _stored.get(source)
+    name, option = f"{source} as stored" if stored is not None else str(path or source), f"{option}={source}"
     if name in sys.modules:
         return sys.modules[name]
-    if path and not path.is_file():
+    if stored is None and path and not path.is_file():
         raise InputError(f"{option}: there is no file {path}; a relative path is relative to the command's folder")
     try:
-        module = importlib.import_module(source) if path is None else _run_file(path, name)
+        if stored is not None:
+            module = _run_text(stored, name)
+        else:
+            module = importlib.import_module(source) if path is None else _run_file(path, name)
         _options[str(module.__file__)] = option
         return module
     except (Exception, SystemExit) as error:
@@ -94,10 +127,21 @@ def _run_file(path: Path, name: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    _run(module, name, lambda: spec.loader.exec_module(module))
+    return module
+
+
+def _run_text(text: str, name: str) -> ModuleType:
+    module = ModuleType(name)
+    module.__file__ = name
+    _run(module, name, lambda: exec(compile(text, name, "exec"), vars(module)))
+    return module
+
+
+def _run(module: ModuleType, name: str, run: Callable[[], None]) -> None:
     sys.modules[name] = module  # dataclasses look their module up while it is run
     try:
-        spec.loader.exec_module(module)
+        run()
     except BaseException:
         del sys.modules[name]
         raise
-    return module

@@ -27,7 +27,7 @@ from star_jax.models.decoder import Decoder
 from star_jax.models.spec import DecoderSpec
 from star_jax.records import Problem, write_lines
 from star_jax.runs import metrics, trackers
-from star_jax.runs.layout import PROMPTS
+from star_jax.runs.layout import CODE, PROMPTS
 from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling import stop_strings
 from star_jax.sampling.sampler import check_ids
@@ -74,6 +74,8 @@ def open_run(config: Config, workdir: Path, allow_changes: bool = False) -> Run:
             _store_problems(run_dir, split, text)
         if config.prompt.shots:
             run_dir.write_json(run_dir.workdir / PROMPTS, dataclasses.asdict(prompts.prompt_set))
+        if code := tasks.code_texts(config.task):
+            run_dir.write_json(run_dir.workdir / CODE, code)
         log = metrics.MetricsLog(workdir, _trackers(config, workdir))
         for split, figures in lengths.items():
             _report_lengths(log, split, figures)

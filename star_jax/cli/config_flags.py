@@ -6,6 +6,7 @@ FlagValues, so no flag of this process is defined or read at import.
 
 import argparse
 import difflib
+import inspect
 import re
 import sys
 import traceback
@@ -103,6 +104,7 @@ def _load(spec: str) -> ConfigDict:
         exec(compile(path.read_bytes(), str(path), "exec"), namespace)
         if "get_config" not in namespace:
             raise InputError("defines no function get_config(); see configs/arithmetic.py")
+        _check_variant(namespace["get_config"], variant if colon else None)
         config = namespace["get_config"](*([variant] if colon else []))
         if not isinstance(config, ConfigDict):
             raise InputError(f"get_config() must return a ConfigDict, got {type(config).__name__}")
@@ -111,6 +113,15 @@ def _load(spec: str) -> ConfigDict:
     except (Exception, SystemExit) as error:
         raise _failure(path, error) from error
     return config.lock()
+
+
+def _check_variant(get_config: Callable[..., Any], variant: str | None) -> None:
+    """Raises InputError if get_config() takes no variant and one is given, or needs one and none is."""
+    try:
+        inspect.signature(get_config).bind(*([] if variant is None else [variant]))
+    except TypeError as error:
+        remedy = "needs a variant: --config=FILE:VARIANT" if variant is None else f"takes no variant {variant!r}"
+        raise InputError(f"get_config() {remedy}; as get_config(variant='') it goes with and without one") from error
 
 
 def _failure(path: Path, error: BaseException) -> InputError:
@@ -135,12 +146,18 @@ def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
         holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         surplus = values(argv)[1:]
     except flags.Error as error:  # its text names the flag
-        raise InputError(str(error)) from error
+        raise InputError(_plain_words(str(error))) from error
     except (LookupError, AttributeError, TypeError, ValueError, SyntaxError) as error:
         raise InputError(f"{' '.join(overrides)}: {error}") from error
     if surplus:
         raise InputError(f"unexpected argument {surplus[0]!r}; options are given as --config.GROUP.OPTION=VALUE")
     return holder.value
+
+
+def _plain_words(message: str) -> str:
+    """A message about a value that is no number, without Python's names for that."""
+    message = re.sub(r"invalid literal for int\(\) with base 10: .*", "must be an integer", message)
+    return re.sub(r"could not convert string to float: .*", "must be a number", message)
 
 
 def _check_option(config: ConfigDict, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from star_jax import tasks
+from star_jax import tasks, user_code
 from star_jax.config import Config, from_dict
 from star_jax.distributed import processes, sharding
 from star_jax.errors import InputError
@@ -20,13 +21,15 @@ from star_jax.json_reader import Fields
 from star_jax.models import decoder, families
 from star_jax.records import Problem
 from star_jax.runs.checksums import REMEDY
-from star_jax.runs.layout import PROMPTS, iteration_number, model_directory
+from star_jax.runs.layout import CODE, PROMPTS, iteration_number, model_directory
 from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling.sampler import Sampler
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tasks import Task
 from star_jax.tasks.few_shot import PromptSet
 from star_jax.weights import checkpoint, placement
+
+LOG = logging.getLogger("star_jax")
 
 
 def best_iteration(run_dir: RunDirectory, split: str) -> int:
@@ -159,6 +162,8 @@ def open_iteration(workdir: Path | str, iteration: str, allow_import: bool = Fal
     try:
         if not allow_import:
             _refuse_code(values)
+        else:
+            _take_stored_code(run_dir)
         config = from_dict(values)
     except InputError as error:
         raise InputError(f"{run_dir.workdir / 'config.json'}: {error}") from error
@@ -196,8 +201,22 @@ def _last_iteration(run_dir: RunDirectory) -> int:
     return max(stored, default=0)
 
 
+def _take_stored_code(run_dir: RunDirectory) -> None:
+    """Has the user's code loaded as the run was made with it, where its file is not here or is another one now."""
+    path = run_dir.workdir / CODE
+    if not run_dir.exists(path):
+        return
+    fields = Fields(run_dir.read_json(path), path, REMEDY)
+    for source in fields.values:
+        text, here = fields.text(source), user_code.file_text(source)
+        if here != text:
+            state = "is not in this folder" if here is None else "has changed since the run was made"
+            LOG.warning("%s %s: its text in %s is used", source, state, path)
+            user_code.use_stored(source, text)
+
+
 def _refuse_changed_code(run_dir: RunDirectory, config: Config) -> None:
-    """Raises InputError if the user's code is no longer what the run was made with: its figures are of that code."""
+    """Raises InputError if code that the run does not hold is no longer what it was: its figures are of that code."""
     path = run_dir.workdir / "provenance.json"
     if not (digests := tasks.code_digests(config.task)) or not run_dir.exists(path):
         return

@@ -13,6 +13,7 @@ CONFIG_REMEDY = (
     "again"
 )
 PROMPTS = "prompts.json"  # the few-shot prompts of a run that has any
+CODE = "code.json"  # a user's modules, of tasks and graders: name -> text. No .py file, which Python could import
 _ITERATION = re.compile("iter_([0-9]{3}|[1-9][0-9]{3,14})")
 
 

@@ -60,8 +60,20 @@ def named_code(values: Mapping[str, Any]) -> dict[str, str]:
 
 def code_digests(values: Mapping[str, Any]) -> dict[str, str]:
     """Option and "code" -> digest of the user's file that the option of a config's `task` names."""
-    named = {f"task.{option}": text for option, text in named_code(values).items() if ":" in text}
-    return {f"{option} code": user_code.digest(text, option) for option, text in named.items()}
+    return {f"{option} code": user_code.digest(text, option) for option, text in _loaded_code(values).items()}
+
+
+def code_texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Module or file that an option of a config's `task` names -> its text."""
+    named = _loaded_code(values)
+    return {text.rpartition(":")[0]: user_code.text_of(text, option) for option, text in named.items()}
+
+
+def _loaded_code(values: Mapping[str, Any]) -> dict[str, str]:
+    """`named_code` of modules' objects, those of the options of a user's own task too, which is loaded for that."""
+    fields = dataclasses.fields(task_class(values["name"]))
+    own = {f.name: str(values[f.name]) for f in fields if f.metadata == CODE and values.get(f.name)}
+    return {f"task.{option}": text for option, text in (named_code(values) | own).items() if ":" in text}
 
 
 def make(name: str, **values: Any) -> Task:

@@ -47,6 +47,7 @@ def test_no_flag_is_defined_in_this_process():
 
 def test_mistakes_are_one_line(tmp_path):
     files = {
+        "variant.py": "def get_config(variant):\n    return {}\n",
         "raises.py": "def get_config():\n    return 1 / 0\n",
         "imports.py": "import no_such_module\n",
         "syntax.py": "def get_config():\n    return (\n",
@@ -74,7 +75,7 @@ def test_mistakes_are_one_line(tmp_path):
         ([f"--config={DEMO}", "--config.=3"], "--config.: there is no such option"),
         ([f"--config={DEMO}", "--config.zzzzzz=3"], "see star_jax/config.py"),
         ([f"--config={DEMO}", "--config.base.stages[9].steps=3"], "stages[9]"),
-        ([f"--config={DEMO}", "--config.star.steps=many"], "--config.star.steps=many: invalid literal"),
+        ([f"--config={DEMO}", "--config.star.steps=many"], "--config.star.steps=many: must be an integer"),
         ([f"--config={DEMO}", "--config.star.steps"], "config.star.steps"),
         ([f"--config={DEMO}", "--config.star=3"], "--config.star=3"),
         ([f"--config={DEMO}", "--config.tensorboard", "surplus"], "unexpected argument 'surplus'"),
@@ -82,7 +83,9 @@ def test_mistakes_are_one_line(tmp_path):
         ([f"--config={DEMO}", "--flagfile=/nowhere"], "unrecognized arguments: --flagfile=/nowhere"),
         ([f"--config={DEMO}", "--work=x"], "unrecognized arguments: --work=x"),
         ([f"--config={tmp_path}/raises.py"], f"{tmp_path}/raises.py:2: ZeroDivisionError: division by zero"),
-        ([f"--config={tmp_path}/raises.py:x"], f"{tmp_path}/raises.py: TypeError: get_config() takes 0 positional"),
+        ([f"--config={DEMO}", "--config.optimizer.b1=many"], "--config.optimizer.b1=many: must be a number"),
+        ([f"--config={tmp_path}/raises.py:x"], f"{tmp_path}/raises.py: get_config() takes no variant 'x'"),
+        ([f"--config={tmp_path}/variant.py"], f"{tmp_path}/variant.py: get_config() needs a variant"),
         ([f"--config={tmp_path}/imports.py"], f"{tmp_path}/imports.py:1: ModuleNotFoundError: No module named"),
         ([f"--config={tmp_path}/syntax.py"], f"{tmp_path}/syntax.py:2: SyntaxError: '(' was never closed"),
         ([f"--config={tmp_path}/exits.py"], f"{tmp_path}/exits.py:3: SystemExit: 1"),

@@ -98,6 +98,15 @@ def test_the_example_runs_from_its_folder(folder):
     assert refused.returncode == 2 and "task.name names the Python module 'my_tasks.py'" in refused.stderr
     evaluated = command("evaluate", "--workdir=runs/my_config", "--iteration=1", "--allow_import")
     assert evaluated.returncode == 0 and "n = 4" in evaluated.stdout, evaluated.stderr
+    run, accuracy = Path("runs/my_config").resolve(), evaluated.stdout.splitlines()[0]
+    Path("my_tasks.py").write_text("raise RuntimeError('changed')")
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    for place, state in ((folder, "has changed since the run was made"), (elsewhere, "is not in this folder")):
+        os.chdir(place)
+        evaluated = command("evaluate", f"--workdir={run}", "--iteration=1", "--allow_import")
+        assert f"my_tasks.py {state}: its text in {run}/code.json is used" in evaluated.stderr
+        assert evaluated.returncode == 0 and evaluated.stdout.startswith(accuracy), evaluated.stderr
 
 
 def environment() -> dict[str, str]:

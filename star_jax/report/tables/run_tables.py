@@ -58,8 +58,8 @@ FINE_TUNE_COLUMNS = {
     "too_long": "left out, too long",
     "seconds": "time",
 }
-# Columns of options that are usually off: shown only if one of their numbers is not 0.
-RARE_COLUMNS = ("kept_reference", "kept_from_earlier", "hints_kept", "too_long")
+# Of options that are usually off, and of checks that most tasks lack: shown only if one of their numbers is not 0.
+RARE_COLUMNS = ("kept_reference", "kept_from_earlier", "hints_kept", "too_long", RIGHT_WRONG_STEPS)
 _CHECKS: dict[bool | None, str] = {True: "steps check out", False: "a step does not", None: "cannot tell"}
 _ITERATION = Column("iteration", ITERATION)
 
@@ -77,13 +77,14 @@ def _evaluation(run: RunData, split: str, of: str, remark: str, headline: Headli
     pairs = [(it.number, getattr(it, of)) for it in run.iterations if getattr(it, of)]
     lenient = any(evaluation.lenient for _, evaluation in pairs)
     means_differ = any(evaluation.mean_differs for _, evaluation in pairs)
+    verdicts = _used(VERDICT_COLUMNS, [evaluation.counts for _, evaluation in pairs])
     columns = [
         Column("iteration", RANKED_ITERATION),
         Column("problems"),
         Column("accuracy, all problems, 95 % interval", RATE),
         *([Column("by the lenient reader", RATE)] if lenient else []),
         *([Column("unweighted mean of categories", PERCENT)] if means_differ else []),
-        *(Column(heading) for heading in VERDICT_COLUMNS.values()),
+        *(Column(VERDICT_COLUMNS[key]) for key in verdicts),
     ]
     rows = [
         Row(
@@ -93,7 +94,7 @@ def _evaluation(run: RunData, split: str, of: str, remark: str, headline: Headli
                 evaluation.overall,
                 *([evaluation.lenient] if lenient else []),
                 *([evaluation.mean_of_categories] if means_differ else []),
-                *(evaluation.counts.get(key) for key in VERDICT_COLUMNS),
+                *(evaluation.counts.get(key) for key in verdicts),
             )
         )
         for number, evaluation in pairs
@@ -106,13 +107,14 @@ def with_several_samples(run: RunData) -> Table | None:
     """Majority vote and pass@k of evaluations with several samples per problem; None without one."""
     results = [(it.number, name, result) for it in run.iterations for name, result in it.sampled.items()]
     ks = sorted({k for _, _, result in results for k in result.pass_at})
+    verdicts = _used(VERDICT_COLUMNS, [result.counts for _, _, result in results])
     columns = [
         _ITERATION,
         Column("evaluation", TEXT),
         Column("problems"),
         Column("majority vote, 95 % interval", RATE),
         *(Column(f"pass@{k}", RATE) for k in ks),
-        *(Column(f"samples: {heading}") for heading in VERDICT_COLUMNS.values()),
+        *(Column(f"samples: {VERDICT_COLUMNS[key]}") for key in verdicts),
     ]
     rows = [
         Row(
@@ -122,7 +124,7 @@ def with_several_samples(run: RunData) -> Table | None:
                 result.majority.n,
                 result.majority,
                 *(result.pass_at.get(k) for k in ks),
-                *(result.counts.get(key) for key in VERDICT_COLUMNS),
+                *(result.counts.get(key) for key in verdicts),
             )
         )
         for number, name, result in results
@@ -160,9 +162,14 @@ def fine_tuning(run: RunData) -> Table:
 def _counts(
     title: str, name: str, headings: Mapping[str, str], rows: Sequence[tuple[int, Mapping[str, float]]]
 ) -> Table:
-    used = [key for key in headings if key not in RARE_COLUMNS or any(counts.get(key) for _, counts in rows)]
+    used = _used(headings, [counts for _, counts in rows])
     columns = (_ITERATION, *(Column(headings[key], DURATION if key == "seconds" else COUNT) for key in used))
     return Table(title, name, columns, tuple(Row((n, *(counts.get(key) for key in used))) for n, counts in rows))
+
+
+def _used(headings: Mapping[str, str], counts: Sequence[Mapping[str, float]]) -> list[str]:
+    """The keys of the columns to show: those of RARE_COLUMNS only where a number of theirs is not 0."""
+    return [key for key in headings if key not in RARE_COLUMNS or any(values.get(key) for values in counts)]
 
 
 def _filter_counts(iteration: Iteration) -> dict[str, float]:
