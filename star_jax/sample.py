@@ -56,10 +56,10 @@ def main() -> None:
         order = [(problem, index) for problem in batch for index in range(args.samples)]
         requests = [Request(stored.prompts(p), f"{seed}/{p.question}/{index}") for p, index in order]
         samples: dict[int, Sample] = {}
-        with metrics.progress(len(requests), "sampling", "sample") as bar:
+        with metrics.Progress(len(requests), "sampling", "sample") as bar:
             for chunk in stream(requests):
                 samples |= dict(chunk)
-                bar.update(len(chunk))
+                bar.advance(len(chunk))
         for index, (problem, _) in enumerate(order):
             sample = samples[index]
             answer = None if sample.truncated else judging.answer_of(task, sample)

@@ -17,8 +17,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ.get("STAR_TEST_CACHE") or compile_cache.directory())
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-for variable in ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION"):
-    os.environ.pop(variable, None)  # preflight counts with them
+os.environ.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)  # preflight counts with it
+os.environ.pop("XLA_CLIENT_MEM_FRACTION", None)
 
 import hypothesis
 import jax

@@ -114,11 +114,10 @@ def make_base(run: Run) -> decoder.Params:
         return checkpoint.load_model(location.resolve(config.base.path).path, run.mesh, config.train.param_dtype)[1]
     total, started = sum(stage.steps for stage in config.base.stages), time.monotonic()
     LOG.info("base: pretraining, %d steps", total)
-    with metrics.progress(total, "pretraining the base", "step") as bar:
+    with metrics.Progress(total, "pretraining the base", "step") as bar:
 
         def on_step(step: int, values: dict[str, Any]) -> None:
-            bar.update(step - bar.n)
-            bar.set_postfix_str(f"loss {values['loss']:.3f}")
+            bar.advance(step - bar.done, f"loss {values['loss']:.3f}")
             run.log.log("pretrain", 0, step, values)
 
         params, reports = pretrain.make_base(config, run.model, run.tokenizer, run.mesh, on_step)

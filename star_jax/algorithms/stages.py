@@ -174,11 +174,10 @@ def fine_tune(iteration: Iteration) -> None:
         steps, seed, config.train, config.optimizer, config.replication.z_loss, name=f"iteration {n}: fine-tuning"
     )
     params = run.weights.to_training(0 if config.star.restart_from == "base" else n - 1)
-    with metrics.progress(steps, f"iteration {n}: fine-tune", "step") as bar:
+    with metrics.Progress(steps, f"iteration {n}: fine-tuning", "step") as bar:
 
         def on_step(step: int, values: dict[str, Any]) -> None:
-            bar.update(step - bar.n)
-            bar.set_postfix_str(f"loss {values['loss']:.3f}")
+            bar.advance(step - bar.done, f"loss {values['loss']:.3f}")
             run.log.log("fine_tune", n, step, values)
 
         params, report = training.fine_tune(

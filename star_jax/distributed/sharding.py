@@ -148,9 +148,7 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_rows(
-    mesh: Mesh | AbstractMesh, rows: int, microbatches: int = 1, option: str = "train.batch_rows"
-) -> None:
+def check_rows(mesh: Mesh | AbstractMesh, rows: int, microbatches: int = 1, option: str = "train.batch_rows") -> None:
     """Raises InputError unless the rows of a batch divide over the batch axes, in each of its microbatches.
 
     The message names `option`, which gives the number of rows.

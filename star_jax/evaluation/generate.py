@@ -79,15 +79,15 @@ def generate(
             for problem, index in missing
         ]
         title = f"iteration {sampling_pass.iteration}: {sampling_pass.name}"
-        with metrics.progress(len(missing), title, "problem") as bar:
+        with metrics.Progress(len(missing), title, "problem") as bar:
             for chunk in stream(requests):
                 completions = [
                     judge(prompts.task, missing[i][0], sample, sampling_pass, missing[i][1]) for i, sample in chunk
                 ]
                 stage.append(completions)
                 throughput.add(completions)
-                bar.update(len(completions))
-                bar.set_postfix_str(f"{throughput.right} right, {throughput.tokens / throughput.seconds:,.0f} tokens/s")
+                speed = f"{throughput.tokens / throughput.seconds:,.0f} tokens/s"
+                bar.advance(len(completions), f"{throughput.right} right, {speed}")
     return stage.finish([(problem.id, index) for problem, index in order]), throughput
 
 

@@ -15,6 +15,7 @@ from star_jax.runs.atomic_files import append_line
 from star_jax.runs.trackers import Tracker
 
 LOG = logging.getLogger("star_jax")
+LOG_SECONDS = 60  # between two lines of a stage's progress where there is no terminal
 
 
 class MetricsLog:
@@ -73,7 +74,37 @@ class Phases:
         self._since = now
 
 
-def progress(total: int, what: str, unit: str) -> tqdm:
-    """A progress bar on standard error, or a widget in a notebook; none without a terminal, and in the leader only."""
-    disable = None if processes.is_leader() else True  # None: tqdm looks for a terminal
-    return tqdm(total=total, desc=what, unit=unit, disable=disable, leave=False, dynamic_ncols=True, smoothing=0.1)
+class Progress:
+    """Progress of a stage: a bar on standard error or in a notebook; without a terminal, a line in the log a minute.
+
+    Only the leader process shows it. Use it as a context manager.
+    """
+
+    def __init__(self, total: int, what: str, unit: str) -> None:
+        """`total`: of the `unit`s to do; `what`: the stage, as the bar and the lines call it."""
+        disable = None if processes.is_leader() else True  # None: tqdm looks for a terminal
+        self._bar = tqdm(
+            total=total, desc=what, unit=unit, disable=disable, leave=False, dynamic_ncols=True, smoothing=0.1
+        )
+        self._total, self._what, self._unit, self.done = total, what, unit, 0
+        self._logged = (time.monotonic(), 0)  # when the latest line was written, and what was done then
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._bar.close()
+
+    def advance(self, count: int, note: str = "") -> None:
+        """`count` more are done; `note` is shown next to their number until the next call."""
+        self.done += count
+        self._bar.update(count)
+        self._bar.set_postfix_str(note)
+        now, (before, done_before) = time.monotonic(), self._logged
+        if not self._bar.disable or not processes.is_leader() or now - before < LOG_SECONDS:
+            return
+        self._logged = now, self.done
+        minutes = (now - before) / (self.done - done_before) * (self._total - self.done) / 60
+        left = f"about {minutes:,.0f} min left" if minutes > 1 else "less than a minute left"
+        done = f"{self.done:,} of {self._total:,} {self._unit}s"
+        LOG.info("%s: %s", self._what, ", ".join(filter(None, (done, note, left))))

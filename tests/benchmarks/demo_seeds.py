@@ -1,6 +1,6 @@
 """Runs the addition demo on many seeds, in both arms, and prints how far each run climbs.
 
-    python tests/benchmarks/demo_seeds.py --runs=DIR --seeds=10                  ten seeds, an hour and a half on two cores
+    python tests/benchmarks/demo_seeds.py --runs=DIR --seeds=10                     ten seeds, an hour and a half
     python tests/benchmarks/demo_seeds.py --runs=DIR --seeds=3 --order=avx2      other sums: half the vector width
     python tests/benchmarks/demo_seeds.py --runs=DIR --seeds=3 --order=thread    one thread
     PYTHON=.venv312/bin/python ... --order=python                                another Python, with its own jax
@@ -75,32 +75,40 @@ def accuracies(workdir: Path) -> list[dict[str, float]]:
 
 def line(iterations: list[dict[str, float]]) -> str:
     """Mean over the lengths of each iteration, then the last one by length."""
-    return " -> ".join(f"{mean(i):.2f}" for i in iterations) + " | " + " ".join(f"{a:.2f}" for a in iterations[-1].values())
+    return (
+        " -> ".join(f"{mean(i):.2f}" for i in iterations)
+        + " | "
+        + " ".join(f"{a:.2f}" for a in iterations[-1].values())
+    )
 
 
 def mean(by_digits: dict[str, float]) -> float:
     return float(np.mean(list(by_digits.values())))
 
 
+def finished(folder: Path) -> dict[str, dict[int, list[dict[str, float]]]]:
+    """Arm -> seed -> `accuracies`, of the finished runs in the folder of an order."""
+    found: dict[str, dict[int, list[dict[str, float]]]] = {}
+    for path in folder.glob("*/report.html"):
+        arm, _, seed = path.parent.name.rpartition("_")
+        found.setdefault(arm, {})[int(seed)] = accuracies(path.parent)
+    return found
+
+
 def summary(runs: Path) -> int:
-    """Prints each run, then each arm's range; 1 if a bound is missed."""
-    missed = 0
+    """Prints each finished run, then each arm's range; 1 if a bound is missed."""
+    missed = False
     for folder in sorted(runs.iterdir()):
-        for arm in sorted({path.name.rpartition("_")[0] for path in folder.iterdir() if path.is_dir()}):
-            found = {}
-            for path in folder.glob(f"{arm}_*/"):
-                if (results := accuracies(path)) and (path / "report.html").exists():
-                    found[int(path.name.rpartition("_")[2])] = results
-            ends = {seed: mean(results[-1]) for seed, results in found.items()}
-            for seed in sorted(found):
-                print(f"| {folder.name} | {arm} | {seed} | {line(found[seed])} |")
-            if ends:
-                low, high = BOUNDS.get(arm, (0.0, 1.0))
-                wrong = [seed for seed, end in ends.items() if not low <= end <= high]
-                missed += len(wrong)
-                figures = f"{min(ends.values()):.3f} to {max(ends.values()):.3f}, mean {np.mean(list(ends.values())):.3f}"
-                print(f"| {folder.name} | {arm} | {len(ends)} seeds | {figures}; out of bounds: {sorted(wrong) or 'none'} |")
-    return int(missed > 0)
+        for arm, by_seed in sorted(finished(folder).items()):
+            for seed, iterations in sorted(by_seed.items()):
+                print(f"| {folder.name} | {arm} | {seed} | {line(iterations)} |")
+            ends = {seed: mean(iterations[-1]) for seed, iterations in sorted(by_seed.items())}
+            low, high = BOUNDS.get(arm, (0.0, 1.0))
+            outside = [seed for seed, end in ends.items() if not low <= end <= high]
+            values, missed = list(ends.values()), missed or bool(outside)
+            figures = f"{min(values):.3f} to {max(values):.3f}, mean {np.mean(values):.3f}"
+            print(f"| {folder.name} | {arm} | {len(ends)} seeds | {figures}; outside {low} to {high}: {outside} |")
+    return int(missed)
 
 
 if __name__ == "__main__":

@@ -126,9 +126,12 @@ def test_every_place_that_runs_code_by_its_name_is_known():
         "tasks/seqio_task.py": {"importlib.import_module"},  # task.module: CODE
         # task.name, task.grader: CODE, or tasks.named_code
         "user_code.py": {
-            "importlib.import_module", "importlib.util.spec_from_file_location", "importlib.util.find_spec",
-            "exec", "compile",  # the same as the run stored it: stored_run._take_stored_code
-        },  # fmt: skip
+            "importlib.import_module",
+            "importlib.util.spec_from_file_location",
+            "importlib.util.find_spec",
+            "exec",
+            "compile",  # the same as the run stored it: stored_run._take_stored_code
+        },
         "cli/config_flags.py": {"exec", "compile"},  # --config=FILE: README says that it is a program
         "contrib/t5x/__main__.py": {"runpy.run_module"},  # t5x.main
         "weights/sources/location.py": {"importlib.util.find_spec"},  # of the table PACKAGES

@@ -9,7 +9,8 @@ import time
 import pytest
 
 from star_jax.errors import InputError
-from star_jax.runs.metrics import MetricsLog, Phases, progress
+from star_jax.runs import metrics
+from star_jax.runs.metrics import MetricsLog, Phases, Progress
 
 
 def lines(path):
@@ -45,10 +46,19 @@ def test_a_file_that_cannot_be_written_is_bad_input(tmp_path):
         MetricsLog(tmp_path / "absent").log("filter", 1, 0, {})
 
 
-def test_progress_is_silent_where_there_is_no_terminal(capsys):
-    with progress(3, "sample", "problem") as bar:
-        bar.update(3)
+def test_progress_is_a_line_a_minute_where_there_is_no_terminal(capsys, caplog, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
+    caplog.set_level("INFO", "star_jax")
+    with Progress(4000, "iteration 1: sampling", "problem") as bar:
+        for _ in range(4):
+            clock[0] += 40
+            bar.advance(1000, "300 right")
     assert capsys.readouterr() == ("", "")
+    assert caplog.messages == [
+        "iteration 1: sampling: 2,000 of 4,000 problems, 300 right, about 1 min left",
+        "iteration 1: sampling: 4,000 of 4,000 problems, 300 right, less than a minute left",
+    ]
 
 
 def test_tensorboard_events_do_not_import_tensorflow(tmp_path):

@@ -1,18 +1,23 @@
 """Training texts of the demo's base model (training/pretrain.py): all it knows before STaR begins.
 
 *Gold* transcripts are correct scratchpads of a few lengths (one and two digits in configs/arithmetic.py).
-*Form-only* transcripts, of two and more digits, have correct operands and carries, but random digits of the sum. In
-half of them the hint states these random digits, which teaches the model to write what a hint states; the other half
-has no hint, and no loss on the digits of the sum. A base trained on these knows the format at every length and can
-justify a given answer, but can add only the lengths of the gold transcripts. No pair of dev or test occurs in them.
+*Form-only* transcripts have correct operands and carries, and never the sum. Those with a hint, of two and more digits,
+have random digits in its place, which the hint states: they teach the model to write what a hint states. Those without
+a hint are of lengths that gold lacks. Each place has the larger of its two digits there, so the model looks both up at
+every place of every length; what it makes of them is wrong. With random digits and no loss on them, nothing was looked
+up there, and fine-tuning on right sums often failed to teach it (tests/benchmarks/LOG.md).
+
+A base trained on these knows the format at every length and can justify a given answer, but can add only the lengths
+of the gold transcripts. No pair of dev or test occurs in them.
 """
 
+import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from star_jax.errors import InputError
-from star_jax.records import Example, Problem
-from star_jax.tasks.arithmetic import Arithmetic, make_problem, scratchpad
+from star_jax.records import Example
+from star_jax.tasks.arithmetic import Arithmetic, Pair, make_problem, scratchpad
 from star_jax.tasks.base import transcript
 
 HINTED_GOLD = 0.15  # share of the gold transcripts with a hint
@@ -34,41 +39,46 @@ def transcripts(task: Arithmetic, gold: Sequence[float], count: int, seed: int) 
     rng = random.Random(f"base {seed}")
     lengths = range(task.min_digits, task.max_digits + 1)
     pairs = {digits: task.sample_pairs(digits, rng) for digits in lengths}
-    form_lengths = [digits for digits in lengths if digits > 1] or [1]
+    hinted_forms = [digits for digits in lengths if digits > 1] or [1]
+    plain_forms = [digits for digits in hinted_forms if digits > len(gold)]
     weights = [*gold, max(0.0, 1.0 - sum(gold))]
     examples = []
     for i in range(count):
-        kind = rng.choices(range(len(weights)), weights)[0]
+        kind, name = rng.choices(range(len(weights)), weights)[0], f"base-{i:06d}"
         if kind < len(gold):
-            problem = make_problem(f"base-{i:06d}", *next(pairs[kind + 1]), digits=kind + 1)
+            problem = make_problem(name, *next(pairs[kind + 1]), digits=kind + 1)
             examples.append(transcript(task, problem, task.reference(problem), hint=rng.random() < HINTED_GOLD))
-        else:
-            digits = rng.choices(form_lengths, form_lengths)[0]  # more of the longer forms, which are harder to learn
-            examples.append(_form_only(task, f"base-{i:06d}", next(pairs[digits]), digits, rng))
+            continue
+        hint = rng.random() < HINTED_FORM or not plain_forms
+        forms = hinted_forms if hint else plain_forms
+        digits = rng.choices(forms, forms)[0]  # more of the longer forms, which are harder to learn
+        examples.append(_form_only(task, name, pairs[digits], digits, hint, rng))
     return examples
 
 
-def _form_only(task: Arithmetic, name: str, pair: tuple[int, int], digits: int, rng: random.Random) -> Example:
-    sum_digits = [rng.randint(0, 9) for _ in range(digits)] + [rng.randint(0, 1)]
-    if not sum_digits[-1] and digits > 1:
-        sum_digits[-2] = rng.randint(1, 9)  # an answer has no leading zero
-    text = scratchpad(*pair, sum_digits)
+def _form_only(
+    task: Arithmetic, name: str, pairs: Iterator[Pair], digits: int, hint: bool, rng: random.Random
+) -> Example:
+    """A scratchpad with wrong digits in place of the sum's."""
+    while True:
+        pair = next(pairs)
+        wrong = _random_digits(digits, rng) if hint else _larger_digits(pair)
+        if sum(digit * 10**place for place, digit in enumerate(wrong)) != sum(pair):
+            break
+    text = scratchpad(*pair, wrong)
     problem = make_problem(name, *pair, digits=digits)
-    if rng.random() < HINTED_FORM:
-        hinted = Problem(problem.id, problem.question, text.rsplit("\n", 1)[1], problem.category)
-        return transcript(task, hinted, text, hint=True)
-    return transcript(task, problem, text, unweighted=sum_spans(text))
+    return transcript(task, dataclasses.replace(problem, answer=text.rsplit("\n", 1)[1]), text, hint=hint)
 
 
-def sum_spans(text: str) -> tuple[tuple[int, int], ...]:
-    """Spans [start, end), in characters, of the sum's digits: between comma and carry, and in the last lines."""
-    spans, start = [], 0
-    for line in text.split("\n"):
-        if "C:" in line:
-            first, last = line.index(",") + 1, line.index("C:")
-        else:
-            first, last = 0, 0 if "scratch>" in line else len(line)
-        if line[first:last].strip():
-            spans.append((start + first, start + last))
-        start += len(line) + 1
-    return tuple(spans)
+def _random_digits(digits: int, rng: random.Random) -> list[int]:
+    """Digits of a wrong sum, the units first, and its last carry."""
+    wrong = [rng.randint(0, 9) for _ in range(digits)] + [rng.randint(0, 1)]
+    if not wrong[-1] and digits > 1:
+        wrong[-2] = rng.randint(1, 9)  # an answer has no leading zero
+    return wrong
+
+
+def _larger_digits(pair: Pair) -> list[int]:
+    """The larger digit at each place, the units first, and the sum's last carry."""
+    first, second = (str(number)[::-1] for number in pair)
+    return [*(int(max(place)) for place in zip(first, second, strict=True)), int(sum(pair) >= 10 ** len(first))]
