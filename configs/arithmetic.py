@@ -34,11 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
             weight_decay=0.01,
         )
     )
-    config.base.batch_rows = 16
-    config.base.stages = (
-        dict(steps=900, learning_rate=3e-3, gold=(0.3, 0.7)),
-        dict(steps=1500, learning_rate=3e-3, gold=(0.1, 0.25)),
-    )
+    config.base.stages = (dict(steps=3600, learning_rate=3e-3, gold=(0.15, 0.35)),)
     config.star.update(dict(iterations=3, problems_per_iteration=10_000, steps=2000, step_growth=1.5))
     config.replication.hint_keep_probability = 0.1
     if variant == "no_rationalization":
@@ -47,7 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
         # As many training tokens and fresh problems as the three iterations have together.
         config.star.update(dict(direct=True, iterations=1, problems_per_iteration=30_000, steps=9500))
     elif variant == "weak":
-        config.base.stages = (dict(steps=2400, learning_rate=3e-3, gold=(0.35,)),)
+        config.base.stages = (dict(steps=3600, learning_rate=3e-3, gold=(0.5,)),)
     elif variant:
         raise ValueError(f"configs/arithmetic.py has no variant {variant!r}: no_rationalization, direct, weak")
     return config

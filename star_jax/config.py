@@ -105,11 +105,9 @@ class BaseConfig:
     path: str = dataclasses.field(default="", metadata=PATH)
     stages: tuple[BaseStage, ...] = ()
     examples: int = 10_000  # transcripts per stage; repeated if the steps need more
-    batch_rows: int = 0  # packed rows per step of pretraining; 0: train.batch_rows
 
     def check(self) -> None:
         _between(1, MAX_COUNT, self, "examples")
-        _between(0, MAX_SIZE, self, "batch_rows")
 
 
 @dataclasses.dataclass(frozen=True)

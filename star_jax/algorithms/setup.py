@@ -153,8 +153,6 @@ def check_devices(config: Config, spec: DecoderSpec, processes: Sequence[int]) -
     shape, counts = sharding.mesh_layout(config.mesh, processes)
     mesh, model = sharding.abstract_mesh(shape), families.build(config.model, spec)
     sharding.check_rows(mesh, config.train.batch_rows, config.train.microbatches)
-    if not config.base.path and config.base.batch_rows:
-        sharding.check_rows(mesh, config.base.batch_rows, config.train.microbatches, option="base.batch_rows")
     _check_kv_heads(spec, "mesh", shape["tensor"])
     placement.param_shardings(model, mesh)
     copies = {p: sharding.sampling_tensor(config.sampling.tensor, count) for p, count in counts.items()}

@@ -148,14 +148,11 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_rows(mesh: Mesh | AbstractMesh, rows: int, microbatches: int = 1, option: str = "train.batch_rows") -> None:
-    """Raises InputError unless the rows of a batch divide over the batch axes, in each of its microbatches.
-
-    The message names `option`, which gives the number of rows.
-    """
+def check_rows(mesh: Mesh | AbstractMesh, rows: int, microbatches: int = 1) -> None:
+    """Raises InputError unless the rows of a batch divide over the batch axes, in each of its microbatches."""
     if rows % microbatches or rows // microbatches % batch_shards(mesh):
         raise InputError(
-            f"{option}: {rows} rows do not divide over {batch_shards(mesh)} devices"
+            f"train.batch_rows: {rows} rows do not divide over {batch_shards(mesh)} devices"
             + (f" in {microbatches} microbatches (train.microbatches)" if microbatches > 1 else "")
             + f"; give a multiple of {microbatches * batch_shards(mesh)} rows, or another mesh (mesh.data, .fsdp)"
         )

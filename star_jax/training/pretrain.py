@@ -29,7 +29,6 @@ def make_base(
     """
     task = dataclasses.replace(config.make_task(), direct=False)  # every arm starts from the same base
     shots = few_shot.load(config.task["name"], config.prompt.shots, False, config.prompt.directory, task)
-    train = dataclasses.replace(config.train, batch_rows=config.base.batch_rows or config.train.batch_rows)
     params, reports, steps_before = placement.init_params(model, mesh, config.seed), [], 0
     for number, stage in enumerate(config.base.stages):
         seed = 1000 * config.seed + number
@@ -44,7 +43,7 @@ def make_base(
         spec = fine_tune.FineTuneSpec(
             steps=stage.steps,
             seed=seed,
-            train=train,
+            train=config.train,
             optimizer=config.optimizer,
             z_loss=config.replication.z_loss,
             peak_learning_rate=stage.learning_rate,

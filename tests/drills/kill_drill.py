@@ -45,7 +45,6 @@ SMALL = [
     "model.d_mlp=64",
     "model.rotary_dim=8",
     "model.scan_unroll=1",
-    "base.batch_rows=0",
     "train.batch_rows=8",
     "train.row_tokens=64",
     "train.checkpoint_every=8",

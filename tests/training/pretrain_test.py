@@ -5,8 +5,6 @@ import itertools
 import random
 from collections.abc import Sequence
 
-import jax
-import numpy as np
 import pytest
 
 from star_jax import tasks
@@ -16,7 +14,6 @@ from star_jax.records import Example, Problem
 from star_jax.runs.run_directory import RunDirectory
 from star_jax.tasks.base import Task, transcript
 from star_jax.training import pretrain
-from star_jax.weights import checkpoint
 from tests.support.runs import small_config
 
 LETTERS = "abcdefgh"
@@ -86,17 +83,6 @@ def test_a_base_is_shown_each_transcript_after_the_shots_of_the_run(letters, tmp
         shots = f"Q a{' b' * example.hint_kept}\nA\n> b\n\nQ b{' c' * example.hint_kept}\nA\n> c\n\n"
         body = f"Q {LETTERS[LETTERS.index(letter) - 1]}{f' {letter}' * example.hint_kept}\nA\n"
         assert (example.prompt, example.prefix_length) == (shots + body, len(shots))
-
-
-def test_a_base_may_have_another_number_of_rows_per_step_than_fine_tuning(letters, tmp_path):
-    letters |= {"base__stages": (dict(steps=3, learning_rate=1e-2, gold=(0.5,)),)}
-    for name, rows in (("same", {}), ("other", {"train__batch_rows": 2, "base__batch_rows": 8})):
-        star.run(small_config(**letters, **rows), tmp_path / name)
-    same, other = (checkpoint.load_model(tmp_path / name / "base")[1] for name in ("same", "other"))
-    jax.tree.map(np.testing.assert_array_equal, same, other)
-    with pytest.raises(InputError, match=r"base\.batch_rows: 12 rows do not divide over 8 devices"):
-        star.run(small_config(**letters, mesh__data=8, base__batch_rows=12), tmp_path / "refused")
-    assert not (tmp_path / "refused").exists()
 
 
 def test_a_task_without_transcripts_needs_a_base(letters, tmp_path):
