@@ -30,20 +30,20 @@ def get_config(variant: str = "") -> ConfigDict:
             decay="linear",
             decay_share=0.4,
             end_fraction=0.1,
-            b2=0.98,
-            weight_decay=0.01,
+            b2=0.95,
+            weight_decay=0.1,
         )
     )
-    config.base.stages = (dict(steps=3600, learning_rate=3e-3, gold=(0.15, 0.35)),)
-    config.star.update(dict(iterations=3, problems_per_iteration=10_000, steps=2000, step_growth=1.5))
+    config.base.stages = (dict(steps=6000, learning_rate=3e-3, gold=(0.25, 0.55)),)
+    config.star.update(dict(iterations=3, problems_per_iteration=10_000, steps=1500, step_growth=1.4))
     config.replication.hint_keep_probability = 0.1
     if variant == "no_rationalization":
         config.star.rationalize = False
     elif variant == "direct":
         # As many training tokens and fresh problems as the three iterations have together.
-        config.star.update(dict(direct=True, iterations=1, problems_per_iteration=30_000, steps=9500))
+        config.star.update(dict(direct=True, iterations=1, problems_per_iteration=30_000, steps=6540))
     elif variant == "weak":
-        config.base.stages = (dict(steps=3600, learning_rate=3e-3, gold=(0.5,)),)
+        config.base.stages = (dict(steps=6000, learning_rate=3e-3, gold=(0.8,)),)
     elif variant:
         raise ValueError(f"configs/arithmetic.py has no variant {variant!r}: no_rationalization, direct, weak")
     return config
