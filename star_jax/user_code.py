@@ -51,17 +51,16 @@ def digest(text: str, option: str) -> str:
     return hashlib.sha256(code.encode()).hexdigest()[:12] if code else ""
 
 
+def stands_alone(source: str) -> bool:
+    """Whether a module, which is there, is one file and no part of a package: its text runs anywhere."""
+    path = _file(source)
+    return path is not None and (source.endswith(".py") or path.name != "__init__.py")
+
+
 def file_text(source: str) -> str | None:
     """The text of the file of a module that `load` would take, which is not run; None if there is no such file."""
-    if source.endswith(".py"):
-        path = Path(source)
-    else:
-        try:
-            spec = importlib.util.find_spec(source) if "." not in source else None
-        except ValueError:  # a module without a spec
-            spec = None
-        path = Path(spec.origin) if spec and spec.origin else Path()
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    path = _file(source)
+    return path.read_text(encoding="utf-8", errors="replace") if path else None
 
 
 def use_stored(source: str, text: str) -> None:
@@ -98,6 +97,21 @@ def refusal(error: BaseException) -> InputError | None:
 _options: dict[str, str] = {}  # file of the user's code -> the option that named it
 _stored: dict[str, str] = {}  # module or file -> the text that is run in its place
 _PACKAGE = f"{Path(__file__).parent}{os.sep}"
+
+
+def _file(source: str) -> Path | None:
+    """The file of a module, which is not run; None if there is none, or for a module in a package."""
+    if source.endswith(".py"):
+        path = Path(source)
+    elif "." in source:  # to look for it would run the package
+        return None
+    else:
+        try:
+            spec = importlib.util.find_spec(source)
+        except ValueError:  # a module without a spec
+            return None
+        path = Path(spec.origin) if spec and spec.origin else Path()
+    return path if path.is_file() else None
 
 
 def _module(source: str, option: str) -> ModuleType:

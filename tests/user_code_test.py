@@ -115,3 +115,23 @@ def test_named_code_is_found_without_running_it(tmp_path, monkeypatch):
 def test_a_name_without_a_colon_is_never_code():
     with pytest.raises(InputError, match=re.escape("unknown task 'os'; there are arithmetic")):
         tasks.named_code({"name": "os"})
+
+
+def test_a_module_s_text_takes_the_place_of_its_file(tmp_path, monkeypatch):
+    """As a run stores it. A package's module would miss the others, so it is not stored."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("shelf").mkdir()
+    code = "import dataclasses\ndef grade(problem, answer):\n    return answer == '1'\n"
+    for file in ("one_file.py", "top_module.py", "shelf/__init__.py", "shelf/part.py"):
+        Path(file).write_text(code)
+    Path("q.jsonl").write_text('{"question": "Which?", "answer": "1"}')
+    texts = {}
+    for source in ("one_file.py", "top_module", "shelf", "shelf.part"):
+        texts |= tasks.code_texts({"name": "jsonl", "train": "q.jsonl", "grader": f"{source}:grade"})
+    assert texts == {"one_file.py": code, "top_module": code}
+    for source in texts:
+        monkeypatch.setitem(user_code._stored, source, code.replace("1", "2"))
+        grade = user_code.load(f"{source}:grade", "task.grader")
+        assert grade(None, "2") and not grade(None, "1")
+        assert user_code.text_of(f"{source}:grade", "task.grader") == code.replace("1", "2")

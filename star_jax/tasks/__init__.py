@@ -64,9 +64,9 @@ def code_digests(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def code_texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """Module or file that an option of a config's `task` names -> its text."""
-    named = _loaded_code(values)
-    return {text.rpartition(":")[0]: user_code.text_of(text, option) for option, text in named.items()}
+    """Module or file that an option of a config's `task` names -> its text; without packages and their modules."""
+    named = {text.rpartition(":")[0]: user_code.text_of(text, option) for option, text in _loaded_code(values).items()}
+    return {source: text for source, text in named.items() if text and user_code.stands_alone(source)}
 
 
 def _loaded_code(values: Mapping[str, Any]) -> dict[str, str]:

@@ -5,6 +5,7 @@
     python tests/benchmarks/demo_seeds.py --runs=DIR --seeds=3 --order=thread    one thread
     PYTHON=.venv312/bin/python ... --order=python                                another Python, with its own jax
     python tests/benchmarks/demo_seeds.py --runs=DIR --summary                   what DIR holds, for configs/README.md
+    python tests/benchmarks/demo_seeds.py --runs=DIR --order=thread --picture=launch/addition_demo.png
 
 The arms are those of configs/arithmetic.py: "" (with rationalization), no_rationalization, and with --arms direct and
 weak. All arms of a seed but weak's have the same base, so the others take it from the first one's run. Runs that are
@@ -20,6 +21,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[2]
 ORDERS = {
@@ -29,6 +31,8 @@ ORDERS = {
     "python": {},
 }
 WITH = "rationalization"  # the name of the variant ""
+TITLES = {WITH: "with rationalization", "no_rationalization": "without"}
+COLOURS = ("#1f6bc4", "#d1610a", "#1a8a64", "#b83a8b", "#a07800", "#222222")  # of 1 to 5 digits, and of their mean
 BOUNDS = {WITH: (0.95, 1.0), "no_rationalization": (0.0, 0.45)}
 
 
@@ -41,7 +45,11 @@ def main() -> int:
     parser.add_argument("--arms", default=f"{WITH},no_rationalization", help="arms, separated by commas")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--summary", action="store_true", help="only print what the folder holds")
+    parser.add_argument("--picture", metavar="FILE", help="only draw the first two arms of an order, as a PNG")
     args = parser.parse_args()
+    if args.picture:
+        picture(finished(args.runs / args.order), args.picture)
+        return 0
     if not args.summary:
         arms = args.arms.split(",")
         for group in ([arm for arm in arms if arm == WITH], [arm for arm in arms if arm != WITH]):
@@ -95,6 +103,14 @@ def finished(folder: Path) -> dict[str, dict[int, list[dict[str, float]]]]:
     return found
 
 
+def ranges(runs: list[list[dict[str, float]]]) -> str:
+    """`line` of several runs of one length: the lowest and the highest of each figure."""
+    means_RI = np.array([[mean(iteration) for iteration in iterations] for iterations in runs])
+    last_RD = np.array([list(iterations[-1].values()) for iterations in runs])
+    means, last = (zip(np.min(each, 0), np.max(each, 0), strict=True) for each in (means_RI, last_RD))
+    return " -> ".join(f"{a:.2f}–{b:.2f}" for a, b in means) + " | " + " ".join(f"{a:.2f}–{b:.2f}" for a, b in last)
+
+
 def summary(runs: Path) -> int:
     """Prints each finished run, then each arm's range; 1 if a bound is missed."""
     missed = False
@@ -105,10 +121,34 @@ def summary(runs: Path) -> int:
             ends = {seed: mean(iterations[-1]) for seed, iterations in sorted(by_seed.items())}
             low, high = BOUNDS.get(arm, (0.0, 1.0))
             outside = [seed for seed, end in ends.items() if not low <= end <= high]
-            values, missed = list(ends.values()), missed or bool(outside)
-            figures = f"{min(values):.3f} to {max(values):.3f}, mean {np.mean(values):.3f}"
-            print(f"| {folder.name} | {arm} | {len(ends)} seeds | {figures}; outside {low} to {high}: {outside} |")
+            missed = missed or bool(outside)
+            print(f"| {folder.name} | {arm} | {len(ends)} seeds | {ranges(list(by_seed.values()))} |")
+            print(f"  outside {low} to {high}: seeds {outside}")
     return int(missed)
+
+
+def picture(arms: dict[str, dict[int, list[dict[str, float]]]], path: str) -> None:
+    """Draws each length's accuracy by iteration, and their mean: the mean of the runs, and a band of all of them."""
+    figure = Figure(figsize=(11.2, 3.8), layout="constrained")
+    for axes, (arm, title) in zip(figure.subplots(1, 2), TITLES.items(), strict=True):
+        runs = list(arms[arm].values())
+        names = list(runs[0][0])
+        by_length_RIL = 100 * np.array([[list(iteration.values()) for iteration in run] for run in runs])
+        curves = {name: by_length_RIL[:, :, n] for n, name in enumerate(names)} | {"mean": by_length_RIL.mean(2)}
+        for n, (name, curve_RI) in enumerate(curves.items()):
+            style = {"color": COLOURS[n], "marker": "os^Dv."[n], "markersize": 4, "linestyle": "-" if n < 5 else "--"}
+            iterations = range(curve_RI.shape[1])
+            axes.fill_between(iterations, curve_RI.min(0), curve_RI.max(0), color=COLOURS[n], alpha=0.25, linewidth=0)
+            axes.plot(iterations, curve_RI.mean(0), label=name, **style)
+        axes.set_title(f"{title}: {len(runs)} seeds")
+        axes.set_xticks(range(len(runs[0])), ["base", *map(str, range(1, len(runs[0])))])
+        axes.set_yticks(range(0, 101, 20), [f"{value} %" for value in range(0, 101, 20)])
+        axes.set_xlabel("iteration")
+        axes.grid(axis="y", linewidth=0.4)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("accuracy")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.savefig(path, dpi=160)
 
 
 if __name__ == "__main__":

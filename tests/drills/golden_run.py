@@ -103,7 +103,7 @@ def run_drill(code: Path, folder: Path, data: Path) -> Path:
     sys.path.insert(0, str(ROOT / "tests" / "drills"))
     import kill_drill
 
-    base = ("base.stages=({'steps':150,'learning_rate':0.01,'gold':(0.7,0.1)},)", "base.examples=400")
+    base = ("base.stages=({'steps':400,'learning_rate':0.01,'gold':(0.4,0.1)},)", "base.examples=400")
     flags = [f"--config.{name}" for name in (*kill_drill.SMALL, *base)]
     return run(code, folder / "drill", "--config=configs/arithmetic.py", *flags)
 

@@ -123,7 +123,7 @@ class Drill:
         return ([(kind, "") for kind in (*OF_TWO, "SIGTERM")] * self.args.kills)[: self.args.kills]
 
     def run(self) -> int:
-        self.finish(self.folder / "base_run", "base.stages=({'steps':150,'learning_rate':0.01,'gold':(0.7,0.1)},)",
+        self.finish(self.folder / "base_run", "base.stages=({'steps':400,'learning_rate':0.01,'gold':(0.4,0.1)},)",
                     "base.examples=400", "star.iterations=0")  # fmt: skip
         undisturbed = self.folder / "undisturbed"
         self.stage_seconds = self.time_stages(undisturbed)

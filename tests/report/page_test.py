@@ -21,7 +21,7 @@ def test_a_finished_run(tmp_path):
     words = words_of(page := page_of(make_run(tmp_path)))
     assert "done: 2 of 2 iterations" in words and "base 25.0 % → 75.0 % at iteration 2, the best" in words
     assert "selected on this same split (dev)" in words
-    assert "2, best 4 75.0 % 6.2 % to 93.8 % 3 1 0 0 0" in words
+    assert "2, best 4 75.0 % 6.2 % to 93.8 % 3 1 0 0" in words
     for part in (
         "Accuracy.",
         "Examples kept.",

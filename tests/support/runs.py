@@ -20,7 +20,7 @@ def small_config(**changes) -> config.Config:
     values.model.update(
         dict(n_layers=1, d_model=32, n_heads=2, d_mlp=64, rotary_dim=8, vocab_size=20, max_positions=512)
     )
-    values.base.update(dict(stages=(dict(steps=150, learning_rate=1e-2, gold=(0.7, 0.1)),), examples=400))
+    values.base.update(dict(stages=(dict(steps=400, learning_rate=1e-2, gold=(0.4, 0.1)),), examples=400))
     values.train.update(dict(batch_rows=8, row_tokens=64))
     values.optimizer.update(dict(learning_rate=3e-3, warmup_steps=5))
     values.sampling.update(dict(slots=16, queue=32))
