@@ -138,10 +138,10 @@ def _module(source: str, option: str) -> ModuleType:
 
 def _run_file(path: Path, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if spec is None or (loader := spec.loader) is None:
         raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    _run(module, name, lambda: spec.loader.exec_module(module))
+    _run(module, name, lambda: loader.exec_module(module))
     return module
 
 
