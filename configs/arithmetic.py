@@ -35,13 +35,13 @@ def get_config(variant: str = "") -> ConfigDict:
         )
     )
     config.base.stages = (dict(steps=6000, learning_rate=3e-3, gold=(0.25, 0.55)),)
-    config.star.update(dict(iterations=3, problems_per_iteration=10_000, steps=1500, step_growth=1.4))
+    config.star.update(dict(iterations=3, problems_per_iteration=10_000, steps=800, step_growth=1.6))
     config.replication.hint_keep_probability = 0.1
     if variant == "no_rationalization":
         config.star.rationalize = False
     elif variant == "direct":
         # As many training tokens and fresh problems as the three iterations have together.
-        config.star.update(dict(direct=True, iterations=1, problems_per_iteration=30_000, steps=6540))
+        config.star.update(dict(direct=True, iterations=1, problems_per_iteration=30_000, steps=4128))
     elif variant == "weak":
         config.base.stages = (dict(steps=6000, learning_rate=3e-3, gold=(0.8,)),)
     elif variant:
