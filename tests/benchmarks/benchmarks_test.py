@@ -1,6 +1,7 @@
 """tests/benchmarks: every script runs at a tiny size and prints its tables."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -175,3 +176,25 @@ def test_the_least_work_of_gpt_j_6b_by_hand():
         assert work.decode_flops == pytest.approx(slots * 95 * token_flops, rel=1e-3)
         twice = least_work.sampling(families.build(cfg), 2 * slots, slots, lengths)
         assert twice.decode_bytes == 2 * work.decode_bytes and twice.decode_flops == 2 * work.decode_flops
+
+
+def test_the_demos_seeds_are_summed_up_and_held_to_their_bounds(tmp_path, capsys):
+    demo_seeds = load("demo_seeds")
+
+    def make(arm: str, seed: int, *accuracies: float) -> None:
+        for n, accuracy in enumerate(accuracies):
+            iteration = tmp_path / "thread" / f"{arm}_{seed}" / f"iter_{n:03d}"
+            iteration.mkdir(parents=True)
+            by_category = {"1 digit": {"accuracy": 1.0}, "2 digits": {"accuracy": accuracy}}
+            (iteration / "eval_dev.json").write_text(json.dumps({"by_category": by_category}))
+        (iteration.parent / "report.html").touch()
+
+    make("rationalization", 0, 0.0, 0.92, 1.0)
+    make("rationalization", 1, 0.1, 0.9, 0.96)
+    assert demo_seeds.summary(tmp_path) == 0
+    assert "| 2 seeds | 0.50–0.55 -> 0.95–0.96 -> 0.98–1.00 | 1.00–1.00 0.96–1.00 |" in capsys.readouterr().out
+    make("no_rationalization", 0, 0.0, 0.0, 0.0)
+    assert demo_seeds.summary(tmp_path) == 1  # 0.5 is more than 0.45
+    assert "outside 0.0 to 0.45: seeds [0]" in capsys.readouterr().out
+    demo_seeds.picture(demo_seeds.finished(tmp_path / "thread"), str(tmp_path / "picture.png"))
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
