@@ -171,7 +171,7 @@ def test_no_cell_fails_and_nothing_is_installed(cells):
 @pytest.mark.slow
 def test_the_run_says_what_it_does(cells):
     text = stdout_of(cells["run"])
-    for part in ("base: 150 steps", "iteration 0: dev accuracy", "iteration 2: dev accuracy", "report.html"):
+    for part in ("base: 400 steps", "iteration 0: dev accuracy", "iteration 2: dev accuracy", "report.html"):
         assert part in text
 
 
