@@ -76,7 +76,7 @@ def settings(base: str, **mesh) -> config.Config:
     values.star.update(dict(iterations=2, steps=4, problems_per_iteration=24))
     values.mesh.update(mesh)
     if not base:
-        values.base.stages = (dict(steps=150, learning_rate=1e-2, gold=(0.7, 0.1)),)
+        values.base.stages = (dict(steps=400, learning_rate=1e-2, gold=(0.4, 0.1)),)
         values.base.examples = 400
         values.star.update(dict(iterations=0))
         values.sampling.update(dict(tensor=1))
