@@ -42,25 +42,26 @@ def text_of(text: str, option: str) -> str:
     if source in _stored:
         return _stored[source]
     file = getattr(_module(source, option), "__file__", None)
-    return Path(file).read_text(encoding="utf-8") if file else ""
+    return _read(Path(file)) if file else ""
 
 
 def digest(text: str, option: str) -> str:
     """Twelve hex digits of the SHA-256 of `text_of`; "" if there is none."""
     code = text_of(text, option)
-    return hashlib.sha256(code.encode()).hexdigest()[:12] if code else ""
+    return hashlib.sha256(_bytes(code)).hexdigest()[:12] if code else ""
 
 
 def stands_alone(source: str) -> bool:
-    """Whether a module, which is there, is one file and no part of a package: its text runs anywhere."""
-    path = _file(source)
-    return path is not None and (source.endswith(".py") or path.name != "__init__.py")
+    """Whether a module, which is there, is one file in UTF-8 and no part of a package: its text runs anywhere."""
+    path, text = _file(source), file_text(source) or ""
+    in_utf8 = not any("\udc80" <= sign <= "\udcff" for sign in text)
+    return path is not None and in_utf8 and (source.endswith(".py") or path.name != "__init__.py")
 
 
 def file_text(source: str) -> str | None:
     """The text of the file of a module that `load` would take, which is not run; None if there is no such file."""
     path = _file(source)
-    return path.read_text(encoding="utf-8", errors="replace") if path else None
+    return _read(path) if path else None
 
 
 def use_stored(source: str, text: str) -> None:
@@ -97,6 +98,15 @@ def refusal(error: BaseException) -> InputError | None:
 _options: dict[str, str] = {}  # file of the user's code -> the option that named it
 _stored: dict[str, str] = {}  # module or file -> the text that is run in its place
 _PACKAGE = f"{Path(__file__).parent}{os.sep}"
+
+
+def _read(path: Path) -> str:
+    """A file's text, of which `_bytes` makes the same bytes: line ends stay, other encodings give lone surrogates."""
+    return path.read_bytes().decode("utf-8", "surrogateescape")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _file(source: str) -> Path | None:
@@ -148,7 +158,7 @@ def _run_file(path: Path, name: str) -> ModuleType:
 def _run_text(text: str, name: str) -> ModuleType:
     module = ModuleType(name)
     module.__file__ = name
-    _run(module, name, lambda: exec(compile(text, name, "exec"), vars(module)))
+    _run(module, name, lambda: exec(compile(_bytes(text), name, "exec"), vars(module)))
     return module
 
 

@@ -1,5 +1,6 @@
 """star_jax.user_code, and the options that name it: a task, a grader. What is wrong with the code is one line."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -135,3 +136,21 @@ def test_a_module_s_text_takes_the_place_of_its_file(tmp_path, monkeypatch):
         grade = user_code.load(f"{source}:grade", "task.grader")
         assert grade(None, "2") and not grade(None, "1")
         assert user_code.text_of(f"{source}:grade", "task.grader") == code.replace("1", "2")
+
+
+def test_a_digest_is_of_the_bytes_and_any_source_file_can_be_digested(tmp_path, monkeypatch):
+    """Line ends of other systems, a byte order mark, another encoding (which is not stored)."""
+    monkeypatch.chdir(tmp_path)
+    Path("q.jsonl").write_text('{"question": "Which?", "answer": "1"}')
+    code = b"def grade(problem, answer):\r\n    return answer == '1'\r\n"
+    for name, source in (("crlf", code), ("bom", b"\xef\xbb\xbf" + code),
+                         ("latin", b"# coding: latin-1\r\n# \xe9\r\n" + code)):  # fmt: skip
+        Path(f"{name}.py").write_bytes(source)
+        values = {"name": "jsonl", "train": "q.jsonl", "grader": f"{name}.py:grade"}
+        assert tasks.code_digests(values) == {"task.grader code": hashlib.sha256(source).hexdigest()[:12]}
+        texts = tasks.code_texts(values)
+        assert list(texts) == ([] if name == "latin" else [f"{name}.py"])
+        for file, text in texts.items():
+            monkeypatch.setitem(user_code._stored, file, text)
+            assert user_code.load(f"{file}:grade", "task.grader")(None, "1")
+            assert tasks.code_digests(values) == {"task.grader code": hashlib.sha256(source).hexdigest()[:12]}

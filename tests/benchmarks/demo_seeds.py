@@ -2,7 +2,7 @@
 
     python tests/benchmarks/demo_seeds.py --runs=DIR --seeds=10                     ten seeds, an hour and a half
     python tests/benchmarks/demo_seeds.py --runs=DIR --seeds=3 --order=avx2      other sums: half the vector width
-    python tests/benchmarks/demo_seeds.py --runs=DIR --seeds=3 --order=thread    one thread
+    python tests/benchmarks/demo_seeds.py --runs=DIR --seeds=3 --order=thread    one thread: the same bytes
     PYTHON=.venv312/bin/python ... --order=python                                another Python, with its own jax
     python tests/benchmarks/demo_seeds.py --runs=DIR --summary                   what DIR holds, for configs/README.md
     python tests/benchmarks/demo_seeds.py --runs=DIR --order=thread --picture=launch/addition_demo.png
