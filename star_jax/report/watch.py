@@ -7,6 +7,7 @@ from pathlib import Path
 
 from star_jax import report, terminal
 from star_jax.errors import InputError
+from star_jax.json_reader import is_present
 from star_jax.report.run_data import file_stamps, read_run
 from star_jax.report.run_status import is_finished
 
@@ -15,11 +16,13 @@ def watch(workdirs: Sequence[Path], target: Path | None, seconds: int) -> None:
     """Writes the page, and rewrites it whenever a file of a run has changed, until every run is finished.
 
     The open page reloads itself every `seconds`; the last page that is written does not. A broken file is reported once
-    on standard error and read again after the next change, since a stopped run may be repaired. Raises InputError if
-    the first page cannot be written.
+    on standard error and read again after the next change, since a stopped run may be repaired. A directory whose run
+    is being set up is waited for. Raises InputError if the first page cannot be written.
     """
     # Not report.html: the run itself writes that one, without the reload.
     target = target or workdirs[0] / ("live.html" if len(workdirs) == 1 else "live_comparison.html")
+    for workdir in workdirs:
+        _wait_for_config(workdir)
     stamps = file_stamps(workdirs)  # taken before the page is written, which may miss later changes
     terminal.say(str(report.write(workdirs, target, reload=seconds)))
     last_error = ""
@@ -38,6 +41,15 @@ def watch(workdirs: Sequence[Path], target: Path | None, seconds: int) -> None:
                 terminal.say(f"star_jax: {terminal.one_line(last_error)}", sys.stderr)
     report.write(workdirs, target)
     terminal.say(f"{target}: finished")
+
+
+def _wait_for_config(workdir: Path) -> None:
+    """Waits until a run that is being set up, whose directory has nothing but its lock, has written config.json."""
+    config, lock = workdir / "config.json", workdir / "LOCK"
+    if is_present(lock) and not is_present(config):
+        terminal.say(f"{workdir}: waiting for config.json")
+        while is_present(lock) and not is_present(config):
+            time.sleep(1)
 
 
 def _all_finished(workdirs: Sequence[Path]) -> bool:

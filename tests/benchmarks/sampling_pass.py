@@ -1,10 +1,13 @@
 """One CommonsenseQA pass: star_jax's sampler next to transformers and to a plain JAX loop, in one run.
 
     python tests/benchmarks/sampling_pass.py --data=DIR/commonsense_qa --tokenizer=DIR/gpt2 [--peers=plain,generate]
+    python tests/benchmarks/sampling_pass.py --data=DIR/commonsense_qa --model=pip:smollm2 [--peers=generate,static]
 
 W: GPT-J of 8 layers, d_model 512, vocabulary 50,400, random weights of std 0.1, float32; seven shots as the prefix,
 the first 128 dev problems, 64 new tokens each, greedy, no early stop. All sides must sample the same tokens. The
-slowest sample the first problems of W only (--slow_problems), since tokens per second are compared.
+slowest sample the first problems of W only (--slow_problems), since tokens per second are compared. --model takes a
+real model in the place of that GPT-J; the plain loop knows GPT-J only. Where two logits nearly tie, rounding decides,
+and after another token the rest of a text differs.
 
 W with stops: 256 train problems of 20 to 96 new tokens. From the 20th on each token ends a text with a chance of 1 in
 20 (a stop automaton that counts to 20 and then stops at a twentieth of the vocabulary, a different one at each
@@ -36,6 +39,7 @@ from sampler import machine_rates, requests_of
 from star_jax import config, tasks, tokenizers
 from star_jax.distributed import sharding
 from star_jax.models import decoder, families
+from star_jax.sampling import language_model
 from star_jax.sampling.sampler import Sampler, SamplerSpec
 from star_jax.tasks import few_shot
 from star_jax.weights import placement
@@ -48,7 +52,8 @@ def main() -> None:
     """Prints the two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of CommonsenseQA's files")
-    parser.add_argument("--tokenizer", required=True, help="folder of GPT-2's vocab.json and merges.txt")
+    parser.add_argument("--tokenizer", help="folder of GPT-2's vocab.json and merges.txt")
+    parser.add_argument("--model", help="what base.path takes; its weights and tokenizer, in float32")
     parser.add_argument("--layers", type=int, default=SIZES.n_layers)
     parser.add_argument("--problems", type=int, default=128)
     parser.add_argument("--slow_problems", type=int, default=32)
@@ -61,6 +66,8 @@ def main() -> None:
     )
     parser.add_argument("--plain_malloc", action="store_true", help="default allocator settings for all sides")
     args = parser.parse_args()
+    if bool(args.model) == bool(args.tokenizer):
+        parser.error("give either --tokenizer or --model")
     if not args.plain_malloc:
         machine.keep_freed_memory()
     work = Work(args)
@@ -72,32 +79,36 @@ def main() -> None:
 
 
 class Work:
-    """The model, its random weights, the tokenizer and the prompts."""
+    """The model, its weights, the tokenizer and the prompts."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.config = dataclasses.replace(SIZES, n_layers=args.layers)
-        self.words = tokenizers.load_directory(Path(args.tokenizer))
+        self.mesh = sharding.sampling_mesh(sharding.make_mesh(config.MeshConfig(data=1)), 1)
+        if args.model:
+            loaded = language_model.load(args.model)
+            self.model, self.params, self.words = loaded.model, loaded.params, loaded.tokenizer
+        else:
+            self.model = families.build(dataclasses.replace(SIZES, n_layers=args.layers))
+            self.params, self.words = random_params(self.model), tokenizers.load_directory(Path(args.tokenizer))
+        self.spec = self.model.spec
         task = tasks.make("commonsense_qa", data_dir=args.data)
         shots = few_shot.load("commonsense_qa", 7, direct=False)
         self.dev = [shots.prompt(task, problem) for problem in task.problems("dev")[: args.problems]]
         self.train = [shots.prompt(task, problem) for problem in task.problems("train")[: args.stopping_problems]]
         encoded = [self.words.encode_parts(p.prefix, p.body) for p in self.dev]
         self.prefix, self.bodies = list(encoded[0][0]), [list(body_ids) for _, body_ids in encoded]
-        self.params = random_params(self.config)
-        self.mesh = sharding.sampling_mesh(sharding.make_mesh(config.MeshConfig(data=1)), 1)
-        self.decode_params = placement.to_decode_params(families.build(self.config), self.params, self.mesh)
+        self.decode_params = placement.to_decode_params(self.model, self.params, self.mesh)
 
     def sampler(self, **options) -> Sampler:
-        """A greedy sampler over all 50,400 rows of the vocabulary, like the other sides."""
-        sampler = Sampler(families.build(self.config), self.words, self.mesh, SamplerSpec(**options))
-        sampler.engine = dataclasses.replace(sampler.engine, vocab_used=self.config.vocab_size)
+        """A greedy sampler over all rows of the vocabulary, like the other sides."""
+        sampler = Sampler(self.model, self.words, self.mesh, SamplerSpec(**options))
+        sampler.engine = dataclasses.replace(sampler.engine, vocab_used=self.spec.vocab_size)
         return sampler
 
 
-def random_params(cfg: config.ModelConfig) -> decoder.Params:
+def random_params(model: decoder.Decoder) -> decoder.Params:
     """Normal weights of standard deviation 0.1, so that tokens differ; norms at their initial values."""
     rng = np.random.default_rng(0)
-    shapes = placement.unbox(placement.abstract_params(families.build(cfg)))
+    shapes = placement.unbox(placement.abstract_params(model))
 
     def leaf_values(path, leaf):
         if "norm" in placement.leaf_name(path):
@@ -124,7 +135,7 @@ def whole_pass(args: argparse.Namespace, work: Work, rates: tuple[float, float])
             seconds[name] += [time.perf_counter() - started] * (turn > 0)
     bodies = [len(body) for body in work.bodies]
     flops, moved = least_work.mixed_sampling(
-        families.spec_of(work.config), len(work.prefix), bodies, [new] * len(bodies), args.slots
+        work.spec, len(work.prefix), bodies, [new] * len(bodies), args.slots
     )
     floor = flops / rates[0]
     print(f"{args.problems} problems after {len(work.prefix)} tokens, {new} new ones each; bodies of "
@@ -145,7 +156,7 @@ def peer(name: str, work: Work, new: int, few: int) -> dict[str, Callable[[], np
     prefix, bodies = work.prefix, work.bodies
     if name == "plain":
         sample = functools.partial(
-            plain_loop.sample, work.params, prefix, bodies, new, rotary_dim=work.config.rotary_dim
+            plain_loop.sample, work.params, prefix, bodies, new, rotary_dim=SIZES.rotary_dim
         )
         return {
             f"plain JAX loop, batch {n}": functools.partial(sample, batch=n)
@@ -153,7 +164,7 @@ def peer(name: str, work: Work, new: int, few: int) -> dict[str, Callable[[], np
         }
     import torch_peers
 
-    model = torch_peers.load(work.config, work.params)
+    model = torch_peers.load(work.spec, work.params)
     if name == "generate":
         few_bodies = bodies[:few]
         return {"transformers, generate, 8": lambda: torch_peers.generate(model, prefix, few_bodies, new, 8)}
@@ -171,7 +182,7 @@ def sample_ours(sampler: Sampler, work: Work) -> np.ndarray:
 
 def with_stops(args: argparse.Namespace, work: Work) -> None:
     """The sampler next to itself without refilling: each queue ends before the next one starts."""
-    automaton_SV = stop_automaton(work.config.vocab_size)
+    automaton_SV = stop_automaton(work.spec.vocab_size)
     sides = {}
     for name, queue in (("refilling", 512), ("a queue for each set of slots", args.slots)):
         sides[name] = work.sampler(max_new_tokens=LONGEST, slots=args.slots, queue=queue)

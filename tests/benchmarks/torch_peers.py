@@ -12,15 +12,16 @@ import numpy as np
 import torch
 import transformers
 
-from star_jax.models import families
+from star_jax.models.decoder import Params
+from star_jax.models.spec import DecoderSpec
 from star_jax.weights.sources import hf
 
 
-def load(config, params) -> torch.nn.Module:
-    """star_jax's weights as GPTJForCausalLM, float32."""
+def load(spec: DecoderSpec, params: Params) -> torch.nn.Module:
+    """star_jax's weights as a model of transformers, float32."""
     with tempfile.TemporaryDirectory() as folder:
-        hf.save(Path(folder) / "model", families.spec_of(config), params, None, np.dtype(np.float32))
-        return transformers.GPTJForCausalLM.from_pretrained(Path(folder) / "model", dtype=torch.float32).eval()
+        hf.save(Path(folder) / "model", spec, params, None, np.dtype(np.float32))
+        return transformers.AutoModelForCausalLM.from_pretrained(Path(folder) / "model", dtype=torch.float32).eval()
 
 
 @torch.inference_mode()
@@ -51,7 +52,7 @@ class StaticPrefix:
     def sample(self, prefix: list[int], bodies: list[list[int]], new_tokens: int) -> np.ndarray:
         """Tokens [len(bodies), new_tokens]."""
         shared = transformers.DynamicCache(config=self.model.config)
-        self.model.transformer(torch.tensor([prefix]), cache=shared, use_cache=True)
+        self.model.base_model(torch.tensor([prefix]), cache=shared, use_cache=True)
         tokens = [
             self._batch(shared, len(prefix), bodies[start : start + self.batch], new_tokens)
             for start in range(0, len(bodies), self.batch)

@@ -1,8 +1,9 @@
-"""Our train step next to transformers' GPTJForCausalLM with torch's AdamW: the same weights and tokens, in one run.
+"""Our train step next to transformers with torch's AdamW: the same weights and tokens, in one run.
 
-    python tests/benchmarks/train_step.py [--remat=dots] [--microbatches=1]
+    python tests/benchmarks/train_step.py [--remat=dots] [--microbatches=1] [--model=pip:smollm2]
 
-The model: a GPT-J of 8 layers, d_model 512, vocabulary 50,400, weights of standard deviation 0.1, float32. A step:
+The model: a GPT-J of 8 layers, d_model 512, vocabulary 50,400, weights of standard deviation 0.1, float32, or the one
+that --model names (the flags of sizes do not count then). A step:
 8 packed rows of 512 tokens, four texts in each row, loss on the last 40 % of each text; AdamW without clipping. Each
 side is a process of its own. They step in turn, so other load on the machine affects both, and one waits while the
 other computes. The first step, which compiles, is not timed. Both must have the same losses at every step.
@@ -48,6 +49,8 @@ def main() -> None:
     if args.side:
         serve({"ours": ours, "transformers": transformers}[args.side](args))
         return
+    from star_jax.weights import checkpoint
+
     with tempfile.TemporaryDirectory() as folder:
         write_weights(args, Path(folder) / "model")
         sides = {name: Side(name, Path(folder) / "model") for name in ("ours", "transformers")}
@@ -65,11 +68,13 @@ def main() -> None:
             )  # Adam's first steps are the gradients' signs, and rounding flips a few
             assert abs(losses["ours"] - losses["transformers"]) < tolerance * losses["transformers"], losses
         facts = {name: side.close() for name, side in sides.items()}
-    table(args, {name: statistics.median(values) for name, values in seconds.items()}, facts)
+        spec = checkpoint.load_spec(Path(folder) / "model")
+    table(args, spec, {name: statistics.median(values) for name, values in seconds.items()}, facts)
 
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="", help="what base.path takes, in the place of the random GPT-J")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--d_model", type=int, default=512)
     parser.add_argument("--heads", type=int, default=8)
@@ -139,7 +144,7 @@ def ours(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     model = model.clone(remat=args.remat)
     adam = OptimizerConfig(weight_decay=WEIGHT_DECAY, clip_norm=0.0)
     state = fine_tune.initial_state(adam, params)
-    batch = {name: sharding.put_rows(mesh, array) for name, array in rows(args).items()}
+    batch = {name: sharding.put_rows(mesh, array) for name, array in rows(args, model.spec.vocab_size).items()}
     rest = (np.float32(RATE), 0.0, args.microbatches)
     with sharding.use(mesh):
         memory = fine_tune.train_step.lower(model, adam, state, batch, *rest).compile().memory_analysis()
@@ -158,15 +163,15 @@ def ours(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def transformers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yields facts, then the loss of each step."""
     import torch
-    from transformers import GPTJForCausalLM
+    from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     facts = {"imported": resident()}
-    model = GPTJForCausalLM.from_pretrained(args.weights, dtype=torch.float32).train()
+    model = AutoModelForCausalLM.from_pretrained(args.weights, dtype=torch.float32).train()
     adam = torch.optim.AdamW(
         model.parameters(), lr=RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY, fused=True
     )
-    batch = {name: torch.from_numpy(array) for name, array in rows(args).items()}
+    batch = {name: torch.from_numpy(array) for name, array in rows(args, model.config.vocab_size).items()}
     tokens, segments = batch["tokens_RT"].long(), batch["segment_ids_RT"]
     causal = torch.ones((args.row_tokens, args.row_tokens), dtype=torch.bool).tril()
     inputs = {
@@ -190,29 +195,29 @@ def resident(which: str = "VmRSS") -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{which}:"))
 
 
-def model_config(args: argparse.Namespace) -> Any:
-    from star_jax.config import ModelConfig
-
-    size = args.d_model
-    rotary = size // args.heads // 2
-    return ModelConfig(args.layers, size, args.heads, 4 * size, rotary, args.vocabulary, 2048, "gptj")
-
-
 def write_weights(args: argparse.Namespace, directory: Path) -> None:
-    """Writes random weights as a Hugging Face directory, which both sides read."""
+    """Writes the model's weights, or random ones, as a Hugging Face directory, which both sides read."""
     import jax
 
+    from star_jax.config import ModelConfig
     from star_jax.models import families
+    from star_jax.sampling import language_model
     from star_jax.weights import placement
     from star_jax.weights.sources import hf
 
-    rng, config = np.random.default_rng(0), model_config(args)
-    shapes = placement.unbox(placement.abstract_params(families.build(config)))
-    params = jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32), shapes)
-    hf.save(directory, families.spec_of(config), params, None, np.dtype(np.float32))
+    if args.model:
+        loaded = language_model.load(args.model)
+        spec, params = loaded.model.spec, loaded.params
+    else:
+        size, rng = args.d_model, np.random.default_rng(0)
+        rotary = size // args.heads // 2
+        sizes = ModelConfig(args.layers, size, args.heads, 4 * size, rotary, args.vocabulary, 2048, "gptj")
+        spec, shapes = families.spec_of(sizes), placement.unbox(placement.abstract_params(families.build(sizes)))
+        params = jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32), shapes)
+    hf.save(directory, spec, params, None, np.dtype(np.float32))
 
 
-def rows(args: argparse.Namespace) -> dict[str, np.ndarray]:
+def rows(args: argparse.Namespace, vocabulary: int) -> dict[str, np.ndarray]:
     """Packed rows of TEXTS texts each, with loss on the last 40 % of each text."""
     rng, shape = np.random.default_rng(1), (args.rows, args.row_tokens)
     text_T = np.arange(args.row_tokens) * TEXTS / args.row_tokens
@@ -223,23 +228,22 @@ def rows(args: argparse.Namespace) -> dict[str, np.ndarray]:
         "segment_ids_RT": segments_T,
         "weights_RT": (within_T >= 0.6).astype(np.float32),
     }
-    tokens_RT = rng.integers(0, args.vocabulary, shape).astype(np.int32)
+    tokens_RT = rng.integers(0, vocabulary, shape).astype(np.int32)
     return {"tokens_RT": tokens_RT} | {
         name: np.broadcast_to(column.astype(np.float32 if "weights" in name else np.int32), shape).copy()
         for name, column in columns.items()
     }
 
 
-def table(args: argparse.Namespace, seconds: dict[str, float], facts: dict[str, dict[str, Any]]) -> None:
+def table(args: argparse.Namespace, spec: Any, seconds: dict[str, float], facts: dict[str, dict[str, Any]]) -> None:
     import least_work
 
     from star_jax.algorithms import budget
-    from star_jax.models import families
 
-    config, packed = model_config(args), rows(args)
+    packed = rows(args, spec.vocab_size)
     tokens, with_loss = packed["tokens_RT"].size, int(packed["weights_RT"].sum())
-    count, rate = budget.parameter_count(families.spec_of(config)), machine.matrix_rate(2048)
-    flops = least_work.train_flops(families.spec_of(config), packed)
+    count, rate = budget.parameter_count(spec), machine.matrix_rate(2048)
+    flops = least_work.train_flops(spec, packed)
     print(f"{count:,} parameters, {args.rows} rows of {args.row_tokens} tokens, {with_loss:,} of {tokens:,} with loss")
     print(f"least work of a step: {flops / 1e9:,.0f} GFLOP, Adam {7 * 4 * count / 1e9:.1f} GB; this machine: "
           f"{rate / 1e9:.0f} GFLOP/s (matrix product): {flops / rate:.2f} s")  # fmt: skip

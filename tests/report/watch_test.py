@@ -1,6 +1,7 @@
 """python -m star_jax.report --watch: the page follows its runs until they are finished."""
 
 import functools
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from star_jax.report import watch
 from tests.support.commands import ROOT
 from tests.support.pages import words_of
 from tests.support.report_runs import make_run, remove
@@ -54,6 +56,20 @@ def test_it_follows_the_run_and_ends_with_it(watching, tmp_path):
     assert process.wait(timeout=60) == 0 and process.stdout.read().strip() == f"{page}: finished"
     text = page_with(page, "done: 2 of 2 iterations")
     assert "refresh" not in text and not (run / "report.html").exists()
+
+
+def test_a_run_that_is_being_set_up_is_waited_for(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "LOCK").write_text("{}")
+    whole = make_run(tmp_path / "whole")
+    monkeypatch.setattr(watch.time, "sleep", lambda seconds: shutil.copytree(whole, run, dirs_exist_ok=True))
+    watch.watch([run], None, 1)
+    assert capsys.readouterr().out.splitlines() == [
+        f"{run}: waiting for config.json",
+        f"{run / 'live.html'}",
+        f"{run / 'live.html'}: finished",
+    ]
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_the_example_is_a_task(parity):
     assert task.parse(" 1 odd, 0 odd.") is None
     with pytest.raises(InputError, match="unknown split 'test'"):
         task.problems("test")
-    assert len(block("python", "class Parity").splitlines()) <= 44
+    assert len(block("python", "class Parity").splitlines()) <= 47
 
 
 def test_a_task_of_one_s_own_is_named_by_module_or_by_file(folder, monkeypatch):

@@ -91,7 +91,8 @@ class Browser {
     this.fields.iteration.value = best ?? iterations.at(-1) ?? "";
     const compared = kind === "evaluation" ? iterations : [];
     setOptions(this.fields.against, [["", "nothing"], ...compared.map((number) => [number, this.nameWithBest(number)])]);
-    this.defaultAgainst = compared.includes(0) ? "0" : "";
+    // The base is compared with nothing, not with itself.
+    this.defaultAgainst = compared.includes(0) && this.fields.iteration.value !== "0" ? "0" : "";
     this.fields.against.value = this.defaultAgainst;
     this.fields.against.parentElement.hidden = compared.length < 2;
     for (const [filter, options] of Object.entries(FILTERS)) {
