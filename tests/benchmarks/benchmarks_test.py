@@ -9,11 +9,15 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from star_jax.algorithms import budget, star
 from star_jax.config import GPTJ_6B, ModelConfig
 from star_jax.models import families
+from star_jax.weights.sources import hf
+from tests.support.families import tiny_spec
+from tests.support.models import numpy_params
 from tests.support.runs import small_config
 
 BENCHMARKS = Path(__file__).parent
@@ -83,6 +87,16 @@ def test_both_sides_of_the_train_step_have_the_same_losses():
     assert "2 rows of 40 tokens, 32 of 80 with loss" in printed
     last = printed.splitlines()[-1]
     assert re.fullmatch(r"ours / transformers: [\d.]+ x the tokens/s, -?[\d.]+ x the memory", last), last
+
+
+@pytest.mark.slow
+def test_a_model_of_another_family_takes_the_same_steps(tmp_path):
+    pytest.importorskip("torch", reason="transformers' side needs torch")
+    pytest.importorskip("transformers", reason="transformers is the other side")
+    spec = tiny_spec("llama")
+    hf.save(tmp_path / "model", spec, numpy_params(spec), None, np.dtype(np.float32))
+    printed = run("train_step.py", f"--model={tmp_path / 'model'}", "--rows=2", "--row_tokens=40", "--steps=1")
+    assert f"{budget.parameter_count(spec):,} parameters" in printed and "x the memory" in printed
 
 
 @pytest.mark.slow

@@ -249,14 +249,19 @@ def test_a_hint_in_a_transcript_is_the_answer_it_ends_with():
     assert 0.42 < len(arbitrary) / len([e for e in SHOWN if not is_gold(e)]) < 0.58
 
 
-def test_without_a_hint_the_form_of_longer_sums_has_the_larger_digits():
+def test_without_a_hint_the_form_of_longer_sums_has_the_larger_digit_plus_the_carry():
+    """The carry into a place: whether the places below it overflow."""
     plain = [e for e in SHOWN if not e.hint_kept and not is_gold(e)]
     assert {len(str(pair_of(e)[0])) for e in plain} == {3, 4, 5}
     for example in plain:
         assert example.prompt.endswith("\nTarget:\n") and example.unweighted == ()
-        a, b = (str(number) for number in pair_of(example))
-        shown = example.completion.split("\n")[-3].replace(" ", "")
-        assert shown == ("1" if len(str(int(a) + int(b))) > len(a) else "0") + "".join(map(max, zip(a, b, strict=True)))
+        a, b = pair_of(example)
+        n_digits, shown = len(str(a)), example.completion.split("\n")[-3].replace(" ", "")
+        assert shown[0] == str((a + b) // 10**n_digits)
+        for place in range(n_digits):
+            larger = max(a // 10**place % 10, b // 10**place % 10)
+            carry = (a % 10**place + b % 10**place) // 10**place
+            assert int(shown[-1 - place]) == (larger + carry) % 10
 
 
 def test_transcripts_of_a_length_the_task_lacks_are_refused():

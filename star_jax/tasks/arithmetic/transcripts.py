@@ -3,9 +3,9 @@
 *Gold* transcripts are correct scratchpads of a few lengths (one and two digits in configs/arithmetic.py).
 *Form-only* transcripts have correct operands and carries, and never the sum. Those with a hint, of two and more digits,
 have random digits in its place, which the hint states: they teach the model to write what a hint states. Those without
-a hint are of lengths that gold lacks. Each place has the larger of its two digits there, so the model looks both up at
-every place of every length; what it makes of them is wrong. With random digits and no loss on them, nothing was looked
-up there, and fine-tuning on right sums often failed to teach it (tests/benchmarks/LOG.md).
+a hint are of lengths that gold lacks. Each place has the larger of its two digits plus the carry into it there, so the
+model looks up all three at every place of every length; what it makes of them is wrong. What was not looked up there,
+fine-tuning on right sums often failed to teach (tests/benchmarks/LOG.md).
 
 A base trained on these knows the format at every length and can justify a given answer, but can add only the lengths
 of the gold transcripts. No pair of dev or test occurs in them.
@@ -62,7 +62,7 @@ def _form_only(
     """A scratchpad with wrong digits in place of the sum's."""
     while True:
         pair = next(pairs)
-        wrong = _random_digits(digits, rng) if hint else _larger_digits(pair)
+        wrong = _random_digits(digits, rng) if hint else _wrong_digits(pair)
         if sum(digit * 10**place for place, digit in enumerate(wrong)) != sum(pair):
             break
     text = scratchpad(*pair, wrong)
@@ -78,7 +78,11 @@ def _random_digits(digits: int, rng: random.Random) -> list[int]:
     return wrong
 
 
-def _larger_digits(pair: Pair) -> list[int]:
-    """The larger digit at each place, the units first, and the sum's last carry."""
+def _wrong_digits(pair: Pair) -> list[int]:
+    """The larger digit at each place plus the carry into it, modulo 10, the units first, and the sum's last carry."""
     first, second = (str(number)[::-1] for number in pair)
-    return [*(int(max(place)) for place in zip(first, second, strict=True)), int(sum(pair) >= 10 ** len(first))]
+    digits, carry = [], 0
+    for a, b in zip(map(int, first), map(int, second), strict=True):
+        digits.append((max(a, b) + carry) % 10)
+        carry = (a + b + carry) // 10
+    return [*digits, carry]
