@@ -82,6 +82,10 @@ class Task(abc.ABC):
         problem, _, completion = text.partition("\nA:")
         return problem, completion
 
+    def hinted_shot(self, shot: str) -> str | None:
+        """A shot of the plain prompt file with its answer as a hint; None: hinted shots are in a file of their own."""
+        return None
+
     @abc.abstractmethod
     def parse(self, text: str) -> str | None:
         """The answer that a completion gives, in canonical form; None if it gives none, or several.

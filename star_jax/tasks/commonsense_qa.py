@@ -69,14 +69,16 @@ class CommonsenseQa(FileTask):
         return dataclasses.replace(self.make_problem({**values, "answerKey": "A"}, name), answer="")
 
     def render(self, problem: Problem, hint: bool = False) -> str:
+        if hint and self.hint_line:
+            return self.with_hint_line(self.render(problem), problem.answer)
         return choices.render(problem, hint)
 
     def parse(self, text: str) -> choices.Choice | None:
-        """The chosen letter. A completion that repeats the hint's mark has none: it reasons from the mark.
+        """The chosen letter. A completion that repeats a hint has none: it reasons from the hint.
 
         Strict: of the "(e)." in which the completion ends. Lenient: as `choices.stated_choice` reads it.
         """
-        if choices.HINT in text:
+        if choices.HINT in text or self.repeats_hint_line(text):
             return None
         return choices.closing_choice(text) if self.answer_rule == "strict" else choices.stated_choice(text)
 

@@ -18,18 +18,22 @@ from star_jax.errors import InputError, MissingInput
 from star_jax.json_reader import parse, read_lines
 from star_jax.option_values import PATH
 from star_jax.records import Problem
+from star_jax.tasks.answers import choices
 from star_jax.tasks.answers.folding import folded
 from star_jax.tasks.base import MAX_TOKENS, Task, check_split
 
 LOG = logging.getLogger("star_jax")
 SPLITS = ("train", "dev", "test")
+MARK = "####"  # the rest of its line is the answer
+HINT_LINE = "Hint:"  # begins the line of `hint_line`
 
 
 @dataclasses.dataclass(frozen=True)
 class FileTask(Task):
     """Base class of tasks whose problems are objects in JSON-lines files, or rows of a hub dataset.
 
-    A subclass sets FILES (and HUB) and defines `make_problem`, `render` and `parse`, which reads as `answer_rule` says.
+    A subclass sets FILES (and HUB) and defines `make_problem`, `render` and `parse`. `render` puts hints where
+    `hint_line` says, `parse` reads as `answer_rule` says and refuses a text that repeats a hint.
     The best iteration is selected on the dev split. With `held_out` that is a part of the train file, chosen by a hash
     of the problems' ids; problems of the same content are in the same split. "test" is the official file on which
     results are reported.
@@ -40,6 +44,8 @@ class FileTask(Task):
     held_out: int = 0  # number of train problems that form the dev split; 0: the task's dev file, if it has one
     skip_bad: bool = False  # skip and count bad lines instead of stopping at the first
     max_tokens: int = 256  # token budget of one completion with a rationale
+    # A hint is a line "Hint: " before "A:", in the words that end a right completion; small models copy those more
+    hint_line: bool = False
     # "strict": answers count in the form that the task's prompts show, as in the paper; "lenient": in other forms too
     answer_rule: str = "strict"
 
@@ -57,6 +63,20 @@ class FileTask(Task):
 
     def lenient(self) -> "FileTask | None":
         return None if self.answer_rule == "lenient" else dataclasses.replace(self, answer_rule="lenient")
+
+    def with_hint_line(self, text: str, answer: str) -> str:
+        """A problem as `render` returns it without a hint, or a shot, with the answer in a line before "A:"."""
+        problem, completion = self.split_turns(text)
+        return f"{problem}\n{HINT_LINE} {choices.conclusion_of(problem, answer) or f'{MARK} {answer}'}\nA:{completion}"
+
+    def repeats_hint_line(self, text: str) -> bool:
+        """Whether a completion repeats the line of a hint: it reasons from the hint."""
+        return self.hint_line and HINT_LINE in text
+
+    def hinted_shot(self, shot: str) -> str | None:
+        """With `hint_line` the shot and its answer; otherwise None."""
+        answer = self.parse(self.split_turns(shot)[1].rstrip("\n")) if self.hint_line else None
+        return None if answer is None else self.with_hint_line(shot, answer)
 
     def make_problem(self, values: dict[str, Any], name: str) -> Problem:
         """The problem of one JSON object.

@@ -45,7 +45,8 @@ class PromptSet:
 def load(name: str, shots: int, direct: bool, directory: str = "", task: Task | None = None) -> PromptSet:
     """The first `shots` shots of <name>.txt and <name>_hint.txt, or of <name>_direct.txt if `direct`.
 
-    `name`: of the task; of a user's own, "file.py:Parity", the class's name in lower case.
+    `name`: of the task; of a user's own, "file.py:Parity", the class's name in lower case. A task with `hinted_shot`
+    needs no <name>_hint.txt.
     The files are in `directory`; by default, in this package's prompts/. Raises InputError if a file is missing, holds
     fewer shots, or holds a shot that is not a problem and a completion of `task` (None: not checked).
     """
@@ -53,8 +54,12 @@ def load(name: str, shots: int, direct: bool, directory: str = "", task: Task | 
         return PromptSet()
     folder, name = Path(directory) if directory else PACKAGED, name.rpartition(":")[2].lower()
     if direct:
-        return PromptSet(plain=_prefix(folder / f"{name}_direct.txt", shots, task))
-    return PromptSet(_prefix(folder / f"{name}.txt", shots, task), _prefix(folder / f"{name}_hint.txt", shots, task))
+        return PromptSet(plain="".join(_shots(folder / f"{name}_direct.txt", shots, task)))
+    plain = _shots(folder / f"{name}.txt", shots, task)
+    hinted = [hinted for shot in plain if task and (hinted := task.hinted_shot(shot)) is not None]
+    if not hinted:
+        hinted = _shots(folder / f"{name}_hint.txt", shots, task)
+    return PromptSet("".join(plain), "".join(hinted))
 
 
 def are_packaged(name: str) -> bool:
@@ -81,14 +86,15 @@ def _numbered_shots(path: Path) -> list[tuple[int, str]]:
     return [(shot[0][0], "\n".join(line for _, line in shot)) for shot in shots]
 
 
-def _prefix(path: Path, shots: int, task: Task | None) -> str:
+def _shots(path: Path, shots: int, task: Task | None) -> list[str]:
+    """The first shots of a file, each with a blank line at its end. Raises InputError."""
     available = _numbered_shots(path)
     if len(available) < shots:
         raise InputError(f"{path} holds {len(available)} shots, {shots} are asked for; lower --config.prompt.shots")
     for number, shot in available[:shots]:
         if task and (fault := _fault(shot, task)):
             raise InputError(f"{path}:{number}: {fault}; correct the shot, and separate shots by blank lines alone")
-    return "".join(shot + "\n\n" for _, shot in available[:shots])
+    return [shot + "\n\n" for _, shot in available[:shots]]
 
 
 def _fault(shot: str, task: Task) -> str:

@@ -15,9 +15,8 @@ from typing import Any, ClassVar
 
 from star_jax.records import Problem
 from star_jax.tasks.answers.numbers import calculations, canonical, last_number, parse_number
-from star_jax.tasks.data_files import FileTask, check_keys, text_of
+from star_jax.tasks.data_files import MARK, FileTask, check_keys, text_of
 
-MARKER = "####"
 _PLAIN = re.compile(r"\s*-?[0-9][0-9,]*(?:\.[0-9]+)?\.?\s*")  # what follows it
 MAX_STEPS_CATEGORY = 8  # longer solutions (103 of 7,473 have 8 or 9 steps) share the category
 
@@ -42,11 +41,11 @@ class Gsm8k(FileTask):
 
     def make_problem(self, values: dict[str, Any], name: str) -> Problem:
         question, solution = text_of(values, "question"), text_of(values, "answer")
-        if MARKER not in solution:
-            raise ValueError(f"the answer has no '{MARKER}' followed by the final number")
+        if MARK not in solution:
+            raise ValueError(f"the answer has no '{MARK}' followed by the final number")
         answer = self.parse(solution)
         if answer is None:
-            raise ValueError(f"the answer does not state exactly one number, as digits, after '{MARKER}'")
+            raise ValueError(f"the answer does not state exactly one number, as digits, after '{MARK}'")
         if "\nQ:" in solution:
             raise ValueError("a line of the answer begins with 'Q:', which is a stop of completions")
         return Problem(
@@ -54,12 +53,14 @@ class Gsm8k(FileTask):
         )
 
     def own_problem(self, values: dict[str, Any], name: str) -> Problem | None:
-        if MARKER not in str(values.get("answer")):
+        if MARK not in str(values.get("answer")):
             return None
         check_keys(values, ("question", "answer", "id"))
         return self.make_problem(values, name)
 
     def render(self, problem: Problem, hint: bool = False) -> str:
+        if hint and self.hint_line:
+            return self.with_hint_line(self.render(problem), problem.answer)
         return f"Q: {problem.question}{f' ({problem.answer})' if hint else ''}\nA:"
 
     def parse(self, text: str) -> str | None:
@@ -68,7 +69,9 @@ class Gsm8k(FileTask):
         Strict: the plain number, "#### 1,080". Lenient: also "#### **$1,080** a day", and without a marker the last
         number of the text.
         """
-        marked = [line.partition(MARKER)[2] for line in text.split("\n") if MARKER in line]
+        if self.repeats_hint_line(text):
+            return None
+        marked = [line.partition(MARK)[2] for line in text.split("\n") if MARK in line]
         if self.answer_rule == "strict":
             marked = [answer if _PLAIN.fullmatch(answer) else "" for answer in marked]
         elif not marked:
@@ -77,7 +80,7 @@ class Gsm8k(FileTask):
 
     def reference(self, problem: Problem) -> str | None:
         if self.direct:
-            return f" {MARKER} {problem.answer}"
+            return f" {MARK} {problem.answer}"
         return None if problem.rationale is None else " " + "\n".join(_lines(problem.rationale))
 
     def grade(self, problem: Problem, answer: str) -> bool:
@@ -107,7 +110,7 @@ def _canonical(stated: set[Fraction | None]) -> str | None:
 
 
 def _steps_category(solution: str) -> str:
-    steps = len(_lines(solution.partition(MARKER)[0]))
+    steps = len(_lines(solution.partition(MARK)[0]))
     return (
         f"{MAX_STEPS_CATEGORY}+ steps" if steps >= MAX_STEPS_CATEGORY else "1 step" if steps == 1 else f"{steps} steps"
     )

@@ -33,10 +33,9 @@ from star_jax.tasks.answers import choices
 from star_jax.tasks.answers.folding import folded
 from star_jax.tasks.answers.numbers import MOST_DIGITS, canonical, parse_number
 from star_jax.tasks.base import transcript
-from star_jax.tasks.data_files import FileTask, check_keys, text_of
+from star_jax.tasks.data_files import MARK, FileTask, check_keys, text_of
 
 KEYS = ("question", "answer", "choices", "rationale", "id", "category")
-MARK = "####"  # the rest of its line is the answer
 
 _SCIENTIFIC = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE]([-+]?[0-9]{1,9})")
 _LETTER = re.compile(r"\(?[A-Za-z]\)?\.?")
@@ -92,6 +91,8 @@ class Jsonl(FileTask):
         return problem
 
     def render(self, problem: Problem, hint: bool = False) -> str:
+        if hint and self.hint_line:
+            return self.with_hint_line(self.render(problem), problem.answer)
         if problem.choices:
             return choices.render(problem, hint)
         return f"Q: {problem.question}{f' ({problem.answer})' if hint else ''}\nA:"
@@ -101,7 +102,7 @@ class Jsonl(FileTask):
 
         A letter is read as by the task "commonsense_qa".
         """
-        if choices.HINT in text:
+        if choices.HINT in text or self.repeats_hint_line(text):
             return None
         if MARK in text:
             marked = [part.partition("\n")[0].strip() for part in text.split(MARK)[1:]]

@@ -163,3 +163,22 @@ def test_a_shot_that_is_not_a_problem_and_its_completion_is_refused(tmp_path, co
 def test_the_packaged_shots_pass_the_check_and_keep_their_fingerprints(name, shots, fingerprints):
     loaded = [few_shot.load(name, shots, direct, task=tasks.make(name, direct=direct)) for direct in (False, True)]
     assert [prompts.fingerprint for prompts in loaded] == fingerprints
+
+
+@every_row(
+    ("name", "line"),
+    [
+        ("commonsense_qa", r"Hint: (Therefore, the answer is .+ \([a-e]\)\.)"),
+        ("gsm8k", r"Hint: (#### [0-9]+)"),
+    ],
+)
+def test_with_a_hint_line_each_shot_states_its_answer_before_its_completion(name, line):
+    """The hint is how the completion ends, and there is no hint anywhere else."""
+    task = tasks.make(name, hint_line=True)
+    prompts = few_shot.load(name, 3, direct=False, task=task)
+    for shot, plain in zip(prompts.hinted.strip().split("\n\n"), prompts.plain.strip().split("\n\n"), strict=True):
+        problem, completion = task.split_turns(shot)
+        hint = re.fullmatch(line, problem.rpartition("\n")[2])
+        assert hint and completion.endswith(hint[1]) and completion == task.split_turns(plain)[1]
+        assert shot.replace(f"\n{hint[0]}", "") == plain
+        assert task.parse(completion) is not None and task.parse(f" {hint[0]}{completion}") is None

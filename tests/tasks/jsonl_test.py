@@ -43,6 +43,17 @@ def test_the_prompts():
     assert TASK.stop == DIRECT.stop == ("\n\n", "\nQ:")
 
 
+def test_the_prompts_with_a_hint_line():
+    task = tasks.make("jsonl", train="unread.jsonl", hint_line=True)
+    assert task.render(make(SUM)) == TASK.render(make(SUM))
+    assert task.render(make(SUM), hint=True) == "Q: How many are 3 and 2?\nHint: #### 5\nA:"
+    hinted = TASK.render(make(INK)).removesuffix("A:") + "Hint: Therefore, the answer is a blotter (b).\nA:"
+    assert task.render(make(INK), hint=True) == hinted
+    assert TASK.parse(" Hint: #### 5") == "5" and task.parse(" Hint: #### 5") is None
+    aside = make({**SUM, "question": "How many are\nA: 3 and 2?"})
+    assert task.render(aside, hint=True) == "Q: How many are\nA: 3 and 2?\nHint: #### 5\nA:"
+
+
 @every_row(
     ("text", "answer"),
     [

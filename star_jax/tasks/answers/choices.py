@@ -155,9 +155,19 @@ def conclusion(problem: Problem) -> str:
     If a choice's text would be read as letters ("both (a) and (b)"), the sentence has the letter alone.
     """
     text = problem.choices[LETTERS.index(problem.answer)]
-    sentence = f" Therefore, the answer is {text} ({problem.answer})."
+    sentence = f" {_sentence(text, problem.answer)}"
     right = all(agrees(problem, read(sentence)) for read in (closing_choice, stated_choice))
     return sentence if right else f" Therefore, the answer is ({problem.answer})."
+
+
+def conclusion_of(text: str, letter: str) -> str:
+    """The conclusion for a problem as `render` returns it; "" if it has no choice of that letter."""
+    choice = re.search(rf"^\({re.escape(letter)}\) (.*)$", text, re.MULTILINE)
+    return _sentence(choice[1], letter) if choice else ""
+
+
+def _sentence(text: str, letter: str) -> str:
+    return f"Therefore, the answer is {text} ({letter})."
 
 
 def choice_texts(texts: Any) -> tuple[str, ...]:
