@@ -1,0 +1,38 @@
+"""CommonsenseQA with SmolLM2-135M-Instruct, a real pretrained model that pip installs, on two CPU cores.
+
+Command:  launch/run.sh --config=configs/smollm2_commonsense_qa.py[:VARIANT] --config.task.data_dir=DATA
+          VARIANT: no_rationalization, direct, few_shot, few_shot_direct, quick. DATA: the folder of
+          train_rand_split.jsonl and dev_rand_split.jsonl. The model: star_jax/weights/README.md.
+Hardware: two CPU cores and 4 GB of memory; float32.
+"""
+
+from ml_collections import ConfigDict
+
+from star_jax.config import default
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config of an arm: "" (STaR with rationalization) or one of the variants above."""
+    config = default("commonsense_qa")
+    config.base.path = "pip:smollm2"
+    # The hint is the sentence in which a right completion ends. The paper's "(CORRECT)" after a choice goes unnoticed.
+    config.task.update(dict(held_out=300, max_tokens=64, hint_line=True))
+    config.prompt.shots = 7
+    config.evaluation.report_split = "test"  # the official dev file, which selects nothing
+    config.star.update(dict(iterations=3, problems_per_iteration=1200, schedule="epochs", epochs=3.0, keep_weights=1))
+    config.train.update(dict(batch_rows=4, row_tokens=512, checkpoint_every=50))
+    config.optimizer.update(dict(learning_rate=1e-4, warmup_steps=10, decay="linear", end_fraction=0.1))
+    config.sampling.update(dict(slots=64, queue=512))
+    if variant == "no_rationalization":
+        config.star.rationalize = False
+    elif variant == "direct":
+        config.star.update(dict(direct=True, iterations=1, problems_per_iteration=0, epochs=1.0))
+    elif variant in ("few_shot", "few_shot_direct"):
+        config.star.update(dict(iterations=0, direct=variant == "few_shot_direct"))
+    elif variant == "quick":
+        config.task.held_out, config.star.iterations = 100, 1
+        config.evaluation.update(dict(report_split=""))
+        config.star.problems_per_iteration = 200
+    elif variant:
+        raise ValueError(f"no variant {variant!r}: no_rationalization, direct, few_shot, few_shot_direct, quick")
+    return config
