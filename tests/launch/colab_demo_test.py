@@ -137,10 +137,10 @@ def test_a_device_node_is_enough_for_a_tpu(fresh, monkeypatch):
     assert fresh()[-1][-1].endswith("[tpu]")
 
 
-def test_a_gpu_runtime_is_told_what_to_choose(fresh, monkeypatch, capsys):
+def test_a_runtime_with_a_gpu_gets_its_extra(fresh, monkeypatch):
     node = "nvidia[0-9]*"
     monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([self / "nvidia0"] if pattern == node else []))
-    assert fresh()[-1][-1].endswith("star_jax_checkout") and "Change runtime type" in capsys.readouterr().out
+    assert fresh()[-1][-1].endswith("star_jax_checkout[gpu]")
 
 
 def test_a_failed_clone_or_installation_says_what_to_do(fresh):
