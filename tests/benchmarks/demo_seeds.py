@@ -107,8 +107,13 @@ def ranges(runs: list[list[dict[str, float]]]) -> str:
     """`line` of several runs of one length: the lowest and the highest of each figure."""
     means_RI = np.array([[mean(iteration) for iteration in iterations] for iterations in runs])
     last_RD = np.array([list(iterations[-1].values()) for iterations in runs])
-    means, last = (zip(np.min(each, 0), np.max(each, 0), strict=True) for each in (means_RI, last_RD))
-    return " -> ".join(f"{a:.2f}–{b:.2f}" for a, b in means) + " | " + " ".join(f"{a:.2f}–{b:.2f}" for a, b in last)
+    means, last = ([_range(values_R) for values_R in values_RN.T] for values_RN in (means_RI, last_RD))
+    return " -> ".join(means) + " | " + " ".join(last)
+
+
+def _range(values_R: np.ndarray) -> str:
+    low, high = f"{values_R.min():.2f}", f"{values_R.max():.2f}"
+    return low if low == high else f"{low}–{high}"
 
 
 def summary(runs: Path) -> int:
