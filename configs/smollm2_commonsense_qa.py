@@ -1,9 +1,12 @@
 """CommonsenseQA with SmolLM2-135M-Instruct, a real pretrained model that pip installs, on two CPU cores.
 
-Command:  launch/run.sh --config=configs/smollm2_commonsense_qa.py[:VARIANT] --config.task.data_dir=DATA
-          VARIANT: no_rationalization, direct, few_shot, few_shot_direct, quick. DATA: the folder of
-          train_rand_split.jsonl and dev_rand_split.jsonl. The model: star_jax/weights/README.md.
+Command:  launch/run.sh \
+          --config=configs/smollm2_commonsense_qa.py[:no_rationalization|:direct|:few_shot|:few_shot_direct|:quick] \
+          --config.task.data_dir=DATA
+          DATA: the folder of train_rand_split.jsonl and dev_rand_split.jsonl; omit it to download them (needs
+          `datasets`). The model is installed by pip: star_jax/weights/README.md.
 Hardware: two CPU cores and 4 GB of memory; float32.
+Expect:   not measured yet.
 """
 
 from ml_collections import ConfigDict

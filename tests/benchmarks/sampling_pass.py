@@ -134,9 +134,7 @@ def whole_pass(args: argparse.Namespace, work: Work, rates: tuple[float, float])
             tokens[name] = sample()
             seconds[name] += [time.perf_counter() - started] * (turn > 0)
     bodies = [len(body) for body in work.bodies]
-    flops, moved = least_work.mixed_sampling(
-        work.spec, len(work.prefix), bodies, [new] * len(bodies), args.slots
-    )
+    flops, moved = least_work.mixed_sampling(work.spec, len(work.prefix), bodies, [new] * len(bodies), args.slots)
     floor = flops / rates[0]
     print(f"{args.problems} problems after {len(work.prefix)} tokens, {new} new ones each; bodies of "
           f"{min(map(len, work.bodies))} to {max(map(len, work.bodies))}")  # fmt: skip
@@ -155,9 +153,7 @@ def peer(name: str, work: Work, new: int, few: int) -> dict[str, Callable[[], np
     """Label -> function that samples W on that side."""
     prefix, bodies = work.prefix, work.bodies
     if name == "plain":
-        sample = functools.partial(
-            plain_loop.sample, work.params, prefix, bodies, new, rotary_dim=SIZES.rotary_dim
-        )
+        sample = functools.partial(plain_loop.sample, work.params, prefix, bodies, new, rotary_dim=SIZES.rotary_dim)
         return {
             f"plain JAX loop, batch {n}": functools.partial(sample, batch=n)
             for n in sorted({min(n, len(bodies)) for n in (32, 64, 128)})
