@@ -44,12 +44,14 @@ def watch(workdirs: Sequence[Path], target: Path | None, seconds: int) -> None:
 
 
 def _wait_for_config(workdir: Path) -> None:
-    """Waits until a run that is being set up, whose directory has nothing but its lock, has written config.json."""
+    """Waits while a run that holds the directory's lock has not written config.json yet; a released lock is empty."""
     config, lock = workdir / "config.json", workdir / "LOCK"
-    if is_present(lock) and not is_present(config):
-        terminal.say(f"{workdir}: waiting for config.json")
-        while is_present(lock) and not is_present(config):
-            time.sleep(1)
+    told = False
+    while not is_present(config) and is_present(lock) and lock.stat().st_size:
+        if not told:
+            terminal.say(f"{workdir}: waiting for config.json")
+        told = True
+        time.sleep(1)
 
 
 def _all_finished(workdirs: Sequence[Path]) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from star_jax.errors import InputError
 from star_jax.report import watch
 from tests.support.commands import ROOT
 from tests.support.pages import words_of
@@ -70,6 +71,12 @@ def test_a_run_that_is_being_set_up_is_waited_for(tmp_path, monkeypatch, capsys)
         f"{run / 'live.html'}",
         f"{run / 'live.html'}: finished",
     ]
+
+
+def test_a_directory_that_a_run_left_before_it_had_a_config_is_refused(tmp_path):
+    (tmp_path / "LOCK").touch()  # as a released lock is
+    with pytest.raises(InputError, match="not a run directory"):
+        watch.watch([tmp_path], None, 1)
 
 
 @pytest.mark.slow
