@@ -68,9 +68,7 @@ class CommonsenseQa(FileTask):
         # The official test file has no answers; its choices are checked with any.
         return dataclasses.replace(self.make_problem({**values, "answerKey": "A"}, name), answer="")
 
-    def render(self, problem: Problem, hint: bool = False) -> str:
-        if hint and self.hint_line:
-            return self.with_hint_line(self.render(problem), problem.answer)
+    def question_text(self, problem: Problem, hint: bool) -> str:
         return choices.render(problem, hint)
 
     def parse(self, text: str) -> choices.Choice | None:

@@ -32,8 +32,8 @@ HINT_LINE = "Hint:"  # begins the line of `hint_line`
 class FileTask(Task):
     """Base class of tasks whose problems are objects in JSON-lines files, or rows of a hub dataset.
 
-    A subclass sets FILES (and HUB) and defines `make_problem`, `render` and `parse`. `render` puts hints where
-    `hint_line` says, `parse` reads as `answer_rule` says and refuses a text that repeats a hint.
+    A subclass sets FILES (and HUB) and defines `make_problem`, `question_text` and `parse`, which reads as
+    `answer_rule` says and refuses a text that repeats a hint.
     The best iteration is selected on the dev split. With `held_out` that is a part of the train file, chosen by a hash
     of the problems' ids; problems of the same content are in the same split. "test" is the official file on which
     results are reported.
@@ -64,8 +64,16 @@ class FileTask(Task):
     def lenient(self) -> "FileTask | None":
         return None if self.answer_rule == "lenient" else dataclasses.replace(self, answer_rule="lenient")
 
+    def question_text(self, problem: Problem, hint: bool) -> str:
+        """The text after which the model writes its completion; with `hint`, the question shows the answer."""
+        raise NotImplementedError
+
+    def render(self, problem: Problem, hint: bool = False) -> str:
+        text = self.question_text(problem, hint and not self.hint_line)
+        return self.with_hint_line(text, problem.answer) if hint and self.hint_line else text
+
     def with_hint_line(self, text: str, answer: str) -> str:
-        """A problem as `render` returns it without a hint, or a shot, with the answer in a line before "A:"."""
+        """A question without a hint, or a shot, with the answer in a line before "A:"."""
         problem, completion = self.split_turns(text)
         return f"{problem}\n{HINT_LINE} {choices.conclusion_of(problem, answer) or f'{MARK} {answer}'}\nA:{completion}"
 

@@ -58,9 +58,7 @@ class Gsm8k(FileTask):
         check_keys(values, ("question", "answer", "id"))
         return self.make_problem(values, name)
 
-    def render(self, problem: Problem, hint: bool = False) -> str:
-        if hint and self.hint_line:
-            return self.with_hint_line(self.render(problem), problem.answer)
+    def question_text(self, problem: Problem, hint: bool) -> str:
         return f"Q: {problem.question}{f' ({problem.answer})' if hint else ''}\nA:"
 
     def parse(self, text: str) -> str | None:

@@ -90,9 +90,7 @@ class Jsonl(FileTask):
         self._check_reference(problem)
         return problem
 
-    def render(self, problem: Problem, hint: bool = False) -> str:
-        if hint and self.hint_line:
-            return self.with_hint_line(self.render(problem), problem.answer)
+    def question_text(self, problem: Problem, hint: bool) -> str:
         if problem.choices:
             return choices.render(problem, hint)
         return f"Q: {problem.question}{f' ({problem.answer})' if hint else ''}\nA:"
