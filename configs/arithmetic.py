@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.star.update(dict(iterations=3, problems_per_iteration=10_000, steps=800, step_growth=1.6))
     config.replication.hint_keep_probability = 0.1
     if variant == "no_rationalization":
-        config.star.rationalize = False
+        config.star.rationalize = "none"
     elif variant == "direct":
         # As many training tokens and fresh problems as the three iterations have together.
         config.star.update(dict(direct=True, iterations=1, problems_per_iteration=30_000, steps=4128))

@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
         )
     )
     if variant == "no_rationalization":
-        config.star.update(dict(rationalize=False, schedule="exponential", steps=40))
+        config.star.update(dict(rationalize="none", schedule="exponential", steps=40))
     elif variant == "direct":
         config.star.update(dict(direct=True, iterations=1, steps=5000))
     elif variant == "more_digits":

@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # too after iteration 1. The paper iterates until dev accuracy saturates; star.iterations may be raised later.
     config.star.update(dict(iterations=20, few_shot_train=True, keep_weights=1))
     if variant == "no_rationalization":
-        config.star.rationalize = False
+        config.star.rationalize = "none"
     elif variant == "direct":
         # The paper gives no number of steps for this row.
         config.star.update(

@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.checkpoint_every = 200
     config.star.update(dict(iterations=46, rationalize_from=37, max_steps=7912, keep_weights=1))
     if variant == "no_rationalization":
-        config.star.update(dict(iterations=36, rationalize=False))
+        config.star.update(dict(iterations=36, rationalize="none"))
     elif variant == "direct":
         # The paper gives no number of steps for this row.
         config.star.update(

@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.update(dict(learning_rate=1e-4, warmup_steps=10, decay="linear", end_fraction=0.1))
     config.sampling.update(dict(slots=128, queue=512))
     if variant == "no_rationalization":
-        config.star.rationalize = False
+        config.star.rationalize = "none"
     elif variant == "direct":
         config.star.update(dict(direct=True, iterations=1, problems_per_iteration=0, epochs=1.0))
     elif variant in ("few_shot", "few_shot_direct"):

@@ -1,6 +1,6 @@
 """All options: each is defined once, as a field of a frozen dataclass with its unit or consequence.
 
-Bounds are stated in each group's `check`: numbers outside of them overflow, or are typing errors.
+Bounds are stated in each group's `validate`: numbers outside of them overflow, or are typing errors.
 
 `default` returns the defaults as a ConfigDict, for the files in configs/. `from_dict` converts a ConfigDict, or a
 stored config.json, to a `Config`, and raises InputError for a wrong name, type or value. Only `default` needs
@@ -45,7 +45,7 @@ class ModelConfig:
     remat: str = "none"
     scan_unroll: int = 1  # layers per step of the scan in training; more runs faster and compiles slower
 
-    def check(self) -> None:
+    def validate(self) -> None:
         _between(0, MAX_SIZE, self, *SIZES)
         _between(1, 10_000, self, "scan_unroll")
         _one_of(self, "compute_dtype", FLOATS)
@@ -53,7 +53,7 @@ class ModelConfig:
 
     def check_complete(self) -> None:
         """Raises InputError unless all sizes are given."""
-        self.check()
+        self.validate()
         if missing := [name for name in SIZES if name != "rotary_dim" and not getattr(self, name)]:
             raise InputError(
                 f"model.{', model.'.join(missing)}: 0 stands for the base model's size, and base.path is not set; give "
@@ -89,7 +89,7 @@ class BaseStage:
     # Shares of kinds of texts. arithmetic: correct sums of 1, 2, ... digits, the rest is form only. jsonl: no hint
     gold: tuple[float, ...] = (1.0,)
 
-    def check(self) -> None:
+    def validate(self) -> None:
         _between(1, MAX_COUNT, self, "steps")
         _between(0, 1000, self, "learning_rate")
         if any(share < 0 for share in self.gold) or sum(self.gold) > 1 + 1e-9:
@@ -106,7 +106,7 @@ class BaseConfig:
     stages: tuple[BaseStage, ...] = ()
     examples: int = 10_000  # transcripts per stage; repeated if the steps need more
 
-    def check(self) -> None:
+    def validate(self) -> None:
         _between(1, MAX_COUNT, self, "examples")
 
 
@@ -119,7 +119,7 @@ class PromptConfig:
     # Folder of <task>.txt, <task>_hint.txt, <task>_direct.txt; "": star_jax/tasks/prompts
     directory: str = dataclasses.field(default="", metadata=PATH)
 
-    def check(self) -> None:
+    def validate(self) -> None:
         _between(0, 10_000, self, "shots")
         _one_of(self, "format", ("plain", "chat"))
 
@@ -131,17 +131,17 @@ class StarConfig:
     iterations: int = 5  # outer loops; 0: only evaluate the base (the paper's few-shot rows)
     problems_per_iteration: int = 0  # a fresh seeded selection in each iteration; 0: all train problems
     samples_per_problem: int = 1  # completions per problem
-    keep_per_problem: int = 1  # distinct right completions kept per problem; 0: all
-    min_kept: int = 1  # an iteration that keeps fewer examples stops the run with advice
-    rationalize: bool = True  # sample failed problems again with the answer as a hint
+    # Which problems are sampled with the answer as a hint. "failed": those without a usable sample (paper); "all": all
+    # of them, and none without it (hint-only rounds, arXiv 2512.20169v1); "none": none (STaR without rationalization)
+    rationalize: str = "failed"
     rationalize_from: int = 1  # the first iteration that rationalizes (GSM8K: 36 loops without, then 10 with)
-    require_consistent: bool = False  # treat a right answer with wrong steps (Task.consistent) as failed
     restart_from: str = "base"  # weights that fine-tuning starts from: "base" (paper) or "previous"
     few_shot_train: bool = False  # training texts include the few-shot prefix (without loss)
     prompt_after_first_iteration: bool = True  # False: shots only for the base and in iteration 1
     direct: bool = False  # no rationales: train on the reference answer of every problem, sample nothing
     keep_weights: int = 0  # number of latest iterations whose weights stay on disk (and the best's); 0: all
-    keep_previous: int = 0  # number of previous iterations whose kept examples are trained on again
+    # Number of previous iterations whose kept examples are trained on again; -1: all (accumulation, arXiv 2404.01413)
+    keep_previous: int = 0
     schedule: str = "exponential"  # of fine-tuning steps per iteration: "exponential", "linear" or "epochs"
     steps: int = 40  # steps of iteration 1 (exponential, linear)
     step_growth: float = 1.2  # exponential: factor per iteration; each has at least one step
@@ -149,11 +149,26 @@ class StarConfig:
     epochs: float = 1.0  # epochs: passes over the kept examples per iteration
     max_steps: int = 0  # cap on the steps of an iteration (GSM8K: 7912); 0: none
 
-    def check(self) -> None:
-        _between(0, MAX_ITERATIONS, self, "iterations", "keep_previous", "keep_weights")
-        _between(0, MAX_COUNT, self, "problems_per_iteration", "keep_per_problem", "step_increment", "max_steps")
-        _between(1, MAX_COUNT, self, "samples_per_problem", "steps", "min_kept")
+    def passes(self, iteration: int) -> tuple[bool, ...]:
+        """Whether each sampling pass of iteration 1, 2, ... shows the answer as a hint, in their order."""
+        if self.direct:
+            return ()
+        if self.rationalize == "none" or iteration < self.rationalize_from:
+            return (False,)
+        return (True,) if self.rationalize == "all" else (False, True)
+
+    @property
+    def rationalizes(self) -> bool:
+        """Whether any iteration shows answers as hints."""
+        return True in self.passes(self.rationalize_from)
+
+    def validate(self) -> None:
+        _between(0, MAX_ITERATIONS, self, "iterations", "keep_weights")
+        _between(-1, MAX_ITERATIONS, self, "keep_previous")
+        _between(0, MAX_COUNT, self, "problems_per_iteration", "step_increment", "max_steps")
+        _between(1, MAX_COUNT, self, "samples_per_problem", "steps")
         _between(1, MAX_ITERATIONS, self, "rationalize_from")
+        _one_of(self, "rationalize", ("failed", "all", "none"))
         _one_of(self, "restart_from", ("base", "previous"))
         _one_of(self, "schedule", ("exponential", "linear", "epochs"))
         if not (0 < self.step_growth <= 1000 and 0 < self.epochs <= 1e6):
@@ -168,6 +183,26 @@ class StarConfig:
                     f"star.step_growth={self.step_growth} gives iteration {self.iterations} more than {MAX_COUNT} "
                     "steps; lower it or star.iterations, or set star.max_steps"
                 )
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectionConfig:
+    """Which of an iteration's completions are trained on (paper, Algorithm 1, lines 5 and 6)."""
+
+    # "answer": the right ones (paper); "steps": those of them without a step that Task.consistent refuses; "none": all
+    # that ended before the token budget, right or wrong (the unfiltered control, arXiv 2604.01193)
+    check: str = "answer"
+    per_problem: int = 1  # distinct completions kept per problem (ReST-EM, arXiv 2312.06585: 10); 0: all
+    # Which completions of a problem are the same. "text": equal texts; "steps": equal lists of Task.step_list, of which
+    # the text farthest from those kept before it is taken (RFT, arXiv 2308.01825)
+    dedup: str = "text"
+    min_kept: int = 1  # an iteration that keeps fewer examples stops the run with advice
+
+    def validate(self) -> None:
+        _between(0, MAX_COUNT, self, "per_problem")
+        _between(1, MAX_COUNT, self, "min_kept")
+        _one_of(self, "check", ("answer", "steps", "none"))
+        _one_of(self, "dedup", ("text", "steps"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +221,7 @@ class SamplingConfig:
     tensor: int = 1
     weights_dtype: str = "float32"  # weights are cast to it once per iteration
 
-    def check(self) -> None:
+    def validate(self) -> None:
         _one_of(self, "weights_dtype", FLOATS)
         if self.tensor < 1 and self.tensor != -1:
             raise InputError(f"sampling.tensor must be at least 1, or -1 for all devices, got {self.tensor}")
@@ -216,7 +251,7 @@ class OptimizerConfig:
     # Of Adam's first moment. The second is float32: bfloat16 cannot represent its changes, a thousandth (1 - b2).
     moment_dtype: str = "float32"
 
-    def check(self) -> None:
+    def validate(self) -> None:
         _between(0, MAX_COUNT, self, "warmup_steps", "clip_norm")
         _between(0, 1000, self, "learning_rate", "weight_decay")
         # Adam divides by sqrt(v) + eps and by 1 - b^n, in float32: 0 / 0 is NaN.
@@ -242,7 +277,7 @@ class TrainConfig:
     log_every: int = 10  # steps between losses in metrics.jsonl
     checkpoint_every: int = 0  # steps between checkpoints inside a fine-tuning; 0: none
 
-    def check(self) -> None:
+    def validate(self) -> None:
         _between(1, MAX_SIZE, self, "batch_rows", "microbatches")
         _between(1, MAX_COUNT, self, "log_every")
         _one_of(self, "param_dtype", FLOATS)
@@ -263,7 +298,7 @@ class EvaluationConfig:
         """The splits that every iteration evaluates; the first one selects."""
         return (self.split, self.report_split) if self.report_split else (self.split,)
 
-    def check(self) -> None:
+    def validate(self) -> None:
         _between(0, MAX_COUNT, self, "problems")
         if self.report_split == self.split:
             raise InputError(f"evaluation.report_split must differ from evaluation.split, {self.split!r}")
@@ -280,7 +315,7 @@ class ReplicationConfig:
     later_digits: int = 0  # arithmetic: sums of up to this many digits join the train problems later (Figure 5: 8)
     later_from: int = 20  # arithmetic: the iteration in which they join
 
-    def check(self) -> None:
+    def validate(self) -> None:
         _between(0, 1000, self, "z_loss", "later_digits")
         _between(1, MAX_ITERATIONS, self, "later_from")
         _share(self, "rationalize_probability", "hint_keep_probability")
@@ -294,7 +329,7 @@ class MeshConfig:
     fsdp: int = 1  # parameters, optimizer state and batch are sharded over it; -1: as above
     tensor: int = 1  # heads, MLP and vocabulary are sharded over it
 
-    def check(self) -> None:
+    def validate(self) -> None:
         _between(-1, 1_000_000, self, "data", "fsdp")
         _between(1, 10_000, self, "tensor")
         if 0 in (self.data, self.fsdp) or self.data == self.fsdp == -1:
@@ -312,6 +347,14 @@ MOVED = {
     "task.later_digits": "replication.later_digits",
     "task.later_from": "replication.later_from",
     "task.direct": "star.direct",
+    "star.keep_per_problem": "selection.per_problem",
+    "star.min_kept": "selection.min_kept",
+    "star.require_consistent": "selection.check",
+}
+# What stored configs of earlier versions say by such an option, or by the values of an option, in today's values.
+_EARLIER_VALUES = {
+    "selection.check": {True: "steps", False: "answer"},
+    "star.rationalize": {True: "failed", False: "none"},
 }
 
 
@@ -334,6 +377,7 @@ class Config:
     base: BaseConfig = BaseConfig()
     prompt: PromptConfig = PromptConfig()
     star: StarConfig = StarConfig()
+    selection: SelectionConfig = SelectionConfig()
     sampling: SamplingConfig = SamplingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
@@ -341,7 +385,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     replication: ReplicationConfig = ReplicationConfig()
 
-    def check(self) -> None:
+    def validate(self) -> None:
         _between(0, option_values.MAX_INTEGER, self, "seed")
         _between(0, MAX_COUNT, self, "limit")
         if self.compile_cache:
@@ -409,6 +453,21 @@ def from_dict_of(cls: Any, values: Mapping[str, Any], where: str) -> Any:
     return _build(cls, values, where)
 
 
+def of_today(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json, which an earlier version may have stored, with the names and values of today's options."""
+    config = {key: dict(group) if isinstance(group, Mapping) else group for key, group in stored.items()}
+    for old, new in [*MOVED.items(), *((name, name) for name in _EARLIER_VALUES)]:
+        (old_group, old_key), (group, key) = old.split("."), new.split(".")
+        values = config.get(old_group)
+        if not isinstance(values, dict) or old_key not in values:
+            continue
+        value, known = values.pop(old_key), _EARLIER_VALUES.get(new, {})
+        target = config.setdefault(group, {})
+        if isinstance(target, dict):
+            target[key] = known[value] if isinstance(value, bool) and value in known else value
+    return config
+
+
 def _build(cls: Any, values: Any, where: str) -> Any:
     if not isinstance(values, Mapping):
         raise InputError(f"{where} must be a group of options, got {shown(values)}")
@@ -418,8 +477,8 @@ def _build(cls: Any, values: Any, where: str) -> Any:
             raise InputError(_no_option(where.removeprefix("config").lstrip("."), key, types))
     paths = {field.name for field in dataclasses.fields(cls) if field.metadata == PATH}
     built = cls(**{key: _convert(types[key], value, f"{where}.{key}", key in paths) for key, value in values.items()})
-    if hasattr(built, "check"):
-        built.check()
+    if hasattr(built, "validate"):
+        built.validate()
     return built
 
 

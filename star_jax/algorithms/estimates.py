@@ -90,7 +90,7 @@ def memory_needs(run: Run, trains: bool) -> dict[str, float]:
 
 def prompt_kinds(config: Config) -> tuple[bool, ...]:
     """Which prompts a run makes: plain ones (False), and hinted ones (True) if it rationalizes."""
-    return (False, True) if config.star.rationalize and not config.star.direct else (False,)
+    return (False, True) if config.star.rationalizes else (False,)
 
 
 def prefix_tokens(config: Config, prompts: PromptEncoder, problem: Problem) -> int:
@@ -160,11 +160,11 @@ def _sample_bytes(run: Run, unfinished: list[int]) -> int:
     shots = len(run.first_prompts.prompt_set.plain.encode()) if options.few_shot_train else 0
     completion = LINE_BYTES + TOKEN_BYTES * budget
     example = completion + TOKEN_BYTES * run.longest_body + shots
-    kept = problems * (options.keep_per_problem or options.samples_per_problem) * example
+    kept = problems * (run.config.selection.per_problem or options.samples_per_problem) * example
     total = 0
     for n in unfinished:
         total += completion * evaluated
         if n:
-            passes = 1 + (options.rationalize and n >= options.rationalize_from)
-            total += passes * completion * completions + min(n, 1 + options.keep_previous) * kept
+            earlier = n - 1 if options.keep_previous < 0 else min(n - 1, options.keep_previous)
+            total += len(options.passes(n)) * completion * completions + (1 + earlier) * kept
     return total

@@ -6,9 +6,13 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
+from star_jax.config import SelectionConfig
 from star_jax.evaluation.judging import counts
 from star_jax.evaluation.prompts import PromptEncoder
 from star_jax.records import Completion, Example, Problem, ProblemKey, Source, Verdict
+from star_jax.tasks import Task
 from star_jax.tokenizers.base import Tokenizer
 
 
@@ -18,18 +22,19 @@ class SelectionSpec:
 
     seed: int
     weights: str  # fingerprint of the weights that sampled
-    per_problem: int = 1  # distinct completions kept for each problem; 0: all
+    options: SelectionConfig = SelectionConfig()
     few_shot_train: bool = False  # the stored prompt includes the shots
     hint_keep_probability: float = 0.0  # share of the rationalizations stored with their hint (p_show_hint_save)
-    require_consistent: bool = False  # see `is_usable`
 
 
-def is_usable(completion: Completion, require_consistent: bool) -> bool:
-    """Whether a completion may be trained on: the right answer and, if required, no step that fails the task's check.
+def is_usable(completion: Completion, check: str) -> bool:
+    """Whether a completion may be trained on, by selection.check.
 
     Steps that the task cannot check (consistent = None) do not count against it.
     """
-    return completion.verdict == Verdict.RIGHT and not (require_consistent and completion.consistent is False)
+    if check == "none":
+        return completion.verdict != Verdict.TRUNCATED
+    return completion.verdict == Verdict.RIGHT and not (check == "steps" and completion.consistent is False)
 
 
 def to_rationalize(
@@ -38,10 +43,10 @@ def to_rationalize(
     probability: float,
     seed: int,
     iteration: int,
-    require_consistent: bool = False,
+    check: str = "answer",
 ) -> list[Problem]:
     """The problems without a usable sample, each with the given probability, fixed by seed, iteration and id."""
-    solved = {s.problem_key for s in samples if is_usable(s, require_consistent)}
+    solved = {s.problem_key for s in samples if is_usable(s, check)}
     return [p for p in problems if p.key not in solved and chance(seed, iteration, p.id, "rationalize") < probability]
 
 
@@ -50,22 +55,52 @@ def keep(
 ) -> list[Example]:
     """The usable completions as training examples, in the order of the problems.
 
-    At most `spec.per_problem` distinct texts for each problem, samples before rationalizations, lowest sample index
-    first. Prompts are stored without hint, except for a share of the rationalizations (`hint_keep_probability`).
+    At most `per_problem` distinct ones (selection.dedup) for each problem, samples before rationalizations, lowest
+    sample index first. Prompts are stored without hint, except for a share of the rationalizations
+    (`hint_keep_probability`).
     """
     by_problem: dict[ProblemKey, list[Completion]] = collections.defaultdict(list)
     for completion in completions:
-        if is_usable(completion, spec.require_consistent):
+        if is_usable(completion, spec.options.check):
             by_problem[completion.problem_key].append(completion)
     examples = []
     for problem in problems:
-        by_text: dict[str, Completion] = {}
-        for completion in sorted(by_problem[problem.key], key=lambda c: (c.hinted, c.sample_index)):
-            by_text.setdefault(completion.text, completion)
-        distinct = list(by_text.values())
-        for completion in distinct[: spec.per_problem] if spec.per_problem else distinct:
-            examples.append(_example(prompts, problem, completion, spec))
+        usable = sorted(by_problem[problem.key], key=lambda c: (c.hinted, c.sample_index))
+        kept = distinct(usable, prompts.task if spec.options.dedup == "steps" else None, spec.options.per_problem)
+        examples += [_example(prompts, problem, completion, spec) for completion in kept]
     return examples
+
+
+def distinct(completions: Sequence[Completion], task: Task | None, count: int) -> list[Completion]:
+    """The first `count` completions of a problem (0: all) of which no two are the same, in their order.
+
+    Two are the same if their texts are. With a task, they are also the same if their lists of steps are
+    (Task.step_list); of those, the one whose summed edit distance to the completions kept before it is the largest is
+    kept, the first of equals (RFT, arXiv 2308.01825, section 3.3).
+    """
+    by_steps: dict[tuple[str, ...], dict[str, Completion]] = {}
+    for completion in completions:
+        steps = task.step_list(completion.text) if task else None
+        key = ("text", completion.text) if steps is None else ("steps", *steps)
+        by_steps.setdefault(key, {}).setdefault(completion.text, completion)
+    kept: list[Completion] = []
+    for same in list(by_steps.values())[: count or None]:
+        texts = {text: sum(edit_distance(text, other.text) for other in kept) for text in same if len(same) > 1}
+        kept.append(same[max(texts, key=lambda text: texts[text])] if texts else next(iter(same.values())))
+    return kept
+
+
+def edit_distance(a: str, b: str) -> int:
+    """The Levenshtein distance of two texts, in characters."""
+    b_M = np.array([*map(ord, b)])
+    index_M = np.arange(len(b) + 1)
+    distance_M = index_M
+    for i, sign in enumerate(a, start=1):
+        substituted_M = distance_M[:-1] + (b_M != ord(sign))
+        best_M = np.concatenate([[i], np.minimum(distance_M[1:] + 1, substituted_M)])
+        # Insertions: distance[j] = min over k <= j of best[k] + (j - k).
+        distance_M = np.minimum.accumulate(best_M - index_M) + index_M
+    return int(distance_M[-1])
 
 
 def references(

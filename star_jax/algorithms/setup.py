@@ -67,7 +67,9 @@ def open_run(config: Config, workdir: Path, allow_changes: bool = False) -> Run:
     processes.check_equal("the base model", origin)
     world = _world(tokenizer, prompts, lines, origin or _stored_origin(run_dir))
     world |= tasks.code_digests(config.task)
-    run_dir.open(config.to_dict(), world, may_change=HARMLESS, allow_changes=allow_changes)
+    # A task's options are not completed: an earlier default may have been another one.
+    defaults = {group: values for group, values in Config().to_dict().items() if group != "task"}
+    run_dir.open(config.to_dict(), world, HARMLESS, allow_changes, defaults)
     try:
         # Completions name their problem by id: with these files the directory can be read without the data set.
         for split, text in lines.items():
@@ -312,7 +314,7 @@ def prompt_lengths(config: Config, prompts: PromptEncoder, split: str, problems:
     longest = longest_body = 0
     plain_bodies: dict[str, int] = {}
     for hinted in (False, True):
-        if hinted and (split != "train" or config.star.direct or not config.star.rationalize):
+        if hinted and (split != "train" or not config.star.rationalizes):
             continue
         encoded = {p.id: prompts(p, hinted) for p in problems}
         prefix_ids = encoded[problems[0].id].prefix_ids

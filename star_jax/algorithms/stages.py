@@ -118,7 +118,7 @@ def sample(iteration: Iteration) -> None:
 
 
 def rationalize(iteration: Iteration) -> None:
-    """Line 4: sample again, with the answer as a hint, the problems that failed."""
+    """Line 4: sample again, with the answer as a hint, the problems that failed (star.rationalize="all": all)."""
     _sample_train(iteration, "rationalizations.jsonl", _to_rationalize(iteration))
 
 
@@ -134,18 +134,18 @@ def select(iteration: Iteration) -> None:
         spec = selection.SelectionSpec(
             seed=run.config.seed,
             weights=weights_fingerprint(run, n - 1),
-            per_problem=options.keep_per_problem,
+            options=run.config.selection,
             few_shot_train=options.few_shot_train,
             hint_keep_probability=run.config.replication.hint_keep_probability,
-            require_consistent=options.require_consistent,
         )
         examples = selection.keep(prompts, problems, [*samples, *rationalizations], spec)
-    for earlier in range(max(1, n - options.keep_previous), n):
+    previous = n if options.keep_previous < 0 else options.keep_previous
+    for earlier in range(max(1, n - previous), n):
         # Only what that iteration itself kept: its file may hold examples from before it. They are texts with their own
         # prompts and answers, so they stay valid if the data have changed since.
-        previous = run.run_dir.read_records(Example, run.run_dir.path(earlier, "kept.jsonl"))
-        examples += [e for e in previous if e.iteration == earlier]
-    if len(examples) < options.min_kept:
+        stored = run.run_dir.read_records(Example, run.run_dir.path(earlier, "kept.jsonl"))
+        examples += [e for e in stored if e.iteration == earlier]
+    if len(examples) < run.config.selection.min_kept:
         raise InputError(_too_few(run, n, len(examples)))
     run.run_dir.write_records(run.run_dir.path(n, "kept.jsonl"), examples)
     counts = selection.summary(n, problems, samples, rationalizations, examples)
@@ -154,7 +154,7 @@ def select(iteration: Iteration) -> None:
     run.run_dir.write_json(run.run_dir.path(n, "filter.json"), counts)
     run.log.log("filter", n, 0, {k: v for k, v in counts.items() if isinstance(v, int | float) and k != "iteration"})
     iteration.put("kept.jsonl", examples)
-    _log_selection(n, samples, counts)
+    _log_selection(n, samples + rationalizations, counts)
 
 
 def fine_tune(iteration: Iteration) -> None:
@@ -261,10 +261,11 @@ def _stored(iteration: Iteration, name: str, problems: int, per_problem: int = 1
     return f"{stored:,} of {problems * per_problem:,} {noun} are stored" if stored else ""
 
 
-SAMPLE = Stage("sample", (), ("samples.jsonl",), sample, -1, _sampling_progress)
-RATIONALIZE = Stage(
-    "rationalize", ("samples.jsonl",), ("rationalizations.jsonl",), rationalize, -1, _rationalizing_progress
-)
+def sampling_stage(hinted: bool, inputs: tuple[str, ...]) -> Stage:
+    """One of the passes of StarConfig.passes; `inputs`: the files of the passes before it."""
+    if hinted:
+        return Stage("rationalize", inputs, ("rationalizations.jsonl",), rationalize, -1, _rationalizing_progress)
+    return Stage("sample", inputs, ("samples.jsonl",), sample, -1, _sampling_progress)
 
 
 def select_stage(*inputs: str) -> Stage:
@@ -325,7 +326,7 @@ def _to_rationalize(iteration: Iteration) -> list[Problem]:
         config.replication.rationalize_probability,
         config.seed,
         iteration.n,
-        config.star.require_consistent,
+        config.selection.check,
     )
 
 
@@ -348,8 +349,8 @@ def _base_moments(run: Run) -> checkpoint.Moments | None:
 
 
 def _too_few(run: Run, n: int, kept: int) -> str:
-    """An iteration kept fewer examples than star.min_kept; names what is not done yet and may help."""
-    options, prompt = run.config.star, run.config.prompt
+    """An iteration kept fewer examples than selection.min_kept; names what is not done yet and may help."""
+    options, prompt, minimum = run.config.star, run.config.prompt, run.config.selection.min_kept
     what = "problems have a reference answer" if options.direct else "completions reached a right answer"
     remedies = []
     if not options.direct:
@@ -358,21 +359,21 @@ def _too_few(run: Run, n: int, kept: int) -> str:
             packaged = few_shot.are_packaged(run.config.task["name"])
             files = "" if packaged or prompt.directory else " --config.prompt.directory=FOLDER_OF_THEIR_FILES"
             remedies.append(f"few-shot prompts (--config.prompt.shots=N{files})")
-        if not options.rationalize:
-            remedies.append("--config.star.rationalize=True")
+        if options.rationalize == "none":
+            remedies.append("--config.star.rationalize=failed")
         elif n < options.rationalize_from:
             remedies.append(f"--config.star.rationalize_from={n}")
     if kept:
-        remedies.append(f"--config.star.min_kept={kept}")
+        remedies.append(f"--config.selection.min_kept={kept}")
     advice = f"give {' or '.join(remedies)}, in another --workdir" if remedies else "give problems that have one"
-    return f"iteration {n} kept {kept or 'nothing'}: too few {what} (star.min_kept = {options.min_kept}); {advice}"
+    return f"iteration {n} kept {kept or 'nothing'}: too few {what} (selection.min_kept = {minimum}); {advice}"
 
 
-def _log_selection(n: int, samples: list[Completion], counts: dict[str, Any]) -> None:
-    if not samples:
+def _log_selection(n: int, completions: list[Completion], counts: dict[str, Any]) -> None:
+    if not completions:
         LOG.info("iteration %d: %d reference answers kept", n, counts["kept_reference"])
         return
-    solved = len({s.problem_id for s in samples if s.verdict == Verdict.RIGHT})
+    solved = len({c.problem_id for c in completions if c.verdict == Verdict.RIGHT and not c.hinted})
     LOG.info("iteration %d: %d of %d problems right, %d rationalized, %d kept", n, solved, counts["problems"],
              counts["kept_rationalized"], counts["kept"])  # fmt: skip
     if counts["kept_retokenized"]:

@@ -9,12 +9,11 @@ from star_jax.algorithms import bookkeeping, estimates, setup
 from star_jax.algorithms.resuming import ResumeLog
 from star_jax.algorithms.run import Run
 from star_jax.algorithms.stages import (
-    RATIONALIZE,
-    SAMPLE,
     Iteration,
     Stage,
     evaluate_stage,
     fine_tune_stage,
+    sampling_stage,
     select_stage,
 )
 from star_jax.config import Config
@@ -26,12 +25,12 @@ def iteration_stages(config: Config, n: int) -> tuple[Stage, ...]:
     fine_tune, evaluate = fine_tune_stage(config.star.restart_from), evaluate_stage(config.evaluation.splits)
     if n == 0:
         return (evaluate,)
-    if config.star.direct:
-        return select_stage(), fine_tune, evaluate
-    if config.star.rationalize and n >= config.star.rationalize_from:
-        select = select_stage("samples.jsonl", "rationalizations.jsonl")
-        return SAMPLE, RATIONALIZE, select, fine_tune, evaluate
-    return SAMPLE, select_stage("samples.jsonl"), fine_tune, evaluate
+    stages: list[Stage] = []
+    files: tuple[str, ...] = ()
+    for hinted in config.star.passes(n):
+        stages.append(sampling_stage(hinted, files))
+        files += stages[-1].outputs
+    return *stages, select_stage(*files), fine_tune, evaluate
 
 
 def run(config: Config, workdir: Path | str, allow_changes: bool = False) -> Path:

@@ -34,7 +34,7 @@ def write_out(config: Config, count: int) -> Iterator[str]:
         name = terminal.one_line(problem.id)
         yield f"===== {name}: the prompt ====="
         yield text(problem, False)
-        if config.star.rationalize and not config.star.direct:
+        if config.star.rationalizes:
             yield f"===== {name}: the prompt with the answer as a hint ====="
             yield text(problem, True)
         if (completion := reference(problem)) is not None:

@@ -14,7 +14,7 @@ def of_samples(before: Mapping[str, float], now: Mapping[str, float]) -> list[st
     distinct = [_share(counts, "distinct", "samples") for counts in (before, now)]
     if _halved(*distinct):
         signs.append(f"only {distinct[1]:.0%} of the samples are distinct, after {distinct[0]:.0%}")
-    tokens = [counts.get("mean_tokens") for counts in (before, now)]
+    tokens = [counts.get("mean_tokens") if counts.get("samples", 1) else None for counts in (before, now)]
     if _halved(*tokens):
         signs.append(f"samples have {tokens[1]:.0f} tokens in the mean, after {tokens[0]:.0f}")
     return signs

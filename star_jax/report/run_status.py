@@ -110,18 +110,18 @@ def _sampling_status(run: RunData, iteration: Iteration) -> str:
     if setting(run.config, "star.direct"):
         return "filtering comes next"
     samples, rationalizations = (sample_stats(iteration, name) for name in ("samples", "rationalizations"))
-    rationalizes = setting(run.config, "star.rationalize")
-    if samples is None:
+    rationalize = setting(run.config, "star.rationalize")
+    if samples is None and rationalize != "all":
         return _progress(iteration, "samples", "sampling")
-    if rationalizes and rationalizations is None:
+    if rationalize != "none" and rationalizations is None:
         return _progress(iteration, "rationalizations", "rationalizing")
-    solved, minimum = samples.solved | (rationalizations.solved if rationalizations else set()), 1
-    if isinstance(setting(run.config, "star.min_kept"), int):
-        minimum = max(minimum, setting(run.config, "star.min_kept"))
+    solved, minimum = {key for stats in (samples, rationalizations) if stats for key in stats.solved}, 1
+    if isinstance(setting(run.config, "selection.min_kept"), int):
+        minimum = max(minimum, setting(run.config, "selection.min_kept"))
     if not solved:
         return "no completion reached a right answer, so there is nothing to keep"
     if len(solved) < minimum:
-        return f"{count(len(solved))} problems have a right answer, fewer than star.min_kept = {count(minimum)}"
+        return f"{count(len(solved))} problems have a right answer, fewer than selection.min_kept = {count(minimum)}"
     return "filtering comes next"
 
 

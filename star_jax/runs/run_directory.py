@@ -71,6 +71,7 @@ class RunDirectory:
         world: Mapping[str, str] = MappingProxyType({}),
         may_change: Sequence[str] = (),
         allow_changes: bool = False,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Creates the directory, locks it until `close`, and stores the config or compares it with the stored one.
 
@@ -78,11 +79,12 @@ class RunDirectory:
           world: name -> version or fingerprint of everything else that results depend on; compared likewise.
           may_change: keys that change no finished result ("star.iterations": run for longer); stored again.
           allow_changes: continue in spite of differences, and record them in provenance.json.
+          defaults: of the config; a stored config of before an option existed is taken to have its default.
 
         Raises InputError naming what differs, who else holds the lock, why the directory cannot be written, or the
         file of an iteration that is not what was written.
         """
-        self.broadcast(lambda: self._open(config, world, may_change, allow_changes))
+        self.broadcast(lambda: self._open(config, world, may_change, allow_changes, defaults))
 
     def close(self) -> None:
         """Releases the lock."""
@@ -189,7 +191,12 @@ class RunDirectory:
         self.broadcast(lambda: self._discard(self.path(iteration), pattern))
 
     def _open(
-        self, config: Mapping[str, Any], world: Mapping[str, str], may_change: Sequence[str], allow_changes: bool
+        self,
+        config: Mapping[str, Any],
+        world: Mapping[str, str],
+        may_change: Sequence[str],
+        allow_changes: bool,
+        defaults: Mapping[str, Any],
     ) -> None:
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
@@ -197,7 +204,7 @@ class RunDirectory:
             raise InputError(f"workdir {self.workdir}: cannot be made ({error.strerror}); give another") from error
         self._lock = self._lock or Lock(self.workdir)
         try:
-            self._compare(config, world, may_change, allow_changes)
+            self._compare(config, world, may_change, allow_changes, defaults)
             for folder in (self.workdir, *sorted(self.workdir.glob("iter_*"))):
                 for path in checksums.files(folder):
                     if is_present(path):
@@ -211,7 +218,12 @@ class RunDirectory:
             raise
 
     def _compare(
-        self, config: Mapping[str, Any], world: Mapping[str, str], may_change: Sequence[str], allow_changes: bool
+        self,
+        config: Mapping[str, Any],
+        world: Mapping[str, str],
+        may_change: Sequence[str],
+        allow_changes: bool,
+        defaults: Mapping[str, Any],
     ) -> None:
         path, provenance = self.workdir / "config.json", self.workdir / "provenance.json"
         stored: dict[str, Any] = (
@@ -223,7 +235,7 @@ class RunDirectory:
         world_before, changes = fields.object("world"), fields.items("changes")
         by_file: dict[Path, list[str]] = {}
         if is_present(path):
-            changed = _differences(read_config(self.workdir), json.loads(json.dumps(config)))
+            changed = _differences(_completed(read_config(self.workdir), defaults), json.loads(json.dumps(config)))
             by_file[path] = [text for key, text in changed.items() if key not in may_change]
             by_file[provenance] = list(_differences(world_before, dict(world)).values())
         elif any(self.workdir.glob("iter_*")):
@@ -389,6 +401,17 @@ def _exists(path: Path) -> bool:
 
 def _json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _completed(stored: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored values, and the defaults of what they lack."""
+    values = {key: json.loads(json.dumps(default)) for key, default in defaults.items()} | stored
+    return {
+        key: _completed(value, defaults[key])
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+        else value
+        for key, value in values.items()
+    }
 
 
 def _differences(stored: Any, given: Any, name: str = "") -> dict[str, str]:

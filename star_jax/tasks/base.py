@@ -139,9 +139,18 @@ class Task(abc.ABC):
         return None
 
     @classmethod
+    def step_list(cls, rationale: str) -> tuple[str, ...] | None:
+        """The steps of a rationale in their order, without differences of notation; None if the task cannot tell them.
+
+        Rationales of a problem with equal lists count as one for selection.dedup="steps".
+        """
+        return None
+
+    @classmethod
     def steps(cls, rationale: str) -> int | None:
         """Number of steps of a rationale; None if the task cannot count them. For the report's Figure 6."""
-        return None
+        steps = cls.step_list(rationale)
+        return None if steps is None else len(steps)
 
     @classmethod
     def reference_steps(cls, problem: Problem) -> int | None:

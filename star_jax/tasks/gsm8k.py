@@ -91,9 +91,12 @@ class Gsm8k(FileTask):
         return all(annotation.right for annotation in annotations) if annotations else None
 
     @classmethod
-    def steps(cls, rationale: str) -> int | None:
-        """Number of calculator annotations (paper, Figure 6)."""
-        return len(calculations(rationale))
+    def step_list(cls, rationale: str) -> tuple[str, ...]:
+        """The equations of the calculator annotations, without blanks: "4*12=48" (RFT, arXiv 2308.01825, section 3.3).
+
+        Their number is the paper's number of steps (Figure 6).
+        """
+        return tuple(f"{step.expression}={step.result}".replace(" ", "") for step in calculations(rationale))
 
 
 def _lines(solution: str) -> list[str]:

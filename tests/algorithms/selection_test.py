@@ -9,6 +9,7 @@ import numpy as np
 
 from star_jax import tasks
 from star_jax.algorithms import selection
+from star_jax.config import SelectionConfig
 from star_jax.evaluation import judging
 from star_jax.evaluation.prompts import PromptEncoder
 from star_jax.records import Completion, Problem
@@ -46,8 +47,9 @@ def completion(
     )
 
 
-def keep(completions, problems=PROBLEMS, tokenizer=BYTES, **options):
-    spec = selection.SelectionSpec(**{"seed": 0, "weights": "w0", **options})
+def keep(completions, problems=PROBLEMS, tokenizer=BYTES, per_problem=1, check="answer", **fields):
+    options = SelectionConfig(per_problem=per_problem, check=check)
+    spec = selection.SelectionSpec(**{"seed": 0, "weights": "w0", "options": options, **fields})
     return selection.keep(PromptEncoder(TASK, tokenizer, PROMPTS), problems, completions, spec)
 
 
@@ -66,6 +68,25 @@ VERDICTS = [
     (RIGHT[:-3] + "3 4", True, "truncated", "3 4", False),
     ("<scratch>\n", True, "truncated", None, None),
 ]
+
+
+def test_each_check_keeps_its_completions_and_rationalizes_the_other_problems():
+    rng = np.random.default_rng(0)
+    verdicts, steps = ["right", "wrong", "unparsable", "truncated"], [True, False, None]
+    samples = [
+        completion(p, verdicts[rng.integers(4)], text=str(i), sample_index=i, consistent=steps[rng.integers(3)])
+        for p in PROBLEMS
+        for i in range(3)
+    ]
+    verdict, step = np.array([s.verdict for s in samples]), np.array([str(s.consistent) for s in samples])
+    usable = {"answer": verdict == "right", "none": verdict != "truncated"}
+    usable["steps"] = usable["answer"] & (step != "False")
+    owner = np.repeat([p.id for p in PROBLEMS], 3)
+    for check, is_usable in usable.items():
+        kept = [(e.problem_id, e.sample_index) for e in keep(samples, per_problem=0, check=check)]
+        assert kept == list(zip(owner[is_usable], np.tile(range(3), 40)[is_usable], strict=True))
+        failed = selection.to_rationalize(PROBLEMS, samples, 1.0, 0, 1, check)
+        assert [p.id for p in failed] == [p.id for p in PROBLEMS if p.id not in owner[is_usable]]
 
 
 def test_verdicts():

@@ -68,16 +68,16 @@ def test_kept_examples_of_this_iteration_are_of_its_problems(tmp_path):
     ("changes", "kept", "options"),
     [
         ({}, 0, ["base.path=MODEL", "prompt.shots=N"]),
-        ({"star__rationalize": False}, 0, ["base.path=MODEL", "prompt.shots=N", "star.rationalize=True"]),
+        ({"star__rationalize": "none"}, 0, ["base.path=MODEL", "prompt.shots=N", "star.rationalize=failed"]),
         ({"star__rationalize_from": 3}, 0, ["base.path=MODEL", "prompt.shots=N", "star.rationalize_from=2"]),
-        ({"prompt__shots": 3, "star__min_kept": 9}, 4, ["base.path=MODEL", "star.min_kept=4"]),
+        ({"prompt__shots": 3, "selection__min_kept": 9}, 4, ["base.path=MODEL", "selection.min_kept=4"]),
         (
             {"task": {"name": "jsonl"}},
             0,
             ["base.path=MODEL", "prompt.shots=N", "prompt.directory=FOLDER_OF_THEIR_FILES"],
         ),
         ({"task": {"name": "jsonl"}, "prompt__directory": "mine"}, 0, ["base.path=MODEL", "prompt.shots=N"]),
-        ({"star__direct": True, "star__min_kept": 9}, 4, ["star.min_kept=4"]),
+        ({"star__direct": True, "selection__min_kept": 9}, 4, ["selection.min_kept=4"]),
     ],
 )
 def test_advice_names_the_options_that_are_not_set_so_already(changes, kept, options):

@@ -30,7 +30,7 @@ def combined(base, tmp_path_factory) -> RunDirectory:
         base,
         tmp_path_factory.mktemp("combined"),
         star__samples_per_problem=6,
-        star__keep_per_problem=0,
+        selection__per_problem=0,
         star__iterations=1,
         sampling__temperature=0.6,
         replication__rationalize_probability=0.5,
@@ -109,6 +109,34 @@ def test_keep_previous_trains_on_earlier_iterations_too(base, finished, tmp_path
 
 
 @pytest.mark.slow
+def test_hint_only_rounds_show_every_problem_its_answer_and_accumulate(base, tmp_path):
+    """star.rationalize="all" and keep_previous=-1; iteration 1, before rationalize_from, samples without hints."""
+    changes = dict(star__rationalize="all", star__rationalize_from=2, star__keep_previous=-1, star__iterations=3)
+    run_dir = run_with(base, tmp_path, **changes)
+    assert not run_dir.has(1, "rationalizations.jsonl") and not run_dir.has(2, "samples.jsonl")
+    earlier = kept(run_dir, 1)
+    assert earlier and {e.source for e in earlier} == {"sampled"}
+    for n in (2, 3):
+        hinted = completions(run_dir, n, "rationalizations")
+        assert len(hinted) == 80 and all(c.hinted for c in hinted)
+        own = [e for e in kept(run_dir, n) if e.iteration == n]
+        assert [e.problem_id for e in own] == [c.problem_id for c in hinted if c.verdict == "right"]
+        assert [e for e in kept(run_dir, n) if e.iteration < n] == earlier
+        earlier = [*earlier, *own]
+        counts = run_dir.read_json(run_dir.path(n, "filter.json"))
+        assert counts["samples"] == 0 and counts["kept_from_earlier"] == len(earlier) - len(own)
+    assert "STaR with hints only, iteration" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_unfiltered_rounds_train_on_wrong_answers_too(base, tmp_path):
+    run_dir = run_with(base, tmp_path, selection__check="none", star__rationalize="none", star__iterations=1)
+    samples = completions(run_dir, 1)
+    assert [e.problem_id for e in kept(run_dir, 1)] == [s.problem_id for s in samples if s.verdict != "truncated"]
+    assert {e.verdict for e in kept(run_dir, 1)} > {"right"}
+
+
+@pytest.mark.slow
 def test_only_the_latest_and_the_best_weights_stay(base, tmp_path):
     run_dir = run_with(base, tmp_path, star__keep_weights=1, star__iterations=3)
     there = {n for n in (1, 2, 3) if checkpoint.exists(run_dir.path(n, "params"))}
@@ -124,7 +152,7 @@ def test_steps_that_fail_the_check_are_not_kept_and_tried_again(base, tmp_path, 
     real = Arithmetic.consistent
     doubt = lambda self, problem, text: real(self, problem, text) and int(problem.id[-1]) % 2 == 1  # noqa: E731
     monkeypatch.setattr(Arithmetic, "consistent", doubt)
-    run_dir = run_with(base, tmp_path, star__require_consistent=True, star__iterations=1)
+    run_dir = run_with(base, tmp_path, selection__check="steps", star__iterations=1)
     samples = completions(run_dir, 1)
     doubtful = {s.problem_id for s in samples if s.verdict == "right" and not s.consistent}
     assert doubtful and not {e.problem_id for e in kept(run_dir, 1)} & doubtful

@@ -223,7 +223,7 @@ def test_restart_from_base_reads_it_once_where_memory_allows(base, finished, tmp
 # Changes -> the stages of iterations 1 and 2.
 ALGORITHMS = {
     "direct": (dict(star__direct=True), ["filter fine_tune evaluate"] * 2),
-    "no rationalization": (dict(star__rationalize=False), ["sample filter fine_tune evaluate"] * 2),
+    "no rationalization": (dict(star__rationalize="none"), ["sample filter fine_tune evaluate"] * 2),
     "rationalization from iteration 2": (
         dict(star__rationalize_from=2),
         ["sample filter fine_tune evaluate", "sample rationalize filter fine_tune evaluate"],

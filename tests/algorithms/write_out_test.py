@@ -40,8 +40,8 @@ def test_whole_prompts_are_printed_without_a_model(tmp_path, monkeypatch, capsys
         ):
             expected += f"===== {problem.id}: {title} =====\n{text}\n"
     assert printed == expected and not list(tmp_path.iterdir())
-    for changes in ({"rationalize": False}, {"direct": True}):
-        values.star.update({"rationalize": True, "direct": False, **changes})
+    for changes in ({"rationalize": "none"}, {"direct": True}):
+        values.star.update({"rationalize": "failed", "direct": False, **changes})
         titles = [text.partition(": ")[2] for text in write_out(config.from_dict(values), 1) if text.startswith("===")]
         assert titles == ["the prompt =====", "the reference, a right completion ====="]
 

@@ -35,7 +35,7 @@ def test_forms_of_flags_and_overrides():
         assert (options.star.steps, options.tensorboard, options.replication.z_loss) == (7, False, -1.0), argv
         assert options.is_locked and options.star.iterations == default.star.iterations
     args, options = read(f"--config={DEMO}:no_rationalization", "--config.base.stages[0].steps=9")
-    assert args.config == f"{DEMO}:no_rationalization" and not options.star.rationalize
+    assert args.config == f"{DEMO}:no_rationalization" and options.star.rationalize == "none"
     assert [stage["steps"] for stage in options.base.stages] == [9]
     assert read(f"--config={DEMO}", "--config.tensorboard")[1].tensorboard
 

@@ -8,6 +8,7 @@ BEFORE = {"samples": 100, "distinct": 80, "mean_tokens": 40.0}
 SAMPLES = [
     (BEFORE, []),
     ({"samples": 200, "distinct": 85, "mean_tokens": 21.0}, []),
+    ({"samples": 0, "distinct": 0, "mean_tokens": 0.0}, []),  # a round of rationalizations only
     ({"samples": 200, "distinct": 79, "mean_tokens": 40.0}, ["only 40% of the samples are distinct, after 80%"]),
     ({"samples": 100, "distinct": 80, "mean_tokens": 19.0}, ["samples have 19 tokens in the mean, after 40"]),
     ({"samples": 100, "distinct": 1, "mean_tokens": 0.0}, ["only 1% of", "samples have 0 tokens"]),

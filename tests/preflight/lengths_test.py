@@ -31,7 +31,7 @@ def typed(name: str, **changes) -> config.Config:
     [
         ("jsonl_example", {}),
         ("jsonl_example", dict(prompt__shots=0)),
-        ("jsonl_example", dict(star__rationalize=False)),
+        ("jsonl_example", dict(star__rationalize="none")),
         ("jsonl_example", dict(star__direct=True, sampling__max_new_tokens=7)),
         ("arithmetic", dict(task__train_per_length=9, task__held_out_per_length=9)),
     ],
@@ -41,7 +41,7 @@ def test_measured_lengths_are_those_of_the_run(tmp_path, name, changes):
     run = setup.open_run(settings, tmp_path / "run")
     run.run_dir.close()
     prompts = [
-        run.first_prompts(run.train_problems[0], hinted) for hinted in (False, True)[: 1 + settings.star.rationalize]
+        run.first_prompts(run.train_problems[0], hinted) for hinted in (False, True)[: 1 + settings.star.rationalizes]
     ]
     size, origin = lengths.of_run(settings, Path())
     new = settings.sampling.max_new_tokens or settings.make_task().max_new_tokens

@@ -27,7 +27,7 @@ def failed(folder: Path) -> Path:
 
 
 def zero_kept(folder: Path) -> Path:
-    """A run with star.min_kept = 0."""
+    """A run with selection.min_kept = 0."""
     failed(folder)
     put(folder / "iter_001/kept.jsonl", [])
     put(folder / "iter_001/filter.json", {"problems": 8, "samples": 8, "right": 0, "kept": 0})

@@ -110,7 +110,7 @@ def add_training(directory: Path, number: int, sampled: int, rationalized: int) 
 def make_run(workdir: Path, iterations: int = 2) -> Path:
     """A finished run of up to two iterations."""
     config = {"seed": 0, "task": {"name": "arithmetic"}, "model": {"n_layers": 2, "d_model": 64}}
-    put(workdir / "config.json", config | {"star": {"iterations": iterations, "rationalize": True}})
+    put(workdir / "config.json", config | {"star": {"iterations": iterations, "rationalize": "failed"}})
     put(workdir / "problems_dev.jsonl", [problem(index) for index in range(4)])
     log = [{"time": 0, "iteration": 0, "stage": "pretrain", "step": step, "loss": 4.0 - step} for step in (0, 1)]
     for number in range(iterations + 1):

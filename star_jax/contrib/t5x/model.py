@@ -45,7 +45,7 @@ def decoder_only(
     if spec.vocab_size < words.tokenizer.vocab_size:
         raise InputError(f"{base}: has {spec.vocab_size} rows of vocabulary for {words.tokenizer.vocab_size} tokens")
     options = ModelConfig(compute_dtype=compute_dtype, remat=remat)
-    options.check()
+    options.validate()
     t5x: Any = import_t5x()
     model = _model_class()(
         module=families.build(options, spec),

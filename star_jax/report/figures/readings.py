@@ -46,7 +46,7 @@ NOT_RIGHT = Reading(
 )
 WRONG_STEPS = Reading(
     "near 0",
-    "it rises: unless star.require_consistent is on, such rationales are kept and trained on",
+    "it rises: unless selection.check is steps, such rationales are kept and trained on",
 )
 DISTINCT = Reading(
     "it hardly changes",

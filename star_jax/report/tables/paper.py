@@ -98,6 +98,7 @@ _OF_TASK: dict[str, dict[str, Any]] = {
     "gsm8k": {"star.iterations": 46, "star.rationalize_from": 37, "star.max_steps": 7912},
     "arithmetic": {"star.iterations": 16, "star.problems_per_iteration": 10_000, "prompt.shots": 10},
 }
+_HOW = {"failed": "with rationalization", "all": "with hints only", "none": "without rationalization"}
 # The paper's arithmetic with rationalization has more steps.
 _ARITHMETIC_STEPS = {"star.schedule": "linear", "star.steps": 300, "star.step_increment": 20}
 
@@ -108,9 +109,9 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     if task not in _OF_TASK:
         return {}
     values = _COMMON | _OF_TASK[task]
-    if task == "arithmetic" and setting(config, "star.rationalize"):
+    if task == "arithmetic" and setting(config, "star.rationalize") != "none":
         values = {key: value for key, value in values.items() if key != "star.step_growth"} | _ARITHMETIC_STEPS
-    if task == "gsm8k" and not setting(config, "star.rationalize"):
+    if task == "gsm8k" and setting(config, "star.rationalize") == "none":
         values = {key: value for key, value in values.items() if key != "star.rationalize_from"}
         values["star.iterations"] = 36
     return values
@@ -168,8 +169,9 @@ def _method(run: RunData, number: int) -> str:
     if direct:
         return "answers only, fine-tuned"
     start = setting(run.config, "star.rationalize_from") or 1
-    how = "with" if rationalize and number >= start else "without"
-    return f"STaR {how} rationalization, iteration {number}"
+    how = _HOW.get(rationalize if number >= start else "none", _HOW["failed"])
+    unfiltered = ", unfiltered" * (setting(run.config, "selection.check") == "none")
+    return f"STaR {how}{unfiltered}, iteration {number}"
 
 
 def _used(run: RunData, number: int, shares: tuple[float | None, float | None]) -> str:

@@ -116,12 +116,12 @@ class Arithmetic(Task):
         return None if self.direct else text.rstrip("\n") == self.reference(problem)
 
     @classmethod
-    def steps(cls, rationale: str) -> int | None:
-        """Number of lines of the scratchpad; None without one."""
+    def step_list(cls, rationale: str) -> tuple[str, ...] | None:
+        """The lines of the scratchpad; None without one."""
         lines = rationale.split("\n")
         if "<scratch>" not in lines or "</scratch>" not in lines:
             return None
-        return max(0, lines.index("</scratch>") - lines.index("<scratch>") - 1)
+        return tuple(lines[lines.index("<scratch>") + 1 : lines.index("</scratch>")])
 
     @classmethod
     def reference_steps(cls, problem: Problem) -> int | None:
