@@ -113,7 +113,7 @@ def _sampling_status(run: RunData, iteration: Iteration) -> str:
     rationalize = setting(run.config, "star.rationalize")
     if samples is None and rationalize != "all":
         return _progress(iteration, "samples", "sampling")
-    if rationalize != "none" and rationalizations is None:
+    if rationalize in ("failed", "all") and rationalizations is None:
         return _progress(iteration, "rationalizations", "rationalizing")
     solved, minimum = {key for stats in (samples, rationalizations) if stats for key in stats.solved}, 1
     if isinstance(setting(run.config, "selection.min_kept"), int):

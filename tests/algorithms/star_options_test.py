@@ -125,7 +125,6 @@ def test_hint_only_rounds_show_every_problem_its_answer_and_accumulate(base, tmp
         earlier = [*earlier, *own]
         counts = run_dir.read_json(run_dir.path(n, "filter.json"))
         assert counts["samples"] == 0 and counts["kept_from_earlier"] == len(earlier) - len(own)
-    assert "STaR with hints only, iteration" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.slow

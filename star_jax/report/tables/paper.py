@@ -109,9 +109,9 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     if task not in _OF_TASK:
         return {}
     values = _COMMON | _OF_TASK[task]
-    if task == "arithmetic" and setting(config, "star.rationalize") != "none":
+    if task == "arithmetic" and setting(config, "star.rationalize") in ("failed", "all"):
         values = {key: value for key, value in values.items() if key != "star.step_growth"} | _ARITHMETIC_STEPS
-    if task == "gsm8k" and setting(config, "star.rationalize") == "none":
+    if task == "gsm8k" and setting(config, "star.rationalize") not in ("failed", "all"):
         values = {key: value for key, value in values.items() if key != "star.rationalize_from"}
         values["star.iterations"] = 36
     return values
@@ -169,7 +169,7 @@ def _method(run: RunData, number: int) -> str:
     if direct:
         return "answers only, fine-tuned"
     start = setting(run.config, "star.rationalize_from") or 1
-    how = _HOW.get(rationalize if number >= start else "none", _HOW["failed"])
+    how = _HOW.get(rationalize if number >= start else "none", _HOW["none"])
     unfiltered = ", unfiltered" * (setting(run.config, "selection.check") == "none")
     return f"STaR {how}{unfiltered}, iteration {number}"
 

@@ -29,6 +29,18 @@ def test_rows_of_the_paper_and_of_runs(tmp_path):
         assert (row.rate.low, row.rate.high) == statistics.wilson(round(row.rate.accuracy * 1319), 1319)
 
 
+def test_rows_name_what_a_run_does(tmp_path):
+    """Which problems get hints, and that nothing is filtered; a config of an earlier version said True or False."""
+    config = make_big_run(tmp_path, seed=3) / "config.json"
+    options = json.loads(config.read_text())
+    names = {"failed": "with rationalization", "all": "with hints only", "none": "without rationalization"}
+    for value, name in {**names, True: names["failed"], False: names["none"]}.items():
+        for check in ("answer", "none"):
+            put(config, options | {"star": {"rationalize": value}, "selection": {"check": check}})
+            label = paper.table([read_run(tmp_path)], ["a"]).rows[-1].label
+            assert label.startswith(f"STaR {name}{', unfiltered' * (check == 'none')}, iteration "), label
+
+
 def test_a_base_without_shots_is_called_zero_shot(tmp_path):
     config = make_run(tmp_path) / "config.json"
     for shots, name in ((0, "zero-shot"), (10, "few-shot")):
