@@ -130,6 +130,12 @@ class StarConfig:
 
     iterations: int = 5  # outer loops; 0: only evaluate the base (the paper's few-shot rows)
     problems_per_iteration: int = 0  # a fresh seeded selection in each iteration; 0: all train problems
+    # Which problems come. "uniform": passes in random order; "adaptive": those that were sampled longest ago, hardest
+    # first, as the model gets stronger (AdaSTaR, arXiv 2505.16322)
+    problems: str = "uniform"
+    # Problems all of whose samples were right in each of this many last iterations rest for one (arXiv 2504.11343);
+    # 0: none rest
+    skip_solved: int = 0
     samples_per_problem: int = 1  # completions per problem
     # Which problems are sampled with the answer as a hint. "failed": those without a usable sample (paper); "all": all
     # of them, and none without it (hint-only rounds, arXiv 2512.20169v1); "none": none (STaR without rationalization)
@@ -169,6 +175,13 @@ class StarConfig:
         _between(1, MAX_COUNT, self, "samples_per_problem", "steps")
         _between(1, MAX_ITERATIONS, self, "rationalize_from")
         _one_of(self, "rationalize", ("failed", "all", "none"))
+        _one_of(self, "problems", ("uniform", "adaptive"))
+        _between(0, MAX_ITERATIONS, self, "skip_solved")
+        if (self.skip_solved or self.problems == "adaptive") and (self.direct or self.rationalize == "all"):
+            raise InputError(
+                'star.skip_solved and star.problems="adaptive" go by samples without a hint, and '
+                f"star.{'direct' if self.direct else 'rationalize=all'} draws none"
+            )
         _one_of(self, "restart_from", ("base", "previous"))
         _one_of(self, "schedule", ("exponential", "linear", "epochs"))
         if not (0 < self.step_growth <= 1000 and 0 < self.epochs <= 1e6):

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from jax.sharding import Mesh
 
+from star_jax.algorithms import problem_order
 from star_jax.config import Config
 from star_jax.evaluation.generate import SampleStream, sampler_spec
 from star_jax.evaluation.prompts import PromptEncoder
 from star_jax.models import decoder
-from star_jax.records import Problem
+from star_jax.records import Completion, Problem
 from star_jax.runs.metrics import MetricsLog, Phases
 from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling.sampler import Request, Sample, Sampler
@@ -44,6 +45,14 @@ class Run:
         """The prompts with which iteration 1, 2, ... samples."""
         return self.first_prompts if iteration == 1 else self.later_prompts
 
+    def round(self, n: int) -> problem_order.Round:
+        """What the finished sampling of iteration n says of its problems."""
+        if n not in self._rounds:
+            paths = [self.run_dir.path(n, f"{name}.jsonl") for name in ("samples", "rationalizations")]
+            completions = [self.run_dir.read_records(Completion, p) if self.run_dir.exists(p) else [] for p in paths]
+            self._rounds[n] = problem_order.round_of(*completions)
+        return self._rounds[n]
+
     def stream(self, n: int, decoding: Decoding) -> SampleStream:
         """Samples from the weights of iteration n; they are loaded when the first chunk is asked for."""
 
@@ -57,6 +66,10 @@ class Run:
         self.log.close()
         self.weights.close()
         self.run_dir.close()
+
+    @functools.cached_property
+    def _rounds(self) -> dict[int, problem_order.Round]:
+        return {}
 
     @functools.cached_property
     def _samplers(self) -> dict[Decoding, Sampler]:

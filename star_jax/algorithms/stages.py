@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from star_jax.algorithms import schedule, selection
+from star_jax.algorithms import problem_order, schedule, selection
 from star_jax.algorithms.run import Run
 from star_jax.distributed import processes
 from star_jax.errors import InputError
@@ -46,10 +46,28 @@ class Iteration:
 
     @functools.cached_property
     def problems(self) -> list[Problem]:
-        """The train problems of this iteration."""
-        run = self.run
-        count = run.config.star.problems_per_iteration
-        return schedule.iteration_problems(run.train_problems, count, self.n, run.config.seed, run.task.available)
+        """The train problems of this iteration. Raises InputError if all of them rest (star.skip_solved)."""
+        run, options, seed = self.run, self.run.config.star, self.run.config.seed
+        past = options.skip_solved or options.problems == "adaptive"
+        rounds = [run.round(n) for n in range(1, self.n)] if past else []
+        resting = [problem_order.resting(rounds[: n - 1], options.skip_solved) for n in range(1, self.n + 1)]
+
+        def available(problem: Problem, n: int) -> bool:
+            return run.task.available(problem, n) and problem.key not in resting[n - 1]
+
+        if options.problems == "adaptive":
+            pool = [problem for problem in run.train_problems if available(problem, self.n)]
+            problems = problem_order.adaptive(pool, options.problems_per_iteration, rounds, seed)
+        else:
+            count = options.problems_per_iteration
+            problems = problem_order.uniform(run.train_problems, count, self.n, seed, available)
+        if not problems:
+            raise InputError(
+                f"iteration {self.n} has no problems: all were solved in each of the last {options.skip_solved} "
+                "iterations; set --config.star.skip_solved=0, or stop here with "
+                f"--config.star.iterations={self.n - 1}"
+            )
+        return problems
 
     def is_done(self, stage: "Stage") -> bool:
         """Whether all outputs of a stage exist; weights only if they are needed."""

@@ -1,11 +1,10 @@
-"""star_jax.algorithms.schedule: steps and problems of each iteration."""
+"""star_jax.algorithms.schedule: the fine-tuning steps of each iteration."""
 
 import itertools
 from fractions import Fraction
 
 from star_jax.algorithms import schedule
 from star_jax.config import StarConfig
-from star_jax.tasks.arithmetic import Arithmetic
 
 
 def test_fine_tuning_steps():
@@ -42,57 +41,3 @@ def test_no_schedule_exceeds_the_cap():
         for n in range(1, 12):
             steps = schedule.fine_tuning_steps(free, n, rows=9, batch_rows=8)
             assert schedule.fine_tuning_steps(capped, n, rows=9, batch_rows=8) == min(60, steps), (name, n)
-
-
-def test_problems_come_once_before_any_comes_twice():
-    for size, count in [(10, 4), (10, 10), (10, 0), (7, 5), (100, 33)]:
-        problems = Arithmetic(max_digits=2, train_per_length=size).problems("train")[:size]
-        chosen: list[str] = []
-        for n in range(1, 9):
-            new = schedule.iteration_problems(problems, count, n, seed=3)
-            assert len(new) == len({p.id for p in new}) == (count or size), (size, count)
-            assert schedule.iteration_problems(problems, count, n, seed=3) == new, "depends on its arguments alone"
-            chosen += [p.id for p in new]
-        if count:
-            times = [chosen.count(p.id) for p in problems]
-            assert max(times) - min(times) <= 1 + (count == size), (size, count)
-
-
-def pool_of(sizes, n):
-    """Indices available in iteration n: sizes[0] from the beginning, sizes[1] more from iteration 5 on, ..."""
-    return sum(sizes[: 1 + (n - 1) // 4])
-
-
-def test_problems_that_become_available_join_the_pass():
-    for sizes, count in [((150, 130), 30), ((20, 130), 30), ((100, 100, 100), 33), ((120, 1), 30), ((7, 5), 5)]:
-        problems = Arithmetic(max_digits=1, train_per_length=sum(sizes)).problems("train")
-        index = {p.id: i for i, p in enumerate(problems)}
-        seen: list[int] = []
-        for n in range(1, 13):
-            pool = pool_of(sizes, n)
-            new = schedule.iteration_problems(
-                problems, count, n, 3, lambda p, k, s=sizes, i=index: i[p.id] < pool_of(s, k)
-            )
-            chosen = [index[p.id] for p in new]
-            assert len(set(chosen)) == len(chosen) == min(count, pool) and max(chosen) < pool, (sizes, n)
-            if sum(sizes) == 280 and n <= 9:
-                assert not set(chosen) & set(seen), f"iteration {n} repeats problems while others are unseen"
-            seen += chosen
-        if sizes != (20, 130):  # there all twenty come in each of the first iterations
-            for first, last in zip(range(0, len(problems), sizes[0]), sizes, strict=False):
-                times = [seen.count(i) for i in range(first, first + last)]
-                assert max(times) - min(times) <= 2, (sizes, first)
-
-
-def test_new_problems_are_mixed_with_those_that_wait():
-    problems = Arithmetic(max_digits=1, train_per_length=200).problems("train")
-    index = {p.id: i for i, p in enumerate(problems)}
-    chosen = schedule.iteration_problems(problems, 40, 2, 3, lambda p, n: n > 1 or index[p.id] < 100)
-    assert 15 < sum(index[p.id] >= 100 for p in chosen) < 38  # 100 of the 160 that wait
-
-
-def test_problems_that_become_unavailable_leave_the_pass():
-    problems = Arithmetic(max_digits=1, train_per_length=90).problems("train")
-    index = {p.id: i for i, p in enumerate(problems)}
-    chosen = schedule.iteration_problems(problems, 20, 2, 3, lambda p, n: n == 1 or index[p.id] < 50)
-    assert len(chosen) == 20 and all(index[p.id] < 50 for p in chosen)

@@ -160,6 +160,26 @@ def test_steps_that_fail_the_check_are_not_kept_and_tried_again(base, tmp_path, 
     assert run_dir.read_json(run_dir.path(1, "filter.json"))["right_wrong_steps"] == len(doubtful)
 
 
+def test_a_run_of_an_earlier_version_continues(finished, base, tmp_path):
+    """Its config.json has the earlier names and values, and lacks options that came later."""
+    shutil.copytree(finished, tmp_path / "run")
+    run_dir = RunDirectory(tmp_path / "run")
+    config = run_dir.read_config()
+    selection = config.pop("selection")
+    config["star"] |= dict(rationalize=True, min_kept=selection["min_kept"], require_consistent=False)
+    config["star"]["keep_per_problem"] = selection["per_problem"]
+    del config["star"]["keep_previous"]
+    run_dir.write_json(run_dir.workdir / "config.json", config)
+    before = run_dir.path(2, "kept.jsonl").stat().st_mtime_ns
+    run_with(base, tmp_path / "run")
+    assert run_dir.path(2, "kept.jsonl").stat().st_mtime_ns == before
+    assert run_dir.read_json(run_dir.workdir / "provenance.json")["changes"] == []
+    config["star"]["min_kept"] = 3
+    run_dir.write_json(run_dir.workdir / "config.json", config)
+    with pytest.raises(InputError, match=r"selection\.min_kept was 3, now 1"):
+        run_with(base, tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_longer_sums_join_in_their_iteration(base, tmp_path):
     task = dict(task__max_digits=1, replication__later_digits=2, replication__later_from=2, task__eval_digits=3)
