@@ -137,6 +137,8 @@ class StarConfig:
     # 0: none rest
     skip_solved: int = 0
     samples_per_problem: int = 1  # completions per problem
+    # The same for iterations 1, 2, ...; the last one also for those after it. (): samples_per_problem in all
+    samples_by_iteration: tuple[int, ...] = ()
     # Which problems are sampled with the answer as a hint. "failed": those without a usable sample (paper); "all": all
     # of them, and none without it (hint-only rounds, arXiv 2512.20169v1); "none": none (STaR without rationalization)
     rationalize: str = "failed"
@@ -154,6 +156,10 @@ class StarConfig:
     step_increment: int = 20  # linear: additional steps per iteration
     epochs: float = 1.0  # epochs: passes over the kept examples per iteration
     max_steps: int = 0  # cap on the steps of an iteration (GSM8K: 7912); 0: none
+
+    def samples(self, iteration: int) -> int:
+        """Completions per problem in iteration 1, 2, ..."""
+        return _of_iteration(self.samples_by_iteration, iteration, self.samples_per_problem)
 
     def passes(self, iteration: int) -> tuple[bool, ...]:
         """Whether each sampling pass of iteration 1, 2, ... shows the answer as a hint, in their order."""
@@ -173,6 +179,8 @@ class StarConfig:
         _between(-1, MAX_ITERATIONS, self, "keep_previous")
         _between(0, MAX_COUNT, self, "problems_per_iteration", "step_increment", "max_steps")
         _between(1, MAX_COUNT, self, "samples_per_problem", "steps")
+        if any(not 1 <= count <= MAX_COUNT for count in self.samples_by_iteration):
+            raise InputError(f"star.samples_by_iteration: each must be at least 1 and at most {MAX_COUNT}")
         _between(1, MAX_ITERATIONS, self, "rationalize_from")
         _one_of(self, "rationalize", ("failed", "all", "none"))
         _one_of(self, "problems", ("uniform", "adaptive"))
@@ -223,6 +231,8 @@ class SamplingConfig:
     """Sampling. Temperature, top-k and top-p apply to train problems; evaluation is greedy."""
 
     temperature: float = 0.0  # of train samples; 0: greedy (paper)
+    # The same for iterations 1, 2, ...; the last one also for those after it. (): temperature in all
+    temperature_by_iteration: tuple[float, ...] = ()
     top_k: int = 0  # sample from the k likeliest tokens; 0: all tokens
     top_p: float = 1.0  # sample from the likeliest tokens that hold this probability; 1: all tokens
     max_new_tokens: int = 0  # token budget of one completion; 0: the task's
@@ -234,11 +244,16 @@ class SamplingConfig:
     tensor: int = 1
     weights_dtype: str = "float32"  # weights are cast to it once per iteration
 
+    def temperature_of(self, iteration: int) -> float:
+        """The temperature of train samples in iteration 1, 2, ..."""
+        return _of_iteration(self.temperature_by_iteration, iteration, self.temperature)
+
     def validate(self) -> None:
         _one_of(self, "weights_dtype", FLOATS)
         if self.tensor < 1 and self.tensor != -1:
             raise InputError(f"sampling.tensor must be at least 1, or -1 for all devices, got {self.tensor}")
-        check_temperature(self.temperature, "sampling.temperature")
+        for value in (self.temperature, *self.temperature_by_iteration):
+            check_temperature(value, "sampling.temperature")
         _between(0, MAX_SIZE, self, "top_k", "max_new_tokens")
         _between(1, MAX_SIZE, self, "slots", "queue", "prefill_tokens")
         if self.tensor > 10_000:
@@ -516,6 +531,11 @@ def _convert(expected: Any, value: Any, where: str, is_path: bool = False) -> An
             raise InputError(f"{where} must hold the task's name and options, got {shown(value)}")
         return dict(value)
     return option_values.checked(value, expected, where, is_path)
+
+
+def _of_iteration(values: tuple[Any, ...], iteration: int, otherwise: Any) -> Any:
+    """The value of iteration 1, 2, ... in a list, whose last one holds for all later ones; `otherwise` of an empty one."""
+    return values[min(iteration, len(values)) - 1] if values else otherwise
 
 
 def check_temperature(value: float, option: str) -> None:

@@ -156,15 +156,14 @@ def _sample_bytes(run: Run, unfinished: list[int]) -> int:
     options, budget = run.config.star, run.config.sampling.max_new_tokens or run.task.max_new_tokens
     problems = min(options.problems_per_iteration or len(run.train_problems), len(run.train_problems))
     evaluated = sum(map(len, run.eval_problems.values()))
-    completions = 0 if options.direct else problems * options.samples_per_problem
     shots = len(run.first_prompts.prompt_set.plain.encode()) if options.few_shot_train else 0
     completion = LINE_BYTES + TOKEN_BYTES * budget
     example = completion + TOKEN_BYTES * run.longest_body + shots
-    kept = problems * (run.config.selection.per_problem or options.samples_per_problem) * example
     total = 0
     for n in unfinished:
         total += completion * evaluated
         if n:
+            kept = problems * (run.config.selection.per_problem or options.samples(n)) * example
             earlier = n - 1 if options.keep_previous < 0 else min(n - 1, options.keep_previous)
-            total += len(options.passes(n)) * completion * completions + (1 + earlier) * kept
+            total += len(options.passes(n)) * completion * problems * options.samples(n) + (1 + earlier) * kept
     return total

@@ -94,7 +94,7 @@ class Iteration:
         """The pass that samples "samples.jsonl" or "rationalizations.jsonl"."""
         config, hinted = self.run.config, name == "rationalizations.jsonl"
         stage = "rationalization" if hinted else "sample"
-        return SamplingPass(stage, config.seed, self.n, config.star.samples_per_problem, hinted)
+        return SamplingPass(stage, config.seed, self.n, config.star.samples(self.n), hinted)
 
     def _check_contents(self, path: Path, records: Sequence[Problem | Completion | Example]) -> None:
         """Raises InputError if a file of an earlier start has records of other problems than the iteration's."""
@@ -245,11 +245,11 @@ def evaluate(iteration: Iteration) -> None:
 
 
 def _sampling_progress(iteration: Iteration) -> str:
-    return _stored(iteration, "samples.jsonl", len(iteration.problems), iteration.run.config.star.samples_per_problem)
+    return _stored(iteration, "samples.jsonl", len(iteration.problems), iteration.run.config.star.samples(iteration.n))
 
 
 def _rationalizing_progress(iteration: Iteration) -> str:
-    name, per_problem = "rationalizations.jsonl", iteration.run.config.star.samples_per_problem
+    name, per_problem = "rationalizations.jsonl", iteration.run.config.star.samples(iteration.n)
     return _stored(iteration, name, len(_to_rationalize(iteration)), per_problem)
 
 
@@ -320,7 +320,7 @@ def weights_fingerprint(run: Run, n: int) -> str:
 
 def _sample_train(iteration: Iteration, name: str, problems: list[Problem]) -> None:
     run, n, options = iteration.run, iteration.n, iteration.run.config.sampling
-    decoding = Decoding(options.temperature, options.top_k, options.top_p)
+    decoding = Decoding(options.temperature_of(n), options.top_k, options.top_p)
     sampling_pass = iteration.sampling_pass(name)
     completions, throughput = generate(
         run.run_dir,

@@ -80,7 +80,7 @@ class StoredIteration:
         options = self.config.sampling
         if temperature == 0:
             raise InputError("--temperature=0 is greedy: all samples of a problem are the same; leave --samples out")
-        return Decoding(temperature or options.temperature or 0.7, options.top_k, options.top_p)
+        return Decoding(temperature or options.temperature_of(self.number + 1) or 0.7, options.top_k, options.top_p)
 
     def check_prompt(self, problem: Problem) -> None:
         """Raises InputError for a problem that the tokenizer cannot write or that leaves no room for a completion."""

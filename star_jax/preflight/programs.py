@@ -162,7 +162,7 @@ def lower_sampling_loop(config: Config, spec: DecoderSpec, mesh: Mesh, lengths: 
     )
     with sharding.use(mesh, local_rows=True):
         return engine.sample_queues.lower(
-            families.build(config.model, spec), Decoding(options.temperature, options.top_k, options.top_p),
+            families.build(config.model, spec), Decoding(options.temperature_of(1), options.top_k, options.top_p),
             engine_spec, mesh, abstract_decode_params(config, spec, mesh),
             kv_cache.PrefixCache(layers, *[array((), jnp.int32)] * 2),
             queue, array((4, spec.vocab_size), jnp.int32),

@@ -128,6 +128,21 @@ def test_hint_only_rounds_show_every_problem_its_answer_and_accumulate(base, tmp
 
 
 @pytest.mark.slow
+def test_each_iteration_has_its_own_number_of_samples_and_temperature(base, tmp_path):
+    lists = dict(star__samples_by_iteration=(1, 3), sampling__temperature_by_iteration=(0.0, 0.9))
+    run_dir = run_with(base, tmp_path / "lists", star__iterations=2, **lists)
+    first, second = (completions(run_dir, n) for n in (1, 2))
+    assert len(first) == 80 and len(second) == 3 * 80
+    texts = {p: {s.text for s in second if s.problem_id == p} for p in {s.problem_id for s in second}}
+    assert sum(len(of) > 1 for of in texts.values()) > 40
+    greedy = completions(run_with(base, tmp_path / "greedy", star__iterations=1), 1)
+    assert first == greedy
+    for wrong in (dict(star__samples_by_iteration=(2, 0)), dict(sampling__temperature_by_iteration=(-1.0,))):
+        with pytest.raises(InputError, match=r"star\.samples_by_iteration|sampling\.temperature"):
+            small_config(**wrong)
+
+
+@pytest.mark.slow
 def test_unfiltered_rounds_train_on_wrong_answers_too(base, tmp_path):
     run_dir = run_with(base, tmp_path, selection__check="none", star__rationalize="none", star__iterations=1)
     samples = completions(run_dir, 1)
