@@ -534,7 +534,7 @@ def _convert(expected: Any, value: Any, where: str, is_path: bool = False) -> An
 
 
 def _of_iteration(values: tuple[Any, ...], iteration: int, otherwise: Any) -> Any:
-    """The value of iteration 1, 2, ... in a list, whose last one holds for all later ones; `otherwise` of an empty one."""
+    """The value of iteration 1, 2, ... of a list, whose last one goes on; `otherwise` if it is empty."""
     return values[min(iteration, len(values)) - 1] if values else otherwise
 
 
