@@ -148,6 +148,7 @@ class Example:
     seed: str = ""
     verdict: Verdict | None = None
     log_probability: float | None = None
+    anchoring: float | None = None  # nats by which the hint raises log p of a rationalization; None: not scored
     prompt_set: str = ""  # fingerprint of the few-shot text before the prompt
     weights: str = ""  # fingerprint of the weights it was sampled from
     loss_weight: float = 1.0  # of each of its loss tokens; star_jax itself only writes 1

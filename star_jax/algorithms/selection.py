@@ -3,7 +3,8 @@
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ class SelectionSpec:
     seed: int
     weights: str  # fingerprint of the weights that sampled
     options: SelectionConfig = SelectionConfig()
+    anchoring: Mapping[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # seed of a rationalization -> nats, see anchoring_of
     few_shot_train: bool = False  # the stored prompt includes the shots
     hint_keep_probability: float = 0.0  # share of the rationalizations stored with their hint (p_show_hint_save)
 
@@ -61,7 +65,7 @@ def keep(
     """
     by_problem: dict[ProblemKey, list[Completion]] = collections.defaultdict(list)
     for completion in completions:
-        if is_usable(completion, spec.options.check):
+        if is_usable(completion, spec.options.check) and not _is_anchored(completion, spec):
             by_problem[completion.problem_key].append(completion)
     examples = []
     for problem in problems:
@@ -69,6 +73,32 @@ def keep(
         kept = distinct(usable, prompts.task if spec.options.dedup == "steps" else None, spec.options.per_problem)
         examples += [_example(prompts, problem, completion, spec) for completion in kept]
     return examples
+
+
+def anchoring_of(
+    prompts: PromptEncoder,
+    problems: Sequence[Problem],
+    rationalizations: Sequence[Completion],
+    score: Callable[[list[tuple[tuple[int, ...], tuple[int, ...]]]], list[np.ndarray]],
+) -> dict[str, float]:
+    """Seed of each rationalization -> log p(it | problem, hint) - log p(it | problem), nats (arXiv 2602.14469).
+
+    The model that sampled it is the judge. `score`: log p of the completion's tokens for each (prompt ids, completion
+    ids), as sampling.scoring has it.
+    """
+    by_key = {problem.key: problem for problem in problems}
+    plain = [prompts(by_key[c.problem_key]) for c in rationalizations]
+    pairs = [(p.prefix_ids + p.body_ids, c.token_ids) for p, c in zip(plain, rationalizations, strict=True)]
+    return {
+        c.seed: round(float(np.sum(c.token_log_probs, dtype=np.float64) - np.sum(log_probs_M, dtype=np.float64)), 4)
+        for c, log_probs_M in zip(rationalizations, score(pairs), strict=True)
+    }
+
+
+def _is_anchored(completion: Completion, spec: SelectionSpec) -> bool:
+    """Whether selection.max_anchoring refuses a rationalization."""
+    bound = spec.options.max_anchoring
+    return completion.hinted and bound > 0 and spec.anchoring[completion.seed] > bound
 
 
 def distinct(completions: Sequence[Completion], task: Task | None, count: int) -> list[Completion]:
@@ -154,7 +184,7 @@ def summary(
     """The content of filter.json.
 
     `kept_retokenized` counts the sampled examples with tokens that were encoded from their text, `retokenized_problems`
-    names the first 20 of their problems.
+    names the first 20 of their problems. `anchoring`: the mean over the kept rationalizations, if they were scored.
     """
     category = {p.id: p.category for p in problems}
     sources = (Source.SAMPLED, Source.RATIONALIZED, Source.REFERENCE)
@@ -163,6 +193,7 @@ def summary(
     for example in current:
         kept_by_category[category[example.problem_id]][example.source] += 1
     kept_by_source = collections.Counter(e.source for e in current)
+    scores = [e.anchoring for e in current if e.anchoring is not None]
     retokenized = [e for e in examples if e.source != Source.REFERENCE and (e.retokenized or not e.token_ids)]
     return {
         "iteration": iteration,
@@ -183,6 +214,7 @@ def summary(
         "hints_kept": sum(e.hint_kept for e in current),
         "kept_by_category": kept_by_category,
         "problems_by_category": dict(collections.Counter(category.values())),
+        **({"anchoring": round(statistics.fmean(scores), 3)} if scores else {}),
     }
 
 
@@ -207,6 +239,7 @@ def _example(prompts: PromptEncoder, problem: Problem, completion: Completion, s
         seed=completion.seed,
         verdict=completion.verdict,
         log_probability=completion.log_probability,
+        anchoring=spec.anchoring.get(completion.seed),
         weights=spec.weights,
         retokenized=retokenized,
         token_ids=token_ids,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from star_jax.algorithms import problem_order, schedule, selection
 from star_jax.algorithms.run import Run
 from star_jax.distributed import processes
@@ -17,6 +19,7 @@ from star_jax.evaluation.judging import SamplingPass
 from star_jax.json_reader import Fields
 from star_jax.records import Completion, Example, Problem, Record, Verdict
 from star_jax.runs import checksums, metrics
+from star_jax.sampling import scoring
 from star_jax.sampling.token_sampling import Decoding
 from star_jax.tasks import few_shot
 from star_jax.training import fine_tune as training
@@ -24,10 +27,11 @@ from star_jax.training import packing
 from star_jax.weights import checkpoint, train_state
 
 LOG = logging.getLogger("star_jax")
-WEIGHTS = "params/model.json"
+WEIGHTS, ANCHORING = "params/model.json", "anchoring.json"
 TITLES = {
     "sample": "sampling",
     "rationalize": "rationalizing",
+    "anchoring": "scoring hints",
     "filter": "filtering",
     "fine_tune": "fine-tuning",
     "evaluate": "evaluating",
@@ -140,6 +144,29 @@ def rationalize(iteration: Iteration) -> None:
     _sample_train(iteration, "rationalizations.jsonl", _to_rationalize(iteration))
 
 
+def score_hints(iteration: Iteration) -> None:
+    """How much the hint raises the log-probability of each usable rationalization, by the weights that sampled it."""
+    run, n, config = iteration.run, iteration.n, iteration.run.config
+    found = iteration.get(Completion, "rationalizations.jsonl")
+    usable = [c for c in found if selection.is_usable(c, config.selection.check)]
+    params = run.weights.to_training(n - 1) if usable else None
+
+    def score(pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[np.ndarray]:
+        return scoring.score(
+            run.model,
+            params,
+            pairs,
+            run.mesh,
+            vocab_used=run.tokenizer.vocab_size,
+            never_sampled=run.tokenizer.never_sampled,
+            row_tokens=config.train.row_tokens,
+            batch_rows=config.train.batch_rows,
+        )
+
+    scores = selection.anchoring_of(run.prompts(n), iteration.problems, usable, score)
+    run.run_dir.write_json(run.run_dir.path(n, ANCHORING), {"weights": weights_fingerprint(run, n - 1), "nats": scores})
+
+
 def select(iteration: Iteration) -> None:
     """Lines 5 and 6: what reached the right answer, without hint, with its provenance."""
     run, n, problems = iteration.run, iteration.n, iteration.problems
@@ -153,6 +180,7 @@ def select(iteration: Iteration) -> None:
             seed=run.config.seed,
             weights=weights_fingerprint(run, n - 1),
             options=run.config.selection,
+            anchoring=_anchoring(iteration),
             few_shot_train=options.few_shot_train,
             hint_keep_probability=run.config.replication.hint_keep_probability,
         )
@@ -286,6 +314,11 @@ def sampling_stage(hinted: bool, inputs: tuple[str, ...]) -> Stage:
     return Stage("sample", inputs, ("samples.jsonl",), sample, -1, _sampling_progress)
 
 
+def anchoring_stage() -> Stage:
+    """The scoring of hints, selection.anchoring."""
+    return Stage("anchoring", ("rationalizations.jsonl",), (ANCHORING,), score_hints, -1)
+
+
 def select_stage(*inputs: str) -> Stage:
     """The selection from these files; from none of them it takes the data set's answers.
 
@@ -333,6 +366,16 @@ def _sample_train(iteration: Iteration, name: str, problems: list[Problem]) -> N
     if throughput:
         run.log.log(sampling_pass.name, n, 0, throughput.figures())
     iteration.put(name, completions)
+
+
+def _anchoring(iteration: Iteration) -> dict[str, float]:
+    """Seed of each scored rationalization -> nats; empty unless selection.anchoring is on."""
+    path = iteration.run.run_dir.path(iteration.n, ANCHORING)
+    if not iteration.run.config.selection.anchoring or not iteration.run.run_dir.exists(path):
+        return {}
+    return Fields(
+        Fields(iteration.run.run_dir.read_json(path), path, checksums.REMEDY).object("nats"), path, checksums.REMEDY
+    ).numbers()
 
 
 def _to_rationalize(iteration: Iteration) -> list[Problem]:

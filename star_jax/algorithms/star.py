@@ -11,6 +11,7 @@ from star_jax.algorithms.run import Run
 from star_jax.algorithms.stages import (
     Iteration,
     Stage,
+    anchoring_stage,
     evaluate_stage,
     fine_tune_stage,
     sampling_stage,
@@ -29,6 +30,9 @@ def iteration_stages(config: Config, n: int) -> tuple[Stage, ...]:
     files: tuple[str, ...] = ()
     for hinted in config.star.passes(n):
         stages.append(sampling_stage(hinted, files))
+        files += stages[-1].outputs
+    if config.selection.anchoring and config.star.passes(n)[-1:] == (True,):
+        stages.append(anchoring_stage())
         files += stages[-1].outputs
     return *stages, select_stage(*files), fine_tune, evaluate
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from star_jax.distributed import sharding
 from star_jax.errors import InputError
@@ -91,4 +91,5 @@ def _log_probs(model, vocabulary, params, tokens_RT, positions_RT, segment_ids_R
         logits_RTV = logits_RTV.at[..., np.array(never_sampled)].set(-jax.numpy.inf)
     log_probs_RT = decoder.log_probability(logits_RTV, tokens_RT[:, 1:])
     same_segment_RT = segment_ids_RT[:, 1:] == segment_ids_RT[:, :-1]
-    return jax.numpy.pad(jax.numpy.where(same_segment_RT, log_probs_RT, 0.0), ((0, 0), (1, 0)))
+    log_probs_RT = jax.numpy.pad(jax.numpy.where(same_segment_RT, log_probs_RT, 0.0), ((0, 0), (1, 0)))
+    return jax.lax.with_sharding_constraint(log_probs_RT, PartitionSpec())  # every process reads all rows

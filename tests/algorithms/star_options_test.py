@@ -1,5 +1,6 @@
 """The options of the loop that the paper's rows are made of, on one- and two-digit sums."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -140,6 +141,41 @@ def test_each_iteration_has_its_own_number_of_samples_and_temperature(base, tmp_
     for wrong in (dict(star__samples_by_iteration=(2, 0)), dict(sampling__temperature_by_iteration=(-1.0,))):
         with pytest.raises(InputError, match=r"star\.samples_by_iteration|sampling\.temperature"):
             small_config(**wrong)
+
+
+@pytest.mark.slow
+def test_hints_are_scored_and_bound_what_is_kept(base, tmp_path):
+    """The scores against one forward pass for each text, and what is kept against the bound."""
+    loop = dict(star__iterations=1, selection__anchoring=True)
+    scored = run_with(base, tmp_path / "scored", **loop)
+    hinted = [c for c in completions(scored, 1, "rationalizations") if c.verdict == "right"]
+    nats = scored.read_json(scored.path(1, "anchoring.json"))["nats"]
+    assert set(nats) == {c.seed for c in hinted} and len(nats) > 5
+    model, params = checkpoint.load_model(base)
+    task, tokenizer = small_config().make_task(), checkpoint.load_tokenizer(base)
+    problems = {p.id: p for p in task.problems("train")}
+    for c in hinted[:8]:
+        expected = []
+        for hint in (True, False):
+            prompt = tokenizer.encode(task.render(problems[c.problem_id], hint))
+            ids_BT = np.array([[*prompt, *c.token_ids]])
+            logits_TV = np.asarray(decoder.apply(model, params, ids_BT)[0], np.float64)[:, : tokenizer.vocab_size]
+            log_TV = logits_TV - np.log(np.exp(logits_TV).sum(-1, keepdims=True))
+            expected.append(sum(log_TV[len(prompt) - 1 + i, token] for i, token in enumerate(c.token_ids)))
+        assert abs(nats[c.seed] - (expected[0] - expected[1])) < 2e-3, c.problem_id
+    by_id = {e.problem_id: e for e in kept(scored, 1)}
+    assert {e.anchoring for e in by_id.values() if e.source == "sampled"} == {None}
+    assert all(by_id[c.problem_id].anchoring == nats[c.seed] for c in hinted)
+    mean = scored.read_json(scored.path(1, "filter.json"))["anchoring"]
+    assert abs(mean - np.mean(list(nats.values()))) < 1e-3
+    bound = float(np.median(list(nats.values())))
+    bounded = run_with(base, tmp_path / "bounded", **loop, selection__max_anchoring=bound)
+    low = [e for e in kept(scored, 1) if e.anchoring is None or e.anchoring <= bound]
+    assert kept(bounded, 1) == low and len(low) < len(kept(scored, 1))
+    plain = run_with(base, tmp_path / "plain", star__iterations=1)
+    assert [dataclasses.replace(e, anchoring=None) for e in kept(scored, 1)] == kept(plain, 1)
+    with pytest.raises(InputError, match="max_anchoring needs scores"):
+        small_config(selection__max_anchoring=1.0)
 
 
 @pytest.mark.slow

@@ -45,6 +45,7 @@ FILTER_COLUMNS: dict[str, str] = {
     "kept_reference": f"kept, {LABELS[Source.REFERENCE]}",
     "kept_from_earlier": "kept from earlier iterations",
     "hints_kept": "hints kept",
+    "anchoring": "anchoring, nats",
 }
 FINE_TUNE_COLUMNS = {
     "examples": "examples",
@@ -59,7 +60,7 @@ FINE_TUNE_COLUMNS = {
     "seconds": "time",
 }
 # Of options that are usually off, and of checks that most tasks lack: shown only if one of their numbers is not 0.
-RARE_COLUMNS = ("kept_reference", "kept_from_earlier", "hints_kept", "too_long", RIGHT_WRONG_STEPS)
+RARE_COLUMNS = ("kept_reference", "kept_from_earlier", "hints_kept", "anchoring", "too_long", RIGHT_WRONG_STEPS)
 _CHECKS: dict[bool | None, str] = {True: "steps check out", False: "a step does not", None: "cannot tell"}
 _ITERATION = Column("iteration", ITERATION)
 
