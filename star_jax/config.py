@@ -144,6 +144,8 @@ class StarConfig:
     rationalize: str = "failed"
     rationalize_from: int = 1  # the first iteration that rationalizes (GSM8K: 36 loops without, then 10 with)
     restart_from: str = "base"  # weights that fine-tuning starts from: "base" (paper) or "previous"
+    # Directory of a finished run whose samples take the place of new ones, to train on another selection; "": sample
+    samples_from: str = dataclasses.field(default="", metadata=PATH)
     few_shot_train: bool = False  # training texts include the few-shot prefix (without loss)
     prompt_after_first_iteration: bool = True  # False: shots only for the base and in iteration 1
     direct: bool = False  # no rationales: train on the reference answer of every problem, sample nothing
@@ -182,6 +184,8 @@ class StarConfig:
         if any(not 1 <= count <= MAX_COUNT for count in self.samples_by_iteration):
             raise InputError(f"star.samples_by_iteration: each must be at least 1 and at most {MAX_COUNT}")
         _between(1, MAX_ITERATIONS, self, "rationalize_from")
+        if self.samples_from and self.direct:
+            raise InputError("star.samples_from: star.direct trains on reference answers and needs no samples")
         _one_of(self, "rationalize", ("failed", "all", "none"))
         _one_of(self, "problems", ("uniform", "adaptive"))
         _between(0, MAX_ITERATIONS, self, "skip_solved")

@@ -1,7 +1,7 @@
 """Runs STaR, or continues a run: flags -> config -> one call.
 
     python -m star_jax.main --config=FILE[:VARIANT] [--workdir=DIR] [--allow_changes] [--limit=N] [--write_out=N]
-                            [--config.star.iterations=3 ...]
+                            [--samples_from=DIR] [--config.star.iterations=3 ...]
 
 The command that started a run also continues it. Prints the path of the run's report.
 """
@@ -26,11 +26,15 @@ def main() -> None:
     )
     help_ = "use the first N problems of each split only, for a quick try: --config.limit=N"
     parser.add_number("--limit", 1, config.MAX_COUNT, metavar="N", help=help_)
+    help_ = "train on what the finished run DIR sampled, with another selection: --config.star.samples_from=DIR"
+    parser.add_path("--samples_from", metavar="DIR", help=help_)
     help_ = "print whole prompts of the first N train problems as they are sent, plain and hinted, and exit"
     parser.add_number("--write_out", 1, config.MAX_COUNT, metavar="N", help=help_)
     args, values = read_config(parser)
     if args.limit is not None:
         values.limit = args.limit
+    if args.samples_from is not None:
+        values.star.samples_from = str(args.samples_from)
     terminal.start_logging()
     logging.getLogger("star_jax").setLevel(logging.INFO)
     typed = config.from_dict(values)

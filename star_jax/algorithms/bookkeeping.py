@@ -44,8 +44,11 @@ def is_finished(run: Run, n: int, needs_weights: bool) -> bool:
 def check_origins(run: Run) -> None:
     """Raises InputError for a finished iteration whose samples were not drawn from the weights of the one before it.
 
-    Its folder was copied from another run, or the weights were made again and are others.
+    Its folder was copied from another run, or the weights were made again and are others. With star.samples_from all
+    samples are another run's.
     """
+    if run.samples_from:
+        return
     for n in range(1, run.config.star.iterations + 1):
         path = run.run_dir.path(n, "filter.json")
         if not run.run_dir.is_complete(n) or (n > 1 and not run.run_dir.has(n - 1, "finetune.json")):

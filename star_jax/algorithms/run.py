@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from jax.sharding import Mesh
 
 from star_jax.algorithms import problem_order
+from star_jax.algorithms.stored_samples import StoredSamples
 from star_jax.config import Config
 from star_jax.evaluation.generate import SampleStream, sampler_spec
 from star_jax.evaluation.prompts import PromptEncoder
@@ -39,6 +40,7 @@ class Run:
     eval_problems: dict[str, list[Problem]]  # by split: first the one that selects, then the one that is only reported
     log: MetricsLog
     phases: Phases
+    samples_from: StoredSamples | None  # the run whose samples take the place of new ones
     longest_body: int  # tokens of the longest prompt body, hints included, so that all passes share their programs
 
     def prompts(self, iteration: int) -> PromptEncoder:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from star_jax import __version__, tasks, tokenizers
 from star_jax.algorithms.run import Run
+from star_jax.algorithms.stored_samples import StoredSamples
 from star_jax.config import SIZES, Config, ModelConfig
 from star_jax.distributed import processes, sharding
 from star_jax.errors import InputError
@@ -63,6 +64,9 @@ def open_run(config: Config, workdir: Path, allow_changes: bool = False) -> Run:
     processes.check_equal("the tokenizer", json.dumps(tokenizer.spec(), sort_keys=True))
     for split, text in lines.items():
         processes.check_equal(f"the {split} split", text)
+    stored_samples = None
+    if config.star.samples_from:
+        stored_samples = StoredSamples(Path(config.star.samples_from), config.star.iterations)
     run_dir = RunDirectory(workdir, processes)
     processes.check_equal("the base model", origin)
     world = _world(tokenizer, prompts, lines, origin or _stored_origin(run_dir))
@@ -105,6 +109,7 @@ def open_run(config: Config, workdir: Path, allow_changes: bool = False) -> Run:
         eval_problems=eval_problems,
         log=log,
         phases=phases,
+        samples_from=stored_samples,
         longest_body=max(figures["body_tokens_max_hinted"] for figures in lengths.values()),
     )
 

@@ -149,6 +149,13 @@ def score_hints(iteration: Iteration) -> None:
     run, n, config = iteration.run, iteration.n, iteration.run.config
     found = iteration.get(Completion, "rationalizations.jsonl")
     usable = [c for c in found if selection.is_usable(c, config.selection.check)]
+    path = run.run_dir.path(n, ANCHORING)
+    if run.samples_from:  # only the weights that sampled a text can score it
+        stored = run.samples_from.anchoring(n, ANCHORING)
+        run.run_dir.write_json(
+            path, {"weights": _sampled_from(run, n), "nats": {c.seed: stored[c.seed] for c in usable}}
+        )
+        return
     params = run.weights.to_training(n - 1) if usable else None
 
     def score(pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[np.ndarray]:
@@ -164,7 +171,7 @@ def score_hints(iteration: Iteration) -> None:
         )
 
     scores = selection.anchoring_of(run.prompts(n), iteration.problems, usable, score)
-    run.run_dir.write_json(run.run_dir.path(n, ANCHORING), {"weights": weights_fingerprint(run, n - 1), "nats": scores})
+    run.run_dir.write_json(path, {"weights": _sampled_from(run, n), "nats": scores})
 
 
 def select(iteration: Iteration) -> None:
@@ -178,7 +185,7 @@ def select(iteration: Iteration) -> None:
     else:
         spec = selection.SelectionSpec(
             seed=run.config.seed,
-            weights=weights_fingerprint(run, n - 1),
+            weights=_sampled_from(run, n),
             options=run.config.selection,
             anchoring=_anchoring(iteration),
             few_shot_train=options.few_shot_train,
@@ -196,7 +203,7 @@ def select(iteration: Iteration) -> None:
     run.run_dir.write_records(run.run_dir.path(n, "kept.jsonl"), examples)
     counts = selection.summary(n, problems, samples, rationalizations, examples)
     if not options.direct:
-        counts["sampled_from"] = weights_fingerprint(run, n - 1)
+        counts["sampled_from"] = _sampled_from(run, n)
     run.run_dir.write_json(run.run_dir.path(n, "filter.json"), counts)
     run.log.log("filter", n, 0, {k: v for k, v in counts.items() if isinstance(v, int | float) and k != "iteration"})
     iteration.put("kept.jsonl", examples)
@@ -307,16 +314,20 @@ def _stored(iteration: Iteration, name: str, problems: int, per_problem: int = 1
     return f"{stored:,} of {problems * per_problem:,} {noun} are stored" if stored else ""
 
 
-def sampling_stage(hinted: bool, inputs: tuple[str, ...]) -> Stage:
-    """One of the passes of StarConfig.passes; `inputs`: the files of the passes before it."""
+def sampling_stage(hinted: bool, inputs: tuple[str, ...], is_stored: bool) -> Stage:
+    """One of the passes of StarConfig.passes.
+
+    `inputs`: the files of the passes before it; `is_stored`: its samples are those of star.samples_from.
+    """
+    reads = None if is_stored else -1
     if hinted:
-        return Stage("rationalize", inputs, ("rationalizations.jsonl",), rationalize, -1, _rationalizing_progress)
-    return Stage("sample", inputs, ("samples.jsonl",), sample, -1, _sampling_progress)
+        return Stage("rationalize", inputs, ("rationalizations.jsonl",), rationalize, reads, _rationalizing_progress)
+    return Stage("sample", inputs, ("samples.jsonl",), sample, reads, _sampling_progress)
 
 
-def anchoring_stage() -> Stage:
-    """The scoring of hints, selection.anchoring."""
-    return Stage("anchoring", ("rationalizations.jsonl",), (ANCHORING,), score_hints, -1)
+def anchoring_stage(is_stored: bool) -> Stage:
+    """The scoring of hints, selection.anchoring; `is_stored` as in sampling_stage."""
+    return Stage("anchoring", ("rationalizations.jsonl",), (ANCHORING,), score_hints, None if is_stored else -1)
 
 
 def select_stage(*inputs: str) -> Stage:
@@ -351,10 +362,20 @@ def weights_fingerprint(run: Run, n: int) -> str:
     return Fields(run.run_dir.read_json(path), path, checksums.REMEDY).text("weights")
 
 
+def _sampled_from(run: Run, n: int) -> str:
+    """The fingerprint of the weights that iteration n's samples were drawn from."""
+    return run.samples_from.weights(n) if run.samples_from else weights_fingerprint(run, n - 1)
+
+
 def _sample_train(iteration: Iteration, name: str, problems: list[Problem]) -> None:
     run, n, options = iteration.run, iteration.n, iteration.run.config.sampling
     decoding = Decoding(options.temperature_of(n), options.top_k, options.top_p)
     sampling_pass = iteration.sampling_pass(name)
+    if run.samples_from:
+        completions = run.samples_from.completions(n, name, problems, sampling_pass)
+        run.run_dir.write_records(run.run_dir.path(n, name), completions)
+        iteration.put(name, completions)
+        return
     completions, throughput = generate(
         run.run_dir,
         run.run_dir.path(n, name),

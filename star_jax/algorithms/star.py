@@ -28,11 +28,12 @@ def iteration_stages(config: Config, n: int) -> tuple[Stage, ...]:
         return (evaluate,)
     stages: list[Stage] = []
     files: tuple[str, ...] = ()
+    is_stored = bool(config.star.samples_from)
     for hinted in config.star.passes(n):
-        stages.append(sampling_stage(hinted, files))
+        stages.append(sampling_stage(hinted, files, is_stored))
         files += stages[-1].outputs
     if config.selection.anchoring and config.star.passes(n)[-1:] == (True,):
-        stages.append(anchoring_stage())
+        stages.append(anchoring_stage(is_stored))
         files += stages[-1].outputs
     return *stages, select_stage(*files), fine_tune, evaluate
 
