@@ -1,7 +1,7 @@
 """Accuracy of one iteration's model on a split of the run's data.
 
     python -m star_jax.evaluate --workdir=DIR [--iteration=N|base|best|last] [--split=S] [--samples=K [--temperature=T]]
-                                [--output=DIR]
+                                [--interpolate=A] [--output=DIR]
 
 Prints the accuracy with its 95 % interval, by category and in total, and the counts of verdicts; with --samples that of
 the majority vote, and pass@k, the probability that one of k samples is right. Writes the completions
@@ -29,7 +29,6 @@ from star_jax.evaluation.stored_run import open_iteration
 from star_jax.records import RIGHT_WRONG_STEPS, Verdict
 from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling.token_sampling import Decoding
-from star_jax.weights import checkpoint
 
 
 def main() -> None:
@@ -42,6 +41,8 @@ def main() -> None:
     parser.add_number("--samples", 0, MAX_COUNT, default=0, metavar="K", help=help_)
     help_ = "of the K samples (default: that of the run's train samples or, if they are greedy, 0.7)"
     parser.add_number("--temperature", 0.0, MAX_TEMPERATURE, metavar="T", help=help_)
+    help_ = "the model is A of the iteration's weights and 1 - A of the base's (arXiv 2504.10478); default: 1"
+    parser.add_number("--interpolate", 0.01, 1.0, default=1.0, metavar="A", help=help_)
     parser.add_path("--output", help="the directory that gets the results (default: the run directory)")
     parser.add_allow_import()
     args = parser.parse_args()
@@ -53,11 +54,13 @@ def main() -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    stored = open_iteration(args.workdir, args.iteration, args.allow_import)
+    stored = open_iteration(args.workdir, args.iteration, args.allow_import, args.interpolate)
     compile_cache.enable(stored.config.compile_cache)
     config, number = stored.config, stored.number
     run_dir = RunDirectory(args.output, processes) if args.output else stored.run_dir
     problems, name = stored.problems(args.split), f"eval_{args.split}"
+    if stored.share < 1:
+        name += f"_interpolated_{_digits(stored.share)}"
     decoding = Decoding()
     if args.samples:
         decoding = stored.random_decoding(args.temperature)
@@ -70,7 +73,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         each = f"{args.samples:,} samples each, temperature {decoding.temperature:g}" if args.samples else "greedy"
         terminal.say(f"{stored.label}: {len(problems):,} {args.split} problems, {each}", sys.stderr)
     completions, throughput = generate(run_dir, path, stored.stream(decoding), stored.prompts, problems, sampling_pass)
-    weights = processes.broadcast_from_leader(lambda: checkpoint.stored_fingerprint(stored.directory))
+    weights = processes.broadcast_from_leader(stored.fingerprint)
     result = {"iteration": number, "split": args.split, "weights": weights}
     result |= {"temperature": decoding.temperature}
     result |= vote(stored.task, problems, completions) if args.samples else score(problems, completions)

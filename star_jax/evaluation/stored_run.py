@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from star_jax import tasks, user_code
@@ -52,6 +54,7 @@ class StoredIteration:
     number: int  # 0: the base
     directory: Path  # of its model
     is_best: bool  # it was asked for as the best one
+    share: float = 1.0  # of its weights in the model; the rest is the base's (arXiv 2504.10478)
 
     @functools.cached_property
     def task(self) -> Task:
@@ -69,7 +72,8 @@ class StoredIteration:
         """The iteration as a person names it, and that it is the best one if that was asked for."""
         split = self.config.evaluation.split
         if self.number:
-            return f"iteration {self.number}{f', the best on {split}' * self.is_best}"
+            mixed = f", {self.share:g} of its weights and {1 - self.share:g} of the base's" * (self.share < 1)
+            return f"iteration {self.number}{f', the best on {split}' * self.is_best}{mixed}"
         return f"the base (iteration 0){f', which no iteration beats on {split}' * self.is_best}"
 
     def random_decoding(self, temperature: float | None) -> Decoding:
@@ -92,6 +96,14 @@ class StoredIteration:
                 f"its prompt of {tokens:,} tokens and {budget:,} new ones exceed the model's {positions:,} positions; "
                 "shorten it"
             )
+
+    def fingerprint(self) -> str:
+        """The fingerprint of the model's weights; of mixed ones, those of both models and their shares."""
+        found = checkpoint.stored_fingerprint(self.directory)
+        if self.share == 1:
+            return found
+        base = checkpoint.stored_fingerprint(model_directory(self.run_dir.workdir, 0))
+        return f"{self.share:g} {found} + {1 - self.share:g} {base}"
 
     def load(self) -> None:
         """Loads the model now."""
@@ -145,13 +157,27 @@ class StoredIteration:
     def _weights(self) -> tuple[decoder.Decoder, decoder.DecodeParams]:
         mesh = sharding.make_mesh(self.config.mesh)
         stored, stacked = checkpoint.load_model(self.directory, mesh, self.config.train.param_dtype)
+        if self.share < 1:
+            directory = model_directory(self.run_dir.workdir, 0)
+            _, base = checkpoint.load_model(directory, mesh, self.config.train.param_dtype)
+            mix = functools.partial(_mixed, self.share)
+            stacked = jax.jit(lambda own, base: jax.tree.map(mix, own, base), donate_argnums=0)(stacked, base)
         model = families.build(self.config.model, stored.spec)
         dtype = self.config.sampling.weights_dtype
         return model, placement.to_decode_params(model, stacked, self._sampling_mesh, dtype)
 
 
-def open_iteration(workdir: Path | str, iteration: str, allow_import: bool = False) -> StoredIteration:
+def _mixed(share: float, own: jax.Array, base: jax.Array) -> jax.Array:
+    """The weighted mean of two arrays, computed in float32."""
+    return (share * own.astype(jnp.float32) + (1 - share) * base.astype(jnp.float32)).astype(own.dtype)
+
+
+def open_iteration(
+    workdir: Path | str, iteration: str, allow_import: bool = False, share: float = 1.0
+) -> StoredIteration:
     """`base`, `best`, `last` or a numbered iteration of a run. Raises InputError.
+
+    `share`: of the iteration's weights in the model; the rest is the base's.
 
     A run's directory is data, perhaps received from somewhere. Its config.json may name Python code that the task
     is or uses: that runs only with `allow_import`, and must be what the run was made with. Its compile_cache is not
@@ -185,7 +211,9 @@ def open_iteration(workdir: Path | str, iteration: str, allow_import: bool = Fal
             f"{directory}: no complete model; it was not made yet, or deleted by star.keep_weights; give another "
             "--iteration"
         )
-    return StoredIteration(run_dir, config, number, directory, is_best=iteration == "best")
+    if share < 1 and not number:
+        raise InputError("--interpolate: iteration 0 is the base itself; give the --iteration to mix with it")
+    return StoredIteration(run_dir, config, number, directory, iteration == "best", share)
 
 
 def _iteration_numbers(run_dir: RunDirectory) -> list[int]:

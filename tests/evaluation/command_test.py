@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from star_jax import evaluate, report
@@ -13,8 +14,10 @@ from star_jax.errors import InputError
 from star_jax.evaluation import stored_run
 from star_jax.records import write_lines
 from star_jax.runs import atomic_files
+from star_jax.runs.layout import model_directory
 from star_jax.runs.run_directory import RunDirectory
 from star_jax.sampling.sampler import Sampler
+from star_jax.weights import checkpoint
 from tests.support.stored_runs import make_run
 from tests.support.tables import every_row
 
@@ -259,3 +262,25 @@ def test_a_run_that_cannot_be_written_is_refused_before_anything_is_sampled(made
     monkeypatch.setattr(Sampler, "stream", lambda *_: pytest.fail("it samples"))
     with pytest.raises(InputError, match=r"eval_dev\.jsonl\.part: cannot be written"):
         command(run, "--iteration=1")
+
+
+def test_interpolated_weights_are_the_mean_of_both_models(made, tmp_path, command):
+    """The model with more weight decides: the base says (a), iteration 1 (b); four of five answers are (b)."""
+    shutil.copytree(made, tmp_path / "run")
+    run = tmp_path / "run"
+    (made.parent / "dev.jsonl").write_text("".join(json.dumps(values) + "\n" for values in LINES))
+    for share, accuracy in ((0.3, 0.2), (0.7, 0.8)):
+        printed = command(run, "--iteration=1", f"--interpolate={share}")
+        assert f"accuracy   {accuracy:.4f}" in printed and f"eval_dev_interpolated_{share}.json" in printed
+        assert f"{share} of its weights and {1 - share:g} of the base's" in command.notes
+        weights = json.loads((run / f"iter_001/eval_dev_interpolated_{share}.json").read_text())["weights"]
+        assert weights.startswith(f"{share} ") and f" + {1 - share:g} " in weights
+    assert "accuracy   0.8000" in command(run, "--iteration=1", "--interpolate=1")
+    assert not (run / "iter_001/eval_dev_interpolated_1.json").exists()
+    with pytest.raises(InputError, match="iteration 0 is the base itself"):
+        command(run, "--iteration=base", "--interpolate=0.5")
+    report.write(run)  # shows the evaluations that it knows
+    stored = stored_run.open_iteration(run, "1", share=0.25)
+    own, base = (checkpoint.load_model(model_directory(run, n))[1]["head"]["kernel"] for n in (1, 0))
+    mixed = stored._weights[1].rest["head"]["kernel"]
+    np.testing.assert_allclose(np.asarray(mixed), 0.25 * np.asarray(own) + 0.75 * np.asarray(base), atol=1e-7)
