@@ -61,8 +61,8 @@ def main() -> None:
 
 def _run_name(spec: str, limit: int) -> str:
     """The name of a run's directory. A quick try has its own, so that the whole run can follow."""
-    file, _, variant = spec.partition(":")
-    return "_".join(filter(None, [Path(file).stem, variant, f"limit{limit}" * bool(limit)]))
+    parts = [Path(part).stem for part in spec.split(":")]  # a variant may name another config file
+    return "_".join(filter(None, [*parts, f"limit{limit}" * bool(limit)]))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 
 from star_jax import config
 from star_jax.algorithms import budget, schedule, setup
+from star_jax.cli.config_flags import load
 from star_jax.errors import InputError
 from star_jax.models import families
 from star_jax.preflight import programs
@@ -56,6 +57,38 @@ def test_every_documented_variant_is_a_config_and_survives_json(name, variant):
 def test_an_unknown_variant_is_refused(path):
     with pytest.raises(ValueError, match="no variant 'nonsense'"):
         module(path.stem).get_config("nonsense")
+
+
+METHODS = sorted((CONFIGS / "methods").glob("*.py"))
+
+
+@every_row(("method", "name"), [(path, other.stem) for path in METHODS for other in FILES])
+def test_a_method_goes_with_every_config_and_changes_its_own_choices_only(method, name):
+    plain, values = module(name).get_config(), load(f"{method}:{name}")
+    changed = {
+        f"{group}.{key}"
+        for group in (key for key, value in values.items() if hasattr(value, "items"))
+        for key in values[group]
+        if values[group][key] != plain[group][key]
+    }
+    assert {key.partition(".")[0] for key in changed} <= {"star", "selection", "sampling"}
+    untouched = {"problems_per_iteration", "schedule", "steps", "epochs", "max_steps", "few_shot_train", "keep_weights"}
+    assert not {f"star.{key}" for key in untouched} & changed
+    if not values.base.stages:
+        values.base.path = "a/model"
+    config.from_dict(values)
+    assert f"--config=configs/methods/{method.name}" in method.read_text() and "arXiv" in method.read_text()
+
+
+def test_a_method_takes_variants_files_and_names_what_it_lacks(tmp_path):
+    rft = CONFIGS / "methods" / "rft.py"
+    assert load(f"{rft}").task.name == "arithmetic"
+    assert load(f"{rft}:commonsense_qa:few_shot").star.iterations == 1
+    own = tmp_path / "own.py"
+    own.write_text((CONFIGS / "gsm8k.py").read_text())
+    assert load(f"{rft}:{own}").task.name == "gsm8k"
+    with pytest.raises(InputError, match=r"rft.py: --config=none_such: there is no such file"):
+        load(f"{rft}:none_such")
 
 
 def test_a_config_without_a_base_says_what_is_missing():

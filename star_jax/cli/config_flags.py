@@ -52,9 +52,10 @@ def read_config(
         parser.epilog = f"{option_help.overview()}\n\n{parser.epilog}"
     arguments, overrides = _split(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(arguments)
-    config = default(args) if args.config is None else _load(args.config)
+    config = default(args) if args.config is None else load(args.config)
     if config is None:
         raise InputError("give --config=FILE, e.g. --config=configs/arithmetic.py")
+    config.lock()
     if overrides:
         config = _override(config, overrides)
     return args, config
@@ -89,10 +90,15 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return arguments, overrides
 
 
-def _load(spec: str) -> ConfigDict:
-    """What `get_config` of FILE[:VARIANT] returns, locked. Raises InputError with file, line and reason."""
+def load(spec: str, folder: Path | None = None) -> ConfigDict:
+    """What `get_config` of FILE[:VARIANT] returns. Raises InputError with file, line and reason.
+
+    `folder`: also look there for FILE, and for a FILE.py; a config that builds on others names them so.
+    """
     file, colon, variant = spec.partition(":")
-    path = Path(option_values.local_path(spec if "/" in variant else file, "--config"))  # "gs://...": a URL
+    path = Path(option_values.local_path(spec if variant.startswith("//") else file, "--config"))  # "gs://...": a URL
+    if folder and not path.is_file():
+        path = next((p for p in (folder / path, folder / f"{path}.py") if p.is_file()), path)
     if not path.is_file():
         raise InputError(f"--config={spec}: there is no such file; give e.g. --config=configs/arithmetic.py")
     if path.suffix == ".json":
@@ -112,7 +118,7 @@ def _load(spec: str) -> ConfigDict:
         raise InputError(f"{path}: {error}") from error
     except (Exception, SystemExit) as error:
         raise _failure(path, error) from error
-    return config.lock()
+    return config
 
 
 def _check_variant(get_config: Callable[..., Any], variant: str | None) -> None:
