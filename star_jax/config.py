@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from star_jax import option_values, tasks
 from star_jax.errors import InputError, shown
+from star_jax.option_names import MOVED
 from star_jax.option_values import PATH
 
 if TYPE_CHECKING:
@@ -377,26 +378,6 @@ class MeshConfig:
             )
 
 
-# Option -> where it is set instead. Task options in this table are fields of the task's class, set by `make_task`.
-MOVED = {
-    "optimizer.base_moments": "replication.base_moments",
-    "train.z_loss": "replication.z_loss",
-    "star.rationalize_probability": "replication.rationalize_probability",
-    "star.hint_keep_probability": "replication.hint_keep_probability",
-    "task.later_digits": "replication.later_digits",
-    "task.later_from": "replication.later_from",
-    "task.direct": "star.direct",
-    "star.keep_per_problem": "selection.per_problem",
-    "star.min_kept": "selection.min_kept",
-    "star.require_consistent": "selection.check",
-}
-# What stored configs of earlier versions say by such an option, or by the values of an option, in today's values.
-_EARLIER_VALUES = {
-    "selection.check": {True: "steps", False: "answer"},
-    "star.rationalize": {True: "failed", False: "none"},
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Config:
     """All options of a run."""
@@ -490,21 +471,6 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 def from_dict_of(cls: Any, values: Mapping[str, Any], where: str) -> Any:
     """One group of options (a dataclass of this module) from plain values. Raises InputError prefixed with `where`."""
     return _build(cls, values, where)
-
-
-def of_today(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json, which an earlier version may have stored, with the names and values of today's options."""
-    config = {key: dict(group) if isinstance(group, Mapping) else group for key, group in stored.items()}
-    for old, new in [*MOVED.items(), *((name, name) for name in _EARLIER_VALUES)]:
-        (old_group, old_key), (group, key) = old.split("."), new.split(".")
-        values = config.get(old_group)
-        if not isinstance(values, dict) or old_key not in values:
-            continue
-        value, known = values.pop(old_key), _EARLIER_VALUES.get(new, {})
-        target = config.setdefault(group, {})
-        if isinstance(target, dict):
-            target[key] = known[value] if isinstance(value, bool) and value in known else value
-    return config
 
 
 def _build(cls: Any, values: Any, where: str) -> Any:

@@ -20,8 +20,8 @@ from ml_collections import ConfigDict, config_flags
 from star_jax import option_values, terminal
 from star_jax.cli import option_help
 from star_jax.cli.parser import Parser
-from star_jax.config import MOVED
 from star_jax.errors import InputError
+from star_jax.option_names import MOVED
 
 _OVERRIDE = re.compile(r"--(no)?config\.")
 

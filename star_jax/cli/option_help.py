@@ -94,7 +94,7 @@ def _task_groups() -> Iterator[Group]:
     classes: dict[str, tuple[ast.ClassDef, dict[int, str]]] = {}
     for path in sorted((PACKAGE / "tasks").rglob("*.py")):
         classes.update(_classes(path))
-    moved = _constant(PACKAGE / "config.py", "MOVED")  # they are set by other options
+    moved = _constant(PACKAGE / "option_names.py", "MOVED")  # they are set by other options
     registry = (PACKAGE / "tasks/__init__.py").read_text(encoding="utf-8")
     for task, name in re.findall(r'"(\w+)": "star_jax\.tasks\.\w+:(\w+)"', registry):
         fields: dict[str, Option] = {}

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from star_jax import config
+from star_jax import option_names
 from star_jax.errors import InputError
 from star_jax.json_reader import is_present
 from star_jax.runs import checksums
@@ -19,11 +19,14 @@ _ITERATION = re.compile("iter_([0-9]{3}|[1-9][0-9]{3,14})")
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """A run's config.json, as `config.of_today`. Raises InputError if it is missing, broken or not what was written."""
+    """A run's config.json as `option_names.of_today` has it.
+
+    Raises InputError if it is missing, broken or not what was written.
+    """
     path = workdir / "config.json"
     if not is_present(path):
         raise InputError(f"{workdir}: not a run directory: it has no config.json")
-    return config.of_today(checksums.read_verified_object(path, CONFIG_REMEDY))
+    return option_names.of_today(checksums.read_verified_object(path, CONFIG_REMEDY))
 
 
 def iteration_number(folder: Path) -> int | None:

@@ -8,6 +8,7 @@ import pytest
 
 from star_jax.algorithms import stages
 from star_jax.algorithms.stages import Iteration
+from star_jax.config import StarConfig
 from star_jax.errors import InputError
 from star_jax.evaluation.judging import SamplingPass
 from star_jax.records import Completion, Example, Problem, Source, Verdict
@@ -19,7 +20,7 @@ PROBLEMS = [Problem(f"p{i}", f"{i} + {i}?", str(2 * i)) for i in range(4)]
 
 
 def iteration(run_dir: RunDirectory, problems: list[Problem], samples_per_problem: int = 2) -> Iteration:
-    star = types.SimpleNamespace(samples_per_problem=samples_per_problem)
+    star = StarConfig(samples_per_problem=samples_per_problem)
     made = Iteration(types.SimpleNamespace(run_dir=run_dir, config=types.SimpleNamespace(star=star, seed=0)), 1)
     made.__dict__["problems"] = problems
     return made
