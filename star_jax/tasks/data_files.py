@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -46,6 +47,9 @@ class FileTask(Task):
     max_tokens: int = 256  # token budget of one completion with a rationale
     # A hint is a line "Hint: " before "A:", in the words that end a right completion; small models copy those more
     hint_line: bool = False
+    # A hint is this share of the lines of the problem's reference rationale, from its start and rounded up, in such a
+    # line and without the answer; 0: it is the answer
+    hint_share: float = 0.0
     # "strict": answers count in the form that the task's prompts show, as in the paper; "lenient": in other forms too
     answer_rule: str = "strict"
 
@@ -58,6 +62,8 @@ class FileTask(Task):
             raise InputError(
                 f"task: held_out must not be negative and max_tokens must be at least 1 and at most {MAX_TOKENS}"
             )
+        if not 0 <= self.hint_share <= 1:
+            raise InputError(f"task.hint_share must be between 0 and 1, got {self.hint_share}")
         if self.answer_rule not in ("strict", "lenient"):
             raise InputError(f"task.answer_rule must be strict or lenient, got {self.answer_rule!r}")
 
@@ -68,23 +74,43 @@ class FileTask(Task):
         """The text after which the model writes its completion; with `hint`, the question shows the answer."""
         raise NotImplementedError
 
-    def render(self, problem: Problem, hint: bool = False) -> str:
-        text = self.question_text(problem, hint and not self.hint_line)
-        return self.with_hint_line(text, problem.answer) if hint and self.hint_line else text
+    @property
+    def has_hint_line(self) -> bool:
+        """Whether hints are a line of their own."""
+        return self.hint_line or self.hint_share > 0
 
-    def with_hint_line(self, text: str, answer: str) -> str:
-        """A question without a hint, or a shot, with the answer in a line before "A:"."""
+    def render(self, problem: Problem, hint: bool = False) -> str:
+        """See Task.render. Raises InputError for a hint from a rationale that the problem lacks."""
+        text = self.question_text(problem, hint and not self.has_hint_line)
+        if not hint or not self.has_hint_line:
+            return text
+        if self.hint_share and problem.rationale is None:
+            raise InputError(
+                f"task.hint_share: problem {problem.id!r} has no reference rationale to take a hint from; set "
+                "--config.task.hint_share=0 for the answer as the hint"
+            )
+        return self._with_hint_line(text, problem.rationale or "", problem.answer)
+
+    def _with_hint_line(self, text: str, rationale: str, answer: str) -> str:
+        """A question without a hint, or a shot, with the hint in a line before "A:"."""
         problem, completion = self.split_turns(text)
-        return f"{problem}\n{HINT_LINE} {choices.conclusion_of(problem, answer) or f'{MARK} {answer}'}\nA:{completion}"
+        hint = choices.conclusion_of(problem, answer) or f"{MARK} {answer}"
+        if self.hint_share:
+            lines = [
+                line.strip() for line in rationale.split("\n") if line.strip() and not line.strip().startswith(MARK)
+            ]
+            hint = " ".join(lines[: math.ceil(self.hint_share * len(lines))])
+        return f"{problem}\n{HINT_LINE} {hint}\nA:{completion}"
 
     def repeats_hint_line(self, text: str) -> bool:
         """Whether a completion repeats the line of a hint: it reasons from the hint."""
-        return self.hint_line and HINT_LINE in text
+        return self.has_hint_line and HINT_LINE in text
 
     def hinted_shot(self, shot: str) -> str | None:
-        """With `hint_line` the shot and its answer; otherwise None."""
-        answer = self.parse(self.split_turns(shot)[1].rstrip("\n")) if self.hint_line else None
-        return None if answer is None else self.with_hint_line(shot, answer)
+        """Where hints are a line of their own, the shot with its hint; otherwise None."""
+        completion = self.split_turns(shot)[1].rstrip("\n")
+        answer = self.parse(completion) if self.has_hint_line else None
+        return None if answer is None else self._with_hint_line(shot, completion, answer)
 
     def make_problem(self, values: dict[str, Any], name: str) -> Problem:
         """The problem of one JSON object.

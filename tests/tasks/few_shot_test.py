@@ -7,6 +7,7 @@ import pytest
 
 from star_jax import tasks
 from star_jax.errors import InputError
+from star_jax.records import Problem
 from star_jax.tasks import few_shot
 from star_jax.tasks.arithmetic import make_problem
 from star_jax.tasks.few_shot import PACKAGED, PromptSet
@@ -182,3 +183,24 @@ def test_with_a_hint_line_each_shot_states_its_answer_before_its_completion(name
         assert hint and completion.endswith(hint[1]) and completion == task.split_turns(plain)[1]
         assert shot.replace(f"\n{hint[0]}", "") == plain
         assert task.parse(completion) is not None and task.parse(f" {hint[0]}{completion}") is None
+
+
+def test_a_hint_share_is_the_start_of_the_reference_rationale():
+    solution = "She packs 4 boxes.\n4 * 5 = <<4*5=20>>20.\n\n20 + 1 = <<20+1=21>>21.\n#### 21"
+    problem = Problem("p", "How many?", "21", rationale=solution)
+    lines = ["She packs 4 boxes.", "4 * 5 = <<4*5=20>>20.", "20 + 1 = <<20+1=21>>21."]
+    for share, count in ((0.01, 1), (0.33, 1), (0.34, 2), (0.5, 2), (0.67, 3), (1.0, 3)):
+        task = tasks.make("gsm8k", hint_share=share)
+        assert task.render(problem, hint=True) == f"Q: How many?\nHint: {' '.join(lines[:count])}\nA:", share
+        assert task.render(problem) == "Q: How many?\nA:"
+        assert task.parse(" Hint: She packs.\n#### 21") is None and task.parse(" So.\n#### 21") == "21"
+        prompts = few_shot.load("gsm8k", 4, direct=False, task=task)
+        for shot, plain in zip(prompts.hinted.strip().split("\n\n"), prompts.plain.strip().split("\n\n"), strict=True):
+            hint = shot.split("\nHint: ")[1].split("\nA:")[0]
+            steps = [line.strip() for line in task.split_turns(plain)[1].split("\n") if "####" not in line]
+            assert hint == " ".join(steps[: -(-len(steps) * round(100 * share) // 100)]) and "####" not in hint
+            assert shot.replace(f"\nHint: {hint}", "") == plain
+    with pytest.raises(InputError, match=r"task.hint_share: problem 'q' has no reference rationale"):
+        tasks.make("gsm8k", hint_share=0.5).render(Problem("q", "How many?", "21"), hint=True)
+    with pytest.raises(InputError, match=r"hint_share must be between 0 and 1"):
+        tasks.make("gsm8k", hint_share=1.5)
