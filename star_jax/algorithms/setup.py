@@ -43,7 +43,7 @@ from star_jax.weights.store import StoreSpec, WeightStore
 
 LOG = logging.getLogger("star_jax")
 # Options that may differ between two starts of a run: they change no finished result.
-HARMLESS = ("star.iterations", "compile_cache", "tensorboard", "wandb")
+HARMLESS = ("star.iterations", "star.keep_weights", "compile_cache", "tensorboard", "wandb")
 
 
 def open_run(config: Config, workdir: Path, allow_changes: bool = False) -> Run:

@@ -192,7 +192,7 @@ def test_only_the_latest_and_the_best_weights_stay(base, tmp_path):
     there = {n for n in (1, 2, 3) if checkpoint.exists(run_dir.path(n, "params"))}
     assert there == {3} | ({stored_run.best_iteration(run_dir, "dev")} - {0})
     assert all(run_dir.has(n) for n in (1, 2, 3))
-    run_with(base, tmp_path, star__keep_weights=1, star__iterations=4)  # continues without the others
+    run_with(base, tmp_path, star__keep_weights=2, star__iterations=4)  # continues without the others
     assert run_dir.has(4) and checkpoint.exists(run_dir.path(4, "params"))
 
 
