@@ -21,19 +21,20 @@ def get_config(variant: str = "") -> ConfigDict:
     # The hint is the sentence in which a right completion ends. The paper's "(CORRECT)" after a choice goes unnoticed.
     config.task.update(dict(held_out=300, max_tokens=64, hint_line=True))
     config.prompt.shots = 7
-    config.star.update(dict(iterations=2, problems_per_iteration=800, schedule="epochs", epochs=1.5, keep_weights=1))
+    # As many steps in every arm, as in the paper, however many examples it keeps.
+    config.star.update(dict(iterations=1, problems_per_iteration=800, schedule="linear", steps=80, step_increment=0))
+    config.star.keep_weights = 1
     config.train.update(dict(batch_rows=2, row_tokens=512, checkpoint_every=25))
     config.optimizer.update(dict(learning_rate=1e-4, warmup_steps=10, decay="linear", end_fraction=0.1))
     config.sampling.update(dict(slots=128, queue=512))
     if variant == "no_rationalization":
         config.star.rationalize = "none"
     elif variant == "direct":
-        config.star.update(dict(direct=True, iterations=1, problems_per_iteration=0, epochs=1.0))
+        config.star.update(dict(direct=True, problems_per_iteration=0, schedule="epochs", epochs=1.0))
     elif variant in ("few_shot", "few_shot_direct"):
         config.star.update(dict(iterations=0, direct=variant == "few_shot_direct"))
     elif variant == "quick":
-        config.task.held_out, config.star.iterations = 100, 1
-        config.star.problems_per_iteration = 200
+        config.task.held_out, config.star.problems_per_iteration, config.star.steps = 100, 200, 20
     elif variant:
         raise ValueError(f"no variant {variant!r}: no_rationalization, direct, few_shot, few_shot_direct, quick")
     return config
