@@ -149,6 +149,9 @@ class StarConfig:
     samples_from: str = dataclasses.field(default="", metadata=PATH)
     few_shot_train: bool = False  # training texts include the few-shot prefix (without loss)
     prompt_after_first_iteration: bool = True  # False: shots only for the base and in iteration 1
+    # The run stops after so many iterations in a row in which pass@k of evaluation.samples fell (arXiv 2407.05013);
+    # 0: it does not
+    stop_when: int = 0
     direct: bool = False  # no rationales: train on the reference answer of every problem, sample nothing
     keep_weights: int = 0  # number of latest iterations whose weights stay on disk (and the best's); 0: all
     # Number of previous iterations whose kept examples are trained on again; -1: all (accumulation, arXiv 2404.01413)
@@ -189,7 +192,7 @@ class StarConfig:
             raise InputError("star.samples_from: star.direct trains on reference answers and needs no samples")
         _one_of(self, "rationalize", ("failed", "all", "none"))
         _one_of(self, "problems", ("uniform", "adaptive"))
-        _between(0, MAX_ITERATIONS, self, "skip_solved")
+        _between(0, MAX_ITERATIONS, self, "skip_solved", "stop_when")
         if (self.skip_solved or self.problems == "adaptive") and (self.direct or self.rationalize == "all"):
             raise InputError(
                 'star.skip_solved and star.problems="adaptive" go by samples without a hint, and '
@@ -332,6 +335,9 @@ class EvaluationConfig:
     split: str = "dev"  # the split that selects the best iteration
     problems: int = 0  # number of problems, from the start of the split; 0: all
     report_split: str = ""  # another split to evaluate and report, which selects nothing; "": none
+    # Completions per problem of `split` that are also sampled in every iteration, for pass@k and votes; 0: none
+    samples: int = 0
+    temperature: float = 0.7  # of these samples
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -339,7 +345,12 @@ class EvaluationConfig:
         return (self.split, self.report_split) if self.report_split else (self.split,)
 
     def validate(self) -> None:
-        _between(0, MAX_COUNT, self, "problems")
+        _between(0, MAX_COUNT, self, "problems", "samples")
+        check_temperature(self.temperature, "evaluation.temperature")
+        if self.samples and not self.temperature:
+            raise InputError(
+                "evaluation.temperature=0 is greedy: all evaluation.samples of a problem would be the same"
+            )
         if self.report_split == self.split:
             raise InputError(f"evaluation.report_split must differ from evaluation.split, {self.split!r}")
 
@@ -418,6 +429,8 @@ class Config:
                 "base.path is not set: give base.path (--config.base.path=MODEL, a directory with a model, or a name), "
                 "or base.stages to pretrain one"
             )
+        if self.star.stop_when and not self.evaluation.samples:
+            raise InputError("star.stop_when goes by pass@k: set --config.evaluation.samples=K, e.g. 8")
         task = self.make_task()
         if not self.base.path and type(task).transcripts is tasks.Task.transcripts:
             raise InputError(

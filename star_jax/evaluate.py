@@ -25,6 +25,7 @@ from star_jax.errors import InputError
 from star_jax.evaluation.accuracy import score, vote
 from star_jax.evaluation.generate import generate
 from star_jax.evaluation.judging import SamplingPass
+from star_jax.evaluation.results import EvaluationPass, digits
 from star_jax.evaluation.stored_run import open_iteration
 from star_jax.records import RIGHT_WRONG_STEPS, Verdict
 from star_jax.runs.run_directory import RunDirectory
@@ -58,13 +59,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     compile_cache.enable(stored.config.compile_cache)
     config, number = stored.config, stored.number
     run_dir = RunDirectory(args.output, processes) if args.output else stored.run_dir
-    problems, name = stored.problems(args.split), f"eval_{args.split}"
+    problems = stored.problems(args.split)
+    decoding = stored.random_decoding(args.temperature) if args.samples else Decoding()
+    name = EvaluationPass(args.split, args.samples, decoding.temperature).stem
     if stored.share < 1:
-        name += f"_interpolated_{_digits(stored.share)}"
-    decoding = Decoding()
-    if args.samples:
-        decoding = stored.random_decoding(args.temperature)
-        name += f"_{args.samples}_samples_t{_digits(decoding.temperature)}"
+        name += f"_interpolated_{digits(stored.share)}"
     sampling_pass = SamplingPass("evaluate", config.seed, number, max(1, args.samples))
     path, figures = run_dir.path(number, name + ".jsonl"), run_dir.path(number, name + ".json")
     if not args.output and not run_dir.exists(path):
@@ -91,12 +90,6 @@ def _check_writable(workdir: Path) -> None:
     """Raises InputError for a run directory that refuses files."""
     if not os.access(workdir, os.W_OK):
         raise InputError(f"{workdir}: cannot be written; give --output=DIR for the results")
-
-
-def _digits(number: float) -> str:
-    """A number in a file's name: short, and different for different numbers."""
-    short = f"{number:g}"
-    return short if float(short) == number else repr(number)
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -104,6 +104,21 @@ def _warn(run: Run, n: int) -> None:
         LOG.warning("iteration %d: %s", n, sign)
 
 
+def stops_early(run: Run, n: int) -> bool:
+    """Whether star.stop_when ends the run after iteration n; logs why."""
+    options = run.config.evaluation
+    name = results.EvaluationPass(options.split, options.samples, options.temperature).files[1]
+    count = run.config.star.stop_when
+    if not count or n < count:
+        return False
+    paths = [run.run_dir.path(i, name) for i in range(n + 1)]
+    evaluations = [results.sampled_evaluation(run.run_dir.read_json(path), path) for path in paths]
+    reason = results.reason_to_stop(evaluations, count)
+    if reason and n < run.config.star.iterations:
+        LOG.info("stopped after iteration %d of %d: %s", n, run.config.star.iterations, reason)
+    return bool(reason)
+
+
 def delete_weights(run: Run, n: int) -> None:
     """Deletes the weights that star.keep_weights does not ask for after iteration n; the best iteration's stay."""
     keep = run.config.star.keep_weights

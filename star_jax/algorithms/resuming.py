@@ -41,9 +41,8 @@ class ResumeLog:
         LOG.info("continuing: %s", ", ".join(filter(None, (place, stage.title, stage.progress(iteration)))))
         self._continues = False
 
-    def end(self, report: Path) -> None:
+    def end(self, report: Path, iterations: int) -> None:
         """Logs that nothing was left to do, or where the report of this start lies."""
-        iterations = self._run.config.star.iterations
         if self._nothing_ran:
             what = f"{iterations:,} iteration{'s' * (iterations != 1)}"
             LOG.info("this run is finished: %s; the report is at %s", what, report)

@@ -11,11 +11,13 @@ import numpy as np
 
 from star_jax.algorithms import problem_order, schedule, selection
 from star_jax.algorithms.run import Run
+from star_jax.config import EvaluationConfig
 from star_jax.distributed import processes
 from star_jax.errors import InputError
 from star_jax.evaluation import accuracy
 from star_jax.evaluation.generate import check_contents, generate
 from star_jax.evaluation.judging import SamplingPass
+from star_jax.evaluation.results import EvaluationPass
 from star_jax.json_reader import Fields
 from star_jax.records import Completion, Example, Problem, Record, Verdict
 from star_jax.runs import checksums, metrics
@@ -259,24 +261,30 @@ def fine_tune(iteration: Iteration) -> None:
 
 
 def evaluate(iteration: Iteration) -> None:
-    """Accuracy of M_n on the split that selects, and on the one that is only reported; greedy."""
-    run, n = iteration.run, iteration.n
-    for split, problems in run.eval_problems.items():
-        if all(run.run_dir.has(n, name) for name in _evaluation_files(split)):
+    """M_n on the split that selects, and on the one that is only reported: greedy, then evaluation.samples."""
+    run, n, sampling = iteration.run, iteration.n, iteration.run.config.sampling
+    for each in _evaluation_passes(run.config.evaluation):
+        completions_file, figures_file = each.files
+        if run.run_dir.has(n, completions_file) and run.run_dir.has(n, figures_file):
             continue
+        problems = run.eval_problems[each.split]
+        decoding = Decoding(each.temperature, sampling.top_k, sampling.top_p) if each.samples else Decoding()
         completions, _ = generate(
             run.run_dir,
-            run.run_dir.path(n, f"eval_{split}.jsonl"),
-            run.stream(n, Decoding()),
+            run.run_dir.path(n, completions_file),
+            run.stream(n, decoding),
             run.prompts(n + 1),  # the prompts with which the next iteration samples
             problems,
-            SamplingPass("evaluate", run.config.seed, n),
+            SamplingPass("evaluate", run.config.seed, n, max(1, each.samples)),
         )
         run.weights.wait()
-        provenance = {"iteration": n, "split": split, "weights": weights_fingerprint(run, n)}
-        result = {**provenance, **accuracy.score(problems, completions)}
-        run.run_dir.write_json(run.run_dir.path(n, f"eval_{split}.json"), result)
-        _log_evaluation(run, n, split, result)
+        result = {"iteration": n, "split": each.split, "weights": weights_fingerprint(run, n)}
+        if each.samples:
+            result |= {"temperature": each.temperature, **accuracy.vote(run.task, problems, completions)}
+        else:
+            result |= accuracy.score(problems, completions)
+        run.run_dir.write_json(run.run_dir.path(n, figures_file), result)
+        _log_evaluation(run, n, each, result)
 
 
 def _sampling_progress(iteration: Iteration) -> str:
@@ -299,10 +307,13 @@ def _fine_tuning_progress(iteration: Iteration) -> str:
 
 
 def _evaluation_progress(iteration: Iteration) -> str:
-    for split, problems in iteration.run.eval_problems.items():
-        completions, figures = _evaluation_files(split)
+    for each in _evaluation_passes(iteration.run.config.evaluation):
+        completions, figures = each.files
         if not iteration.run.run_dir.has(iteration.n, figures):
-            return ", ".join(filter(None, (split, _stored(iteration, completions, len(problems)))))
+            problems = len(iteration.run.eval_problems[each.split])
+            return ", ".join(
+                filter(None, (each.split, _stored(iteration, completions, problems, max(1, each.samples))))
+            )
     return ""
 
 
@@ -344,14 +355,18 @@ def fine_tune_stage(restart_from: str) -> Stage:
     return Stage("fine_tune", ("kept.jsonl",), ("finetune.json", WEIGHTS), fine_tune, reads, _fine_tuning_progress)
 
 
-def evaluate_stage(splits: tuple[str, ...]) -> Stage:
+def evaluate_stage(options: EvaluationConfig) -> Stage:
     """The evaluation of a run's splits."""
-    outputs = tuple(name for split in splits for name in _evaluation_files(split))
+    outputs = tuple(name for each in _evaluation_passes(options) for name in each.files)
     return Stage("evaluate", (WEIGHTS,), outputs, evaluate, 0, _evaluation_progress)
 
 
-def _evaluation_files(split: str) -> tuple[str, str]:
-    return f"eval_{split}.jsonl", f"eval_{split}.json"
+def _evaluation_passes(options: EvaluationConfig) -> list[EvaluationPass]:
+    """All evaluations of an iteration; the first one selects."""
+    passes = [EvaluationPass(split) for split in options.splits]
+    if options.samples:
+        passes.append(EvaluationPass(options.split, options.samples, options.temperature))
+    return passes
 
 
 def weights_fingerprint(run: Run, n: int) -> str:
@@ -463,7 +478,14 @@ def _log_selection(n: int, completions: list[Completion], counts: dict[str, Any]
                  "(problems %s)", n, counts["kept_retokenized"], ", ".join(counts["retokenized_problems"]))  # fmt: skip
 
 
-def _log_evaluation(run: Run, n: int, split: str, result: dict[str, Any]) -> None:
+def _log_evaluation(run: Run, n: int, each: EvaluationPass, result: dict[str, Any]) -> None:
+    split = each.split
+    if each.samples:
+        rates = {key: value["accuracy"] for key, value in result.items() if isinstance(value, dict) and "ci95" in value}
+        run.log.log(f"evaluate_{each.samples}_samples", n, 0, rates)
+        LOG.info("iteration %d: %s, %d samples: %s", n, split, each.samples,
+                 ", ".join(f"{name} {rate:.3f}" for name, rate in rates.items()))  # fmt: skip
+        return
     by_category = {f"accuracy {name}": value["accuracy"] for name, value in result["by_category"].items()}
     figures = {k: v for k, v in result.items() if isinstance(v, int | float) and k != "iteration"}
     stage = "evaluate" if split == run.config.evaluation.split else f"evaluate_{split}"

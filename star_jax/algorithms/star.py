@@ -23,7 +23,7 @@ from star_jax.errors import Stopped
 
 def iteration_stages(config: Config, n: int) -> tuple[Stage, ...]:
     """The stages of iteration n, in order; 0 evaluates the base."""
-    fine_tune, evaluate = fine_tune_stage(config.star.restart_from), evaluate_stage(config.evaluation.splits)
+    fine_tune, evaluate = fine_tune_stage(config.star.restart_from), evaluate_stage(config.evaluation)
     if n == 0:
         return (evaluate,)
     stages: list[Stage] = []
@@ -55,10 +55,12 @@ def run(config: Config, workdir: Path | str, allow_changes: bool = False) -> Pat
         needed = bookkeeping.iterations_in_need_of_weights(run, lambda n: iteration_stages(run.config, n))
         for n in range(last + 1):
             iterate(run, n, iteration_stages(run.config, n), n in needed, resume_log)
-        bookkeeping.delete_weights(run, last)  # of earlier iterations, if they were made again
+            if bookkeeping.stops_early(run, n):
+                break
+        bookkeeping.delete_weights(run, n)  # of earlier iterations, if they were made again
         path = bookkeeping.write_report(run)
         run.run_dir.seal(run.log.path)
-        resume_log.end(path)
+        resume_log.end(path, n)
     except Stopped:
         run.weights.wait()  # a save in progress completes
         raise

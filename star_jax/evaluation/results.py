@@ -1,14 +1,41 @@
 """The figures of an iteration in its files, eval_<split>.json and filter.json, as typed values. No JAX here."""
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from star_jax.evaluation import best
 from star_jax.json_reader import Fields
 from star_jax.runs.checksums import REMEDY
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationPass:
+    """One evaluation of an iteration, which names its files."""
+
+    split: str
+    samples: int = 0  # per problem, drawn at random; 0: one, greedy
+    temperature: float = 0.0  # of these samples
+
+    @property
+    def stem(self) -> str:
+        """The name of its files without suffix: STEM.jsonl holds the completions, STEM.json the figures."""
+        if not self.samples:
+            return f"eval_{self.split}"
+        return f"eval_{self.split}_{self.samples}_samples_t{digits(self.temperature)}"
+
+    @property
+    def files(self) -> tuple[str, str]:
+        return f"{self.stem}.jsonl", f"{self.stem}.json"
+
+
+def digits(number: float) -> str:
+    """A number in a file's name: short, and different for different numbers."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +122,24 @@ def filter_result(values: dict[str, Any], path: Path) -> FilterResult:
         problems_by_category=problems.numbers(),
         sampled_from=fields.text("sampled_from", ""),
     )
+
+
+def reason_to_stop(evaluations: Sequence[SampledEvaluation], count: int) -> str:
+    """star.stop_when: why a run stops after the last of these iterations, 0 for the base; "" if it does not.
+
+    pass@k, of the largest k, has fallen in each of the last `count` iterations. More rounds of self-improvement can
+    raise accuracy and narrow what the model can solve at all (Wu et al., arXiv 2407.05013).
+    """
+    if not 0 < count < len(evaluations):
+        return ""
+    last = [evaluation.pass_at for evaluation in evaluations[-count - 1 :]]
+    k = max(last[-1], default=0)
+    rates = [of[k].accuracy if k in of else None for of in last]
+    known = [rate for rate in rates if rate is not None]
+    if len(known) < len(rates) or any(after >= before for before, after in itertools.pairwise(known)):
+        return ""
+    times = f" {count} times in a row" if count > 1 else ""
+    return f"pass@{k} fell{times}, {' -> '.join(f'{rate:.3f}' for rate in known)}"
 
 
 def best_iteration(evaluations: Mapping[int, Evaluation]) -> int | None:

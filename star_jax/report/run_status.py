@@ -2,7 +2,7 @@
 
 import itertools
 
-from star_jax.evaluation import collapse
+from star_jax.evaluation import collapse, results
 from star_jax.json_reader import is_number, is_present, open_regular
 from star_jax.report.formatting import count
 from star_jax.report.run_data import Iteration, RunData, setting, train_problems
@@ -24,6 +24,8 @@ def run_status(run: RunData) -> str:
     done = [number for number, iteration in by_number.items() if iteration.done and number > 0]
     if isinstance(planned, int) and len(done) >= planned:
         return f"done: {planned} of {planned} iterations"
+    if reason := reason_to_stop(run):
+        return f"done: stopped after iteration {max(done)}{of_planned}: {reason}"
     current = max(done, default=0) + 1
     if current not in by_number:
         return f"iteration {max(done, default=0)}{of_planned} done"
@@ -34,7 +36,18 @@ def is_finished(run: RunData) -> bool:
     """True if every iteration that the config requests is done; False without a config."""
     planned = setting(run.config, "star.iterations")
     done = {iteration.number for iteration in run.iterations if iteration.done}
-    return isinstance(planned, int) and all(number in done for number in range(planned + 1))
+    return bool(reason_to_stop(run)) or (isinstance(planned, int) and all(n in done for n in range(planned + 1)))
+
+
+def reason_to_stop(run: RunData) -> str:
+    """Why star.stop_when has ended the run; "" if it has not."""
+    count = setting(run.config, "star.stop_when")
+    settings = [setting(run.config, f"evaluation.{key}") for key in ("samples", "temperature")]
+    if not isinstance(count, int) or not all(is_number(value) for value in settings):
+        return ""
+    stem = results.EvaluationPass(run.split, *settings).stem
+    found = [{name.stem: evaluation for name, evaluation in it.sampled.items()} for it in run.iterations if it.done]
+    return results.reason_to_stop([of[stem] for of in found if stem in of], count)
 
 
 def notices(run: RunData) -> list[str]:
