@@ -6,10 +6,12 @@ import functools
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 from star_jax.json_reader import is_present
 from star_jax.records import Completion, Example, ProblemKey, Source, Verdict
-from star_jax.report.run_data import FileStamp, Iteration, RunData, file_stamp, read_records
+from star_jax.report.run_data import FileStamp, Iteration, RunData, file_stamp, read_records, setting
+from star_jax.tasks import TASKS, task_class
 
 SOURCES = (Source.SAMPLED, Source.RATIONALIZED)  # those whose rationales the model wrote itself
 # A rationale that mentions the answer it was given reasons from it. Words that the problem itself uses do not count.
@@ -28,6 +30,22 @@ class SampleStats:
     log_probability: float  # nats, summed over all tokens
     tried: frozenset[ProblemKey]
     solved: frozenset[ProblemKey]  # ids of problems with at least one right sample
+    solutions: int  # different right solutions of a problem, by their steps where the task can tell; all problems
+
+    @property
+    def draws(self) -> int:
+        """Samples per problem; 0 without samples."""
+        return self.samples // len(self.tried) if self.tried else 0
+
+    @property
+    def exploration(self) -> float:
+        """pass@k - pass@1 for the k samples of each problem: what several tries solve and one does not."""
+        return len(self.solved) / len(self.tried) - self.share(Verdict.RIGHT) if self.tried else 0.0
+
+    @property
+    def solutions_per_problem(self) -> float | None:
+        """Different right solutions of a solved problem, in the mean; None without one."""
+        return self.solutions / len(self.solved) if self.solved else None
 
     def share(self, verdict: Verdict) -> float:
         """Share of all samples with this verdict."""
@@ -80,10 +98,13 @@ class Health:
         return self.kept.leaks[source] / self.kept.examples[source]
 
 
-def sample_stats(iteration: Iteration, name: str) -> SampleStats | None:
-    """Statistics of "samples" or "rationalizations"; None if the file is absent. Raises InputError."""
+def sample_stats(iteration: Iteration, name: str, task: str = "") -> SampleStats | None:
+    """Statistics of "samples" or "rationalizations"; None if the file is absent. Raises InputError.
+
+    `task`: name of the task whose `step_list` tells solutions apart; by default equal texts are one.
+    """
     path = iteration.directory / f"{name}.jsonl"
-    return _sample_stats(path, file_stamp(path)) if is_present(path) else None
+    return _sample_stats(path, task, file_stamp(path)) if is_present(path) else None
 
 
 def kept_stats(iteration: Iteration) -> KeptStats | None:
@@ -95,10 +116,11 @@ def kept_stats(iteration: Iteration) -> KeptStats | None:
 def health_series(run: RunData) -> list[Health]:
     """One entry for each iteration with samples. Raises InputError for a broken file."""
     series: list[Health] = []
+    task = setting(run.config, "task.name")
     tried: set[ProblemKey] = set()
     solved: set[ProblemKey] = set()
     for iteration in run.iterations:
-        sampled = sample_stats(iteration, "samples")
+        sampled = sample_stats(iteration, "samples", task if task in TASKS else "")
         if sampled is None or not sampled.samples:
             continue
         tried |= sampled.tried
@@ -115,11 +137,12 @@ def mentions_hint(completion: str, prompt: str) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _sample_stats(path: Path, _: FileStamp) -> SampleStats:
+def _sample_stats(path: Path, task: str, _: FileStamp) -> SampleStats:
     verdicts: collections.Counter[str] = collections.Counter()
     texts: set[str] = set()
     tried: set[ProblemKey] = set()
     solved: set[ProblemKey] = set()
+    solutions: set[tuple[Any, ...]] = set()
     wrong_steps = tokens = 0
     log_probability = 0.0
     for record in read_records(Completion, path):
@@ -132,6 +155,8 @@ def _sample_stats(path: Path, _: FileStamp) -> SampleStats:
         tried.add(record.problem_key)
         if right:
             solved.add(record.problem_key)
+            steps = task_class(task).step_list(record.text) if task else None
+            solutions.add((record.problem_key, record.text if steps is None else steps))
     return SampleStats(
         samples=verdicts.total(),
         verdicts=verdicts,
@@ -141,6 +166,7 @@ def _sample_stats(path: Path, _: FileStamp) -> SampleStats:
         log_probability=log_probability,
         tried=frozenset(tried),
         solved=frozenset(solved),
+        solutions=len(solutions),
     )
 
 

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
-from star_jax.records import Verdict
+from star_jax.records import Verdict, write_lines
 from star_jax.report import samples
+from star_jax.report.figures import panels
 from star_jax.report.run_data import RunData, read_run
-from tests.support.report_runs import HINTS, SOURCES, make_big_run, read_lines
+from star_jax.tasks.arithmetic import make_problem
+from tests.algorithms.selection_test import completion
+from tests.support.report_runs import HINTS, SOURCES, make_big_run, put, read_lines
 
 
 def column(lines: list[dict], key: str) -> np.ndarray:
@@ -59,3 +62,30 @@ def test_words_of_the_problem_are_no_leak():
     assert samples.mentions_hint("The hint says 4.", "Q: what is it?")
     assert not samples.mentions_hint("The hint is a clue.", "Q: what is a hint?")
     assert samples.mentions_hint("The hint (correct) is a clue.", "Q: what is a hint?")
+
+
+def test_exploration_of_several_samples(tmp_path):
+    """Two problems, three samples each: the figures against the definitions, and the panels that they get."""
+    texts = {
+        "a": ["<<1+1=2>>2 so\n#### 2", "Now <<1+1=2>>2\n#### 2", "<<2-0=2>>2\n#### 2"],
+        "b": ["#### 3", "#### 4", ""],
+    }
+    right = {"a": [True, True, True], "b": [True, False, False]}
+    lines = [
+        completion(
+            make_problem(name, 1, 1, digits=1), "right" if right[name][i] else "wrong", text=text, sample_index=i
+        )
+        for name, of in texts.items()
+        for i, text in enumerate(of)
+    ]
+    for task, solutions in (("gsm8k", 2 + 1), ("jsonl", 3 + 1), ("elsewhere.py:Own", 3 + 1)):
+        folder = tmp_path / task.replace(":", "_")
+        (folder / "iter_001").mkdir(parents=True)
+        put(folder / "config.json", {"task": {"name": task}, "star": {"iterations": 1}})
+        (folder / "iter_001" / "samples.jsonl").write_text(write_lines(lines))
+        (row,) = samples.health_series(read_run(folder))
+        stats = row.sampled
+        assert (stats.draws, stats.solutions, stats.solutions_per_problem) == (3, solutions, solutions / 2), task
+        assert stats.exploration == pytest.approx(2 / 2 - 4 / 6)
+        headings = [panel.heading for panel in panels.health_panels([row])]
+        assert headings[-2:] == ["pass@k − pass@1", "Solutions per solved problem"]

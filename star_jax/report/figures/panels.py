@@ -60,12 +60,28 @@ def health_panels(series: Sequence[Health]) -> list[Panel]:
             readings.NEVER_SOLVED,
             {sampled: [(h.iteration, h.never_solved / h.tried_so_far) for h in series]},
         ),
+        *_exploration(series),
     ]
     with_values = [
         Panel(p.heading, p.reading, {name: points for name, points in p.lines.items() if points}, p.share)
         for p in panels
     ]
     return [panel for panel in with_values if panel.lines]
+
+
+def _exploration(series: Sequence[Health]) -> list[Panel]:
+    """What several samples of a problem find; none where each has one."""
+    several = [(h.iteration, h.sampled) for h in series if h.sampled.draws > 1]
+    sampled = LABELS[Source.SAMPLED]
+    return [
+        Panel("pass@k − pass@1", readings.EXPLORATION, {sampled: [(n, stats.exploration) for n, stats in several]}),
+        Panel(
+            "Solutions per solved problem",
+            readings.SOLUTIONS,
+            {sampled: _finite((n, stats.solutions_per_problem) for n, stats in several)},
+            share=False,
+        ),
+    ]
 
 
 def health_plots(series: Sequence[Health], prefix: str) -> dict[str, Plot]:

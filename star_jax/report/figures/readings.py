@@ -68,3 +68,11 @@ NEVER_SOLVED = Reading(
     "it falls",
     "it stays level while the same problems are tried again: the loop finds no new solutions",
 )
+EXPLORATION = Reading(
+    "it shrinks only as fast as one try gets right more often",
+    "it goes to 0 while accuracy stays level: all samples of a problem are alike, and nothing new can be kept",
+)
+SOLUTIONS = Reading(
+    "it stays above 1: different ways to an answer are found",
+    "it falls to 1: each problem has one solution, and training repeats it",
+)

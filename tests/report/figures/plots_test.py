@@ -41,7 +41,7 @@ def test_the_panels_draw_the_health_series(run):
     """The points of each line, read from the SVG, are the values on one scale."""
     health = health_series(run)
     by_heading = {panel.heading: panel for panel in panels.health_panels(health)}
-    assert len(by_heading) == 7
+    assert len(by_heading) == 9
     for heading, plot in panels.health_plots(health, "p-").items():
         lines = by_heading[heading].lines
         paths = re.findall(r'<path d="([^"]*)"[^>]*style="fill: none; stroke: var\(--series-\d\)', str(plot.svg))
