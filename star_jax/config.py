@@ -228,15 +228,18 @@ class SelectionConfig:
     # Score how much the hint raises log p of each right rationalization, in nats: a text that only the hint explains is
     # no reasoning (arXiv 2602.14469). Costs a forward pass over their prompts, shots included
     anchoring: bool = False
-    max_anchoring: float = 0.0  # rationalizations with a higher score are not kept; 0: no bound. Needs anchoring
+    max_anchoring: float = 0.0  # rationalizations with a higher score are not kept; 0: no bound, else they are scored
     min_kept: int = 1  # an iteration that keeps fewer examples stops the run with advice
+
+    @property
+    def scores_hints(self) -> bool:
+        """Whether rationalizations are scored."""
+        return self.anchoring or self.max_anchoring > 0
 
     def validate(self) -> None:
         _between(0, MAX_COUNT, self, "per_problem")
         _between(1, MAX_COUNT, self, "min_kept")
         _between(0, MAX_COUNT, self, "max_anchoring")
-        if self.max_anchoring and not self.anchoring:
-            raise InputError("selection.max_anchoring needs scores: set --config.selection.anchoring=True")
         _one_of(self, "check", ("answer", "steps", "none"))
         _one_of(self, "dedup", ("text", "steps"))
 

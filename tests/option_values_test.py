@@ -65,7 +65,8 @@ def test_every_path_of_the_config_is_expanded_and_no_url_is_taken(home):
     options = [(("arithmetic", path)) for path in path_options()]
     options += [(name, ("task", field.name)) for name in tasks.TASKS for field in task_paths(name)]
     assert {".".join(path) for _, path in options} == {
-        "base.path", "prompt.directory", "tokenizer", "task.data_dir", "task.train", "task.dev", "task.test",
+        "base.path", "prompt.directory", "star.samples_from", "tokenizer",
+        "task.data_dir", "task.train", "task.dev", "task.test",
     }  # fmt: skip
     for task, path in options:
         for text in ("~/x", *URLS):

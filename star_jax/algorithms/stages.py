@@ -405,9 +405,9 @@ def _sample_train(iteration: Iteration, name: str, problems: list[Problem]) -> N
 
 
 def _anchoring(iteration: Iteration) -> dict[str, float]:
-    """Seed of each scored rationalization -> nats; empty unless selection.anchoring is on."""
+    """Seed of each scored rationalization -> nats; empty unless selection.scores_hints."""
     path = iteration.run.run_dir.path(iteration.n, ANCHORING)
-    if not iteration.run.config.selection.anchoring or not iteration.run.run_dir.exists(path):
+    if not iteration.run.config.selection.scores_hints or not iteration.run.run_dir.exists(path):
         return {}
     return Fields(
         Fields(iteration.run.run_dir.read_json(path), path, checksums.REMEDY).object("nats"), path, checksums.REMEDY

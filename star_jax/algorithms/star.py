@@ -32,7 +32,7 @@ def iteration_stages(config: Config, n: int) -> tuple[Stage, ...]:
     for hinted in config.star.passes(n):
         stages.append(sampling_stage(hinted, files, is_stored))
         files += stages[-1].outputs
-    if config.selection.anchoring and config.star.passes(n)[-1:] == (True,):
+    if config.selection.scores_hints and config.star.passes(n)[-1:] == (True,):
         stages.append(anchoring_stage(is_stored))
         files += stages[-1].outputs
     return *stages, select_stage(*files), fine_tune, evaluate

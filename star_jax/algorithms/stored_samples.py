@@ -53,6 +53,6 @@ class StoredSamples:
         if not self._run_dir.exists(path):
             raise InputError(
                 f"{path}: is not there: star.samples_from has no scores of its hints; set "
-                "--config.selection.anchoring=False, or score them in that run"
+                "--config.selection.anchoring=False and max_anchoring=0, or score them in that run"
             )
         return Fields(Fields(self._run_dir.read_json(path), path, REMEDY).object("nats"), path, REMEDY).numbers()

@@ -211,7 +211,7 @@ def test_help_lists_the_launchers_flags_and_installs_nothing(tree):
     """Nor does it need anything that is installed: the options are read from the sources."""
     shutil.copytree(ROOT / "star_jax/tasks", tree / "star_jax/tasks")
     shutil.copytree(ROOT / "star_jax/cli", tree / "star_jax/cli")
-    for name in ("config.py", "main.py"):
+    for name in ("config.py", "main.py", "option_names.py"):
         shutil.copy(ROOT / "star_jax" / name, tree / "star_jax" / name)
     shutil.rmtree(tree / ".venv")
     status, calls, output = run(tree, "--help")

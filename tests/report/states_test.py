@@ -92,7 +92,7 @@ def test_a_whole_run_has_every_figure(open_page, tmp_path):
         "Steps of solutions.",
     ):
         assert figure in words
-    assert page.locator("svg.plot").count() == 5 + 7, "five figures and seven panels"
+    assert page.locator("svg.plot").count() == 5 + 9, "five figures and nine panels"
     assert not any(blank(page.locator("svg.plot").nth(index)) for index in range(12))
     for heading in ("Health of sampling", "next to the paper's section 4.1", "Time and tokens", "never solved so far"):
         assert heading.lower() in words.lower()
