@@ -5,8 +5,10 @@ Command:  launch/run.sh \
           --config.task.data_dir=DATA
           DATA: the folder of train_rand_split.jsonl and dev_rand_split.jsonl; omit it to download them (needs
           `datasets`). The model is installed by pip: star_jax/weights/README.md.
-Hardware: two CPU cores and 4 GB of memory; float32.
-Expect:   not measured yet.
+Hardware: two CPU cores and 10 GB of memory; float32. 25 minutes for the first iteration, 7 for the test problems.
+Expect:   on the 1,221 test problems 17.1 % after one iteration, 10.3 % :no_rationalization, 7.6 % :few_shot; chance is
+          20 %. The model learns the form of an answer, not to reason: configs/README.md. The other variants are not
+          measured.
 """
 
 from ml_collections import ConfigDict

@@ -47,6 +47,7 @@ ADDED = {
     "problem_set",
     "right_leniently",
     "lenient",
+    "anchoring",
     "sampled_from",
 }
 FILES = ("samples.jsonl", "rationalizations.jsonl", "kept.jsonl", "filter.json", "eval_dev.jsonl", "eval_dev.json")
