@@ -134,8 +134,8 @@ class StarConfig:
     # Which problems come. "uniform": passes in random order; "adaptive": those that were sampled longest ago, hardest
     # first, as the model gets stronger (AdaSTaR, arXiv 2505.16322)
     problems: str = "uniform"
-    # Problems all of whose samples were right in each of this many last iterations rest for one (arXiv 2504.11343);
-    # 0: none rest
+    # A problem whose samples were all right in each of the last N iterations is left out of the next one
+    # (arXiv 2504.11343); 0: none is left out
     skip_solved: int = 0
     samples_per_problem: int = 1  # completions per problem
     # The same for iterations 1, 2, ...; the last one also for those after it. (): samples_per_problem in all
@@ -149,8 +149,7 @@ class StarConfig:
     samples_from: str = dataclasses.field(default="", metadata=PATH)
     few_shot_train: bool = False  # training texts include the few-shot prefix (without loss)
     prompt_after_first_iteration: bool = True  # False: shots only for the base and in iteration 1
-    # The run stops after so many iterations in a row in which pass@k of evaluation.samples fell (arXiv 2407.05013);
-    # 0: it does not
+    # Stop the run when pass@k of evaluation.samples has fallen N iterations in a row (arXiv 2407.05013); 0: never
     stop_when: int = 0
     direct: bool = False  # no rationales: train on the reference answer of every problem, sample nothing
     keep_weights: int = 0  # number of latest iterations whose weights stay on disk (and the best's); 0: all
@@ -527,7 +526,7 @@ def _convert(expected: Any, value: Any, where: str, is_path: bool = False) -> An
 
 
 def _of_iteration(values: tuple[Any, ...], iteration: int, otherwise: Any) -> Any:
-    """The value of iteration 1, 2, ... of a list, whose last one goes on; `otherwise` if it is empty."""
+    """The value of iteration 1, 2, ...; the last one also holds later. `otherwise`: the value of an empty list."""
     return values[min(iteration, len(values)) - 1] if values else otherwise
 
 

@@ -16,7 +16,7 @@ MOVED = {
     "star.min_kept": "selection.min_kept",
     "star.require_consistent": "selection.check",
 }
-# What stored configs of earlier versions say by such an option, or by the values of an option, in today's values.
+# Option of today -> the values that earlier versions stored for it, and what they are today.
 _EARLIER_VALUES = {
     "selection.check": {True: "steps", False: "answer"},
     "star.rationalize": {True: "failed", False: "none"},
@@ -24,7 +24,7 @@ _EARLIER_VALUES = {
 
 
 def of_today(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json, which an earlier version may have stored, with the names and values of today's options."""
+    """A stored config, perhaps of an earlier version, with today's names and values of options."""
     config = {key: dict(group) if isinstance(group, Mapping) else group for key, group in stored.items()}
     for old, new in [*MOVED.items(), *((name, name) for name in _EARLIER_VALUES)]:
         (old_group, old_key), (group, key) = old.split("."), new.split(".")

@@ -14,10 +14,7 @@ from star_jax.cli.config_flags import load
 
 
 def get_config(variant: str = "arithmetic") -> ConfigDict:
-    """CONFIG with this method's choices; all else, the number of iterations included, is CONFIG's."""
-    config = load(variant, Path(__file__).parents[1])
-    config.star.update(dict(rationalize="none", restart_from="base", keep_previous=0, samples_per_problem=1))
-    config.star.update(dict(problems="uniform", skip_solved=0))
-    config.selection.update(dict(check="answer", dedup="text", per_problem=1))
-    config.sampling.temperature = 0.0
+    """CONFIG as star.py has it, and without hints."""
+    config = load(f"{Path(__file__).with_name('star.py')}:{variant}")
+    config.star.rationalize = "none"
     return config

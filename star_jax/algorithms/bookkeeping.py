@@ -106,12 +106,11 @@ def _warn(run: Run, n: int) -> None:
 
 def stops_early(run: Run, n: int) -> bool:
     """Whether star.stop_when ends the run after iteration n; logs why."""
-    options = run.config.evaluation
-    name = results.EvaluationPass(options.split, options.samples, options.temperature).files[1]
-    count = run.config.star.stop_when
+    options, count = run.config.evaluation, run.config.star.stop_when
     if not count or n < count:
         return False
-    paths = [run.run_dir.path(i, name) for i in range(n + 1)]
+    name = results.EvaluationPass(options.split, options.samples, options.temperature).files[1]
+    paths = [run.run_dir.path(i, name) for i in range(n - count, n + 1)]
     evaluations = [results.sampled_evaluation(run.run_dir.read_json(path), path) for path in paths]
     reason = results.reason_to_stop(evaluations, count)
     if reason and n < run.config.star.iterations:

@@ -14,10 +14,9 @@ from star_jax.algorithms.run import Run
 from star_jax.config import EvaluationConfig
 from star_jax.distributed import processes
 from star_jax.errors import InputError
-from star_jax.evaluation import accuracy
+from star_jax.evaluation import accuracy, results
 from star_jax.evaluation.generate import check_contents, generate
 from star_jax.evaluation.judging import SamplingPass
-from star_jax.evaluation.results import EvaluationPass
 from star_jax.json_reader import Fields
 from star_jax.records import Completion, Example, Problem, Record, Verdict
 from star_jax.runs import checksums, metrics
@@ -361,11 +360,11 @@ def evaluate_stage(options: EvaluationConfig) -> Stage:
     return Stage("evaluate", (WEIGHTS,), outputs, evaluate, 0, _evaluation_progress)
 
 
-def _evaluation_passes(options: EvaluationConfig) -> list[EvaluationPass]:
+def _evaluation_passes(options: EvaluationConfig) -> list[results.EvaluationPass]:
     """All evaluations of an iteration; the first one selects."""
-    passes = [EvaluationPass(split) for split in options.splits]
+    passes = [results.EvaluationPass(split) for split in options.splits]
     if options.samples:
-        passes.append(EvaluationPass(options.split, options.samples, options.temperature))
+        passes.append(results.EvaluationPass(options.split, options.samples, options.temperature))
     return passes
 
 
@@ -409,9 +408,7 @@ def _anchoring(iteration: Iteration) -> dict[str, float]:
     path = iteration.run.run_dir.path(iteration.n, ANCHORING)
     if not iteration.run.config.selection.scores_hints or not iteration.run.run_dir.exists(path):
         return {}
-    return Fields(
-        Fields(iteration.run.run_dir.read_json(path), path, checksums.REMEDY).object("nats"), path, checksums.REMEDY
-    ).numbers()
+    return results.anchoring(iteration.run.run_dir.read_json(path), path)
 
 
 def _to_rationalize(iteration: Iteration) -> list[Problem]:
@@ -478,7 +475,7 @@ def _log_selection(n: int, completions: list[Completion], counts: dict[str, Any]
                  "(problems %s)", n, counts["kept_retokenized"], ", ".join(counts["retokenized_problems"]))  # fmt: skip
 
 
-def _log_evaluation(run: Run, n: int, each: EvaluationPass, result: dict[str, Any]) -> None:
+def _log_evaluation(run: Run, n: int, each: results.EvaluationPass, result: dict[str, Any]) -> None:
     split = each.split
     if each.samples:
         rates = {key: value["accuracy"] for key, value in result.items() if isinstance(value, dict) and "ci95" in value}

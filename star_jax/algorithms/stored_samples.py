@@ -8,9 +8,7 @@ from star_jax.errors import InputError
 from star_jax.evaluation import results
 from star_jax.evaluation.generate import check_contents
 from star_jax.evaluation.judging import SamplingPass
-from star_jax.json_reader import Fields
 from star_jax.records import Completion, Problem
-from star_jax.runs.checksums import REMEDY
 from star_jax.runs.layout import read_config
 from star_jax.runs.run_directory import RunDirectory
 
@@ -55,4 +53,4 @@ class StoredSamples:
                 f"{path}: is not there: star.samples_from has no scores of its hints; set "
                 "--config.selection.anchoring=False and max_anchoring=0, or score them in that run"
             )
-        return Fields(Fields(self._run_dir.read_json(path), path, REMEDY).object("nats"), path, REMEDY).numbers()
+        return results.anchoring(self._run_dir.read_json(path), path)

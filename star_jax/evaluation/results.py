@@ -142,6 +142,11 @@ def reason_to_stop(evaluations: Sequence[SampledEvaluation], count: int) -> str:
     return f"pass@{k} fell{times}, {' -> '.join(f'{rate:.3f}' for rate in known)}"
 
 
+def anchoring(values: dict[str, Any], path: Path) -> dict[str, float]:
+    """Seed of each scored rationalization -> nats, of the file `path`, an anchoring.json. Raises InputError."""
+    return Fields(Fields(values, path, REMEDY).object("nats"), path, REMEDY).numbers()
+
+
 def best_iteration(evaluations: Mapping[int, Evaluation]) -> int | None:
     """`best.best_iteration` of the evaluations on one split, by iteration; None if none has an accuracy on record."""
     rated = {n: result for n, result in evaluations.items() if result.overall.accuracy is not None}

@@ -114,6 +114,11 @@ def setting(config: dict[str, Any], dotted: str) -> Any:
     return value
 
 
+def rationalizes(config: dict[str, Any]) -> bool:
+    """Whether a run samples with the answer as a hint."""
+    return setting(config, "star.rationalize") in ("failed", "all")
+
+
 def evaluation_names(run: RunData) -> list[EvaluationName]:
     """All evaluations with completions on record, and the one that selects if its problems are: that comes first."""
     stems = {path.stem for it in run.iterations for path in it.directory.glob("eval_*.jsonl")}

@@ -5,7 +5,7 @@ import itertools
 from star_jax.evaluation import collapse, results
 from star_jax.json_reader import is_number, is_present, open_regular
 from star_jax.report.formatting import count
-from star_jax.report.run_data import Iteration, RunData, setting, train_problems
+from star_jax.report.run_data import Iteration, RunData, rationalizes, setting, train_problems
 from star_jax.report.samples import sample_stats
 
 
@@ -123,10 +123,9 @@ def _sampling_status(run: RunData, iteration: Iteration) -> str:
     if setting(run.config, "star.direct"):
         return "filtering comes next"
     samples, rationalizations = (sample_stats(iteration, name) for name in ("samples", "rationalizations"))
-    rationalize = setting(run.config, "star.rationalize")
-    if samples is None and rationalize != "all":
+    if samples is None and setting(run.config, "star.rationalize") != "all":
         return _progress(iteration, "samples", "sampling")
-    if rationalize in ("failed", "all") and rationalizations is None:
+    if rationalizes(run.config) and rationalizations is None:
         return _progress(iteration, "rationalizations", "rationalizing")
     solved, minimum = {key for stats in (samples, rationalizations) if stats for key in stats.solved}, 1
     if isinstance(setting(run.config, "selection.min_kept"), int):

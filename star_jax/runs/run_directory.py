@@ -79,12 +79,12 @@ class RunDirectory:
           world: name -> version or fingerprint of everything else that results depend on; compared likewise.
           may_change: keys that change no finished result ("star.iterations": run for longer); stored again.
           allow_changes: continue in spite of differences, and record them in provenance.json.
-          defaults: of the config; a stored config of before an option existed is taken to have its default.
+          defaults: of the config; an option that the stored config lacks, because it was added later, has its default.
 
         Raises InputError naming what differs, who else holds the lock, why the directory cannot be written, or the
         file of an iteration that is not what was written.
         """
-        self.broadcast(lambda: self._open(config, world, may_change, allow_changes, defaults))
+        self.broadcast(lambda: self._open(lambda: self._compare(config, world, may_change, allow_changes, defaults)))
 
     def close(self) -> None:
         """Releases the lock."""
@@ -190,21 +190,14 @@ class RunDirectory:
         """Deletes the files of an iteration that match, because what they were made from is made again."""
         self.broadcast(lambda: self._discard(self.path(iteration), pattern))
 
-    def _open(
-        self,
-        config: Mapping[str, Any],
-        world: Mapping[str, str],
-        may_change: Sequence[str],
-        allow_changes: bool,
-        defaults: Mapping[str, Any],
-    ) -> None:
+    def _open(self, compare: Callable[[], None]) -> None:
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"workdir {self.workdir}: cannot be made ({error.strerror}); give another") from error
         self._lock = self._lock or Lock(self.workdir)
         try:
-            self._compare(config, world, may_change, allow_changes, defaults)
+            compare()
             for folder in (self.workdir, *sorted(self.workdir.glob("iter_*"))):
                 for path in checksums.files(folder):
                     if is_present(path):

@@ -8,7 +8,7 @@ from typing import Any
 from star_jax.evaluation import statistics
 from star_jax.evaluation.results import Rate
 from star_jax.records import Source
-from star_jax.report.run_data import RunData, setting
+from star_jax.report.run_data import RunData, rationalizes, setting
 from star_jax.report.samples import health_series
 
 
@@ -109,9 +109,9 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     if task not in _OF_TASK:
         return {}
     values = _COMMON | _OF_TASK[task]
-    if task == "arithmetic" and setting(config, "star.rationalize") in ("failed", "all"):
+    if task == "arithmetic" and rationalizes(config):
         values = {key: value for key, value in values.items() if key != "star.step_growth"} | _ARITHMETIC_STEPS
-    if task == "gsm8k" and setting(config, "star.rationalize") not in ("failed", "all"):
+    if task == "gsm8k" and not rationalizes(config):
         values = {key: value for key, value in values.items() if key != "star.rationalize_from"}
         values["star.iterations"] = 36
     return values
