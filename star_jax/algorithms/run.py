@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from jax.sharding import Mesh
 
 from star_jax.algorithms import problem_order
+from star_jax.algorithms.shared_base import SharedBase
 from star_jax.algorithms.stored_samples import StoredSamples
 from star_jax.config import Config
 from star_jax.evaluation.generate import SampleStream, sampler_spec
@@ -41,6 +42,7 @@ class Run:
     log: MetricsLog
     phases: Phases
     samples_from: StoredSamples | None  # the run whose samples take the place of new ones
+    shared_base: SharedBase | None  # the run that has evaluated this run's base
     longest_body: int  # tokens of the longest prompt body, hints included, so that all passes share their programs
 
     def prompts(self, iteration: int) -> PromptEncoder:

@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from star_jax import __version__, tasks, tokenizers
+from star_jax.algorithms import shared_base
 from star_jax.algorithms.run import Run
 from star_jax.algorithms.stored_samples import StoredSamples
 from star_jax.config import SIZES, Config, ModelConfig
@@ -110,6 +111,7 @@ def open_run(config: Config, workdir: Path, allow_changes: bool = False) -> Run:
         log=log,
         phases=phases,
         samples_from=stored_samples,
+        shared_base=shared_base.find(config, world),
         longest_body=max(figures["body_tokens_max_hinted"] for figures in lengths.values()),
     )
 

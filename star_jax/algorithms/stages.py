@@ -152,10 +152,8 @@ def score_hints(iteration: Iteration) -> None:
     usable = [c for c in found if selection.is_usable(c, config.selection.check)]
     path = run.run_dir.path(n, ANCHORING)
     if run.samples_from:  # only the weights that sampled a text can score it
-        stored = run.samples_from.anchoring(n, ANCHORING)
-        run.run_dir.write_json(
-            path, {"weights": _sampled_from(run, n), "nats": {c.seed: stored[c.seed] for c in usable}}
-        )
+        scores = run.samples_from.anchoring(n, ANCHORING, [c.seed for c in usable])
+        run.run_dir.write_json(path, {"weights": _sampled_from(run, n), "nats": scores})
         return
     params = run.weights.to_training(n - 1) if usable else None
 
@@ -267,6 +265,9 @@ def evaluate(iteration: Iteration) -> None:
         if run.run_dir.has(n, completions_file) and run.run_dir.has(n, figures_file):
             continue
         problems = run.eval_problems[each.split]
+        sampling_pass = SamplingPass("evaluate", run.config.seed, n, max(1, each.samples))
+        if n == 0 and _take_evaluation(run, each, sampling_pass):
+            continue
         decoding = Decoding(each.temperature, sampling.top_k, sampling.top_p) if each.samples else Decoding()
         completions, _ = generate(
             run.run_dir,
@@ -274,7 +275,7 @@ def evaluate(iteration: Iteration) -> None:
             run.stream(n, decoding),
             run.prompts(n + 1),  # the prompts with which the next iteration samples
             problems,
-            SamplingPass("evaluate", run.config.seed, n, max(1, each.samples)),
+            sampling_pass,
         )
         run.weights.wait()
         result = {"iteration": n, "split": each.split, "weights": weights_fingerprint(run, n)}
@@ -284,6 +285,22 @@ def evaluate(iteration: Iteration) -> None:
             result |= accuracy.score(problems, completions)
         run.run_dir.write_json(run.run_dir.path(n, figures_file), result)
         _log_evaluation(run, n, each, result)
+
+
+def _take_evaluation(run: Run, each: results.EvaluationPass, sampling_pass: SamplingPass) -> bool:
+    """Takes over an evaluation of the base from the run that made it, if that run has one; see shared_base."""
+    problems = run.eval_problems[each.split]
+    if not (base := run.shared_base) or not (
+        taken := base.evaluation(each, run.weights.fingerprint(0), problems, sampling_pass)
+    ):
+        return False
+    completions, result = taken
+    LOG.info("the base's %s evaluation is that of %s, whose base and settings are the same", each.split, base.name)
+    completions_file, figures_file = each.files
+    run.run_dir.write_records(run.run_dir.path(0, completions_file), completions)
+    run.run_dir.write_json(run.run_dir.path(0, figures_file), result)
+    _log_evaluation(run, 0, each, result)
+    return True
 
 
 def _sampling_progress(iteration: Iteration) -> str:

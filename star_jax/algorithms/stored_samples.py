@@ -45,12 +45,14 @@ class StoredSamples:
         path = self._run_dir.path(n, "filter.json")
         return results.filter_result(self._run_dir.read_json(path), path).sampled_from
 
-    def anchoring(self, n: int, name: str) -> dict[str, float]:
-        """The scores of iteration n's file `name`. Raises InputError if the run has none."""
+    def anchoring(self, n: int, name: str, seeds: Sequence[str]) -> dict[str, float]:
+        """The scores of these completions in iteration n's file `name`. Raises InputError if the run lacks one."""
         path = self._run_dir.path(n, name)
-        if not self._run_dir.exists(path):
+        scores = results.anchoring(self._run_dir.read_json(path), path) if self._run_dir.exists(path) else {}
+        if missing := [seed for seed in seeds if seed not in scores]:
+            state = f"has no score of {missing[0]!r}" if scores else "is not there"
             raise InputError(
-                f"{path}: is not there: star.samples_from has no scores of its hints; set "
-                "--config.selection.anchoring=False and max_anchoring=0, or score them in that run"
+                f"{path}: {state}, and only the weights that sampled a text can score it; set "
+                "--config.selection.anchoring=False and max_anchoring=0, or score it in that run"
             )
-        return results.anchoring(self._run_dir.read_json(path), path)
+        return {seed: scores[seed] for seed in seeds}

@@ -30,6 +30,7 @@ def read_config(
     parser: Parser,
     argv: Sequence[str] | None = None,
     default: Callable[[argparse.Namespace], ConfigDict | None] = lambda args: None,
+    prefix: str = "",
 ) -> tuple[argparse.Namespace, ConfigDict]:
     """Parses a command line that names a config file and may override its options.
 
@@ -37,6 +38,7 @@ def read_config(
       parser: the command's own flags; `--config` is added here, and its help printed for --help.
       argv: the arguments after the program's name; default: those of this process.
       default: the config of a command line without `--config`; None if there has to be one.
+      prefix: where the config has the options of config.py, for --help: "common." in a study's.
 
     Returns: the parsed flags (`args.config` is FILE[:VARIANT]), and the locked config with all overrides applied.
 
@@ -49,7 +51,7 @@ def read_config(
         help="describe every option of the config, or those of a group (star, sampling, ...), and exit",
     )  # fmt: skip
     if any(arg in ("-h", "-help", "--help") for arg in (sys.argv[1:] if argv is None else argv)):
-        parser.epilog = f"{option_help.overview()}\n\n{parser.epilog}"
+        parser.epilog = f"{option_help.overview(prefix)}\n\n{parser.epilog}"
     arguments, overrides = _split(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(arguments)
     config = default(args) if args.config is None else load(args.config)

@@ -42,8 +42,8 @@ def groups() -> tuple[Group, ...]:
     return (*_config_groups(classes, "Config", ""), *_task_groups())
 
 
-def overview() -> str:
-    """The names of all options by group: about a screen."""
+def overview(prefix: str = "") -> str:
+    """The names of all options by group: about a screen. `prefix`: where the command's config has them, "common."."""
     by_prefix: dict[str, dict[str, None]] = {}
     for group in groups():
         by_prefix.setdefault(group.prefix, {}).update(dict.fromkeys(option.name for option in group.options))
@@ -54,7 +54,8 @@ def overview() -> str:
             f"{label:16}{' '.join(names)}", WIDTH, initial_indent="  ", subsequent_indent=" " * 18,
             break_on_hyphens=False,
         )  # fmt: skip
-    head = "options of the config: --config.GROUP.OPTION=VALUE, e.g. --config.star.iterations=3 or --config.seed=1"
+    option = f"--config.{prefix}"
+    head = f"options of the config: {option}GROUP.OPTION=VALUE, e.g. {option}star.iterations=3 or {option}limit=20"
     return "\n".join([head, *lines, "", "  --helpfull describes every option, --helpfull=GROUP those of a group"])
 
 

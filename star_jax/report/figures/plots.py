@@ -1,5 +1,6 @@
 """Draws the series as figures of the page; `accuracy_png` draws the figure of accuracy as a PNG."""
 
+import dataclasses
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -72,6 +73,41 @@ def accuracy_png(runs: Mapping[str, RunData], colours: Mapping[str, str]) -> byt
 def accuracy_overlay(groups: Sequence[RunGroup], prefix: str) -> Plot | None:
     """Accuracy over all problems by iteration, one line for each group of runs; None before the first evaluation."""
     return _group_lines(groups, None, prefix, "Accuracy of each run against the iteration", small=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedDots:
+    """One row of `seed_dots`: the runs of an arm of a study."""
+
+    number: int  # of the row; names stand in the legend
+    name: str
+    accuracies: tuple[float, ...]  # of its seeds, at least one
+    is_reference: bool
+
+
+def seed_dots(rows: Sequence[SeedDots], prefix: str) -> Plot:
+    """The accuracy of each seed as a dot, their mean as a bar, one row for each arm. `rows`: at least one."""
+    legend: list[LegendKey] = []
+
+    def draw(axes: Axes) -> None:
+        for row in rows:
+            index = 1 if row.is_reference else 0
+            values = [100 * accuracy for accuracy in row.accuracies]
+            mean = sum(values) / len(values)
+            axes.scatter(values, [row.number] * len(values), 26, color=SERIES[index], alpha=0.6, linewidth=0)
+            axes.vlines(mean, row.number - 0.32, row.number + 0.32, color=SERIES[index], linewidth=2.2)
+            name = f"{row.number}: {row.name}" + " (reference)" * row.is_reference
+            spread = f", {min(values):.1f} to {max(values):.1f} %" if len(values) > 1 else ""
+            legend.append(LegendKey(name, f"var(--series-{index})", "fill", note=f"mean {mean:.1f} %{spread}"))
+        axes.set_yticks([row.number for row in rows], [str(row.number) for row in rows])
+        axes.set_ylim(rows[-1].number + 0.6, rows[0].number - 0.6)
+        axes.grid(axis="x")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+        axes.set_xlabel("accuracy")
+        axes.set_ylabel("arm")
+
+    title = "Accuracy of each run by arm"
+    return Plot(render(draw, prefix, title, height=1.0 + 0.3 * len(rows)), tuple(legend), readings.SEED_DOTS)
 
 
 def category_overlays(groups: Sequence[RunGroup], prefix: str) -> dict[str, Plot]:

@@ -19,6 +19,10 @@ OVERLAY = Reading(
     "the lines climb and level off, and the bands are narrow next to the distance between the lines",
     "lines that differ by no more than a band is wide: the seed alone makes as much of a difference",
 )
+SEED_DOTS = Reading(
+    "the dots of an arm lie close together next to the distance between the arms",
+    "the dots of two arms overlap as much as those of one spread: more seeds are needed to tell them apart",
+)
 CATEGORY_OVERLAYS = Reading(
     "a category climbs in all runs of a line",
     "a category stays level while others climb, or loses what it had gained",
