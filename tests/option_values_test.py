@@ -20,7 +20,7 @@ from star_jax.option_values import PATH
 URLS = ("gs://bucket/run", "s3://b", "file:///tmp/x", "https://host/m", "gs:/bucket/run")
 COMMANDS = {
     "main": (), "evaluate": (), "sample": (), "report.__main__": (), "audit.__main__": (), "preflight.__main__": (),
-    "convert.__main__": ("--source_format=hf", "--target_format=hf"),
+    "study.__main__": (), "convert.__main__": ("--source_format=hf", "--target_format=hf"),
 }  # fmt: skip
 
 

@@ -48,8 +48,8 @@ def overview(prefix: str = "") -> str:
     for group in groups():
         by_prefix.setdefault(group.prefix, {}).update(dict.fromkeys(option.name for option in group.options))
     lines = []
-    for prefix, names in by_prefix.items():
-        label = prefix.rstrip(".") or "(no group)"
+    for group_prefix, names in by_prefix.items():
+        label = group_prefix.rstrip(".") or "(no group)"
         lines += textwrap.wrap(
             f"{label:16}{' '.join(names)}", WIDTH, initial_indent="  ", subsequent_indent=" " * 18,
             break_on_hyphens=False,

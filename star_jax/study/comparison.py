@@ -1,11 +1,12 @@
 """Each arm of a study against its reference arm: how large the difference is, whether it is chance, and at what cost.
 
-Two questions are kept apart. Do these models differ? Every problem was given to both arms of a seed, so the test is
-paired: within each seed the two arms' labels are permuted problem by problem. Does the method differ? Another seed
-gives another model, so the interval of the mean difference is over seeds. "better" needs both, at no more tokens.
+Two questions are kept apart. Do these models differ? Both arms of a seed were given the same problems, so within each
+seed the labels of the arms are permuted problem by problem. Does the method differ? Another seed gives another model,
+so the differences of the seeds are the sample. "better" needs both answers, at no more tokens.
 """
 
 import dataclasses
+import math
 import statistics as python_statistics
 from collections.abc import Mapping, Sequence
 
@@ -13,8 +14,18 @@ from star_jax.evaluation import statistics
 from star_jax.evaluation.statistics import Paired
 from star_jax.study.outcomes import Outcome
 
-LEVEL = 0.05  # of a corrected p value below which models are said to differ
+LEVEL = 0.05  # of a corrected p value below which arms are said to differ
 SAME_COST = 1.05  # ratio of tokens up to which an arm costs no more than another
+
+
+@dataclasses.dataclass(frozen=True)
+class OverSeeds:
+    """The mean of one difference per seed, as an estimate of what the method makes of another seed."""
+
+    mean: float
+    low: float  # 95 % interval by Student's t
+    high: float
+    p: float  # two-sided, of a mean of 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +36,10 @@ class Difference:
     by_seed: Mapping[int, Paired]  # the reference arm is the first
     seeds: int  # of the study
     gain: float  # mean over seeds of the differences of accuracy
-    low: float | None  # of its 95 % interval over seeds; None with one seed
-    high: float | None
-    p: float  # of the stratified permutation test
-    corrected: float  # p by Holm's correction over all arms
+    over_seeds: OverSeeds | None  # None with one seed
+    p_models: float  # of the stratified permutation test
+    p_models_corrected: float  # by Holm's correction over all arms
+    p_method_corrected: float | None  # over_seeds.p, likewise
     sampled: float  # tokens / tokens of the reference arm; infinity if that one has none
     trained: float
 
@@ -39,11 +50,11 @@ class Difference:
         return self._reading() + f" ({len(self.by_seed)} of {self.seeds} seeds)" * missing
 
     def _reading(self) -> str:
-        if self.corrected >= LEVEL:
+        if self.p_models_corrected >= LEVEL:
             return "no difference shown"
         up = self.gain > 0
-        if self.low is None or self.high is None or self.low <= 0 <= self.high:
-            reason = "one seed" if self.low is None else "seeds vary as much"
+        if self.p_method_corrected is None or self.p_method_corrected >= LEVEL:
+            reason = "one seed" if self.over_seeds is None else "seeds vary too much"
             return f"these models are {'better' if up else 'worse'}; {reason}"
         ratios = (self.sampled, self.trained)
         if up:
@@ -63,8 +74,13 @@ def differences(arms: Mapping[str, Mapping[int, Outcome]], reference: str, seeds
         for name, outcomes in arms.items()
         if name != reference and (difference := _difference(name, outcomes, arms.get(reference, {}), seeds))
     ]
-    corrected = statistics.holm([each.p for each in found])
-    return [dataclasses.replace(each, corrected=p) for each, p in zip(found, corrected, strict=True)]
+    models = statistics.holm([each.p_models for each in found])
+    with_seeds = [(n, each.over_seeds.p) for n, each in enumerate(found) if each.over_seeds]
+    methods = dict(zip((n for n, _ in with_seeds), statistics.holm([p for _, p in with_seeds]), strict=True))
+    return [
+        dataclasses.replace(each, p_models_corrected=p, p_method_corrected=methods.get(n))
+        for n, (each, p) in enumerate(zip(found, models, strict=True))
+    ]
 
 
 def stratified_permutation(pairs: Sequence[Paired]) -> float:
@@ -77,16 +93,16 @@ def stratified_permutation(pairs: Sequence[Paired]) -> float:
     return statistics.mcnemar(sum(pair.first for pair in pairs), sum(pair.second for pair in pairs))
 
 
-def interval_over_seeds(gains: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of the mean of one difference per seed, by Student's t; None for fewer than two seeds."""
+def over_seeds(gains: Sequence[float]) -> OverSeeds | None:
+    """Student's t of one difference per seed, a paired test since arms of a seed share the base; None for one seed."""
     if len(gains) < 2:
         return None
     from scipy.stats import t
 
-    error = python_statistics.stdev(gains) / len(gains) ** 0.5
+    mean, error = python_statistics.fmean(gains), python_statistics.stdev(gains) / math.sqrt(len(gains))
     half = float(t.ppf(0.975, len(gains) - 1)) * error
-    mean = python_statistics.fmean(gains)
-    return mean - half, mean + half
+    p = 2 * float(t.sf(abs(mean) / error, len(gains) - 1)) if error else float(mean == 0)
+    return OverSeeds(mean, mean - half, mean + half, p)
 
 
 def _difference(
@@ -100,17 +116,23 @@ def _difference(
     if not pairs:
         return None
     gains = [pair.gain for pair in pairs.values()]
-    low, high = interval_over_seeds(gains) or (None, None)
     p = stratified_permutation(list(pairs.values()))
     ours, theirs = ([of[seed] for seed in pairs] for of in (outcomes, reference))
-    sampled, trained = (
-        _ratio(sum(getattr(o, name) for o in ours), sum(getattr(o, name) for o in theirs))
-        for name in ("sampled", "trained")
+    return Difference(
+        arm=name,
+        by_seed=pairs,
+        seeds=seeds,
+        gain=python_statistics.fmean(gains),
+        over_seeds=over_seeds(gains),
+        p_models=p,
+        p_models_corrected=p,
+        p_method_corrected=None,
+        sampled=_ratio(sum(o.sampled for o in ours), sum(o.sampled for o in theirs)),
+        trained=_ratio(sum(o.trained for o in ours), sum(o.trained for o in theirs)),
     )
-    return Difference(name, pairs, seeds, python_statistics.fmean(gains), low, high, p, p, sampled, trained)
 
 
 def _ratio(ours: float, theirs: float) -> float:
     if ours == theirs:
         return 1.0
-    return ours / theirs if theirs else float("inf")
+    return ours / theirs if theirs else math.inf

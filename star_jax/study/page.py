@@ -31,10 +31,15 @@ NAME_OF_PAGE = "study.html"
 _SCRIPTS = ("tables.js", "export.js")
 
 
-def _shown_gain(gain: tuple[float, float | None, float | None]) -> tuple[str, str]:
-    mean, low, high = gain
-    interval = "" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
-    return f"{100 * mean:+.1f} points", interval
+def _shown_gain(difference: Difference) -> tuple[str, str]:
+    seeds = difference.over_seeds
+    interval = f"{100 * seeds.low:+.1f} to {100 * seeds.high:+.1f}" if seeds else ""
+    return f"{100 * difference.gain:+.1f} points", interval
+
+
+def _exported_gain(difference: Difference) -> tuple[float | None, ...]:
+    seeds = difference.over_seeds
+    return (difference.gain, seeds.low, seeds.high) if seeds else (difference.gain, None, None)
 
 
 def _shown_spread(spread: tuple[float, float, float] | None) -> tuple[str, str]:
@@ -44,9 +49,11 @@ def _shown_spread(spread: tuple[float, float, float] | None) -> tuple[str, str]:
     return formatting.percent(mean), f"{formatting.percent(low)} to {formatting.percent(high)}" if low < high else ""
 
 
-_GAIN = Kind(_shown_gain, lambda gain: gain, ("", ": 95 % from", ": 95 % to"))
+_GAIN = Kind(_shown_gain, _exported_gain, ("", ": 95 % from", ": 95 % to"))
 _SPREAD = Kind(_shown_spread, lambda spread: spread or (None, None, None), ("", ": lowest", ": highest"))
 _P = Kind(lambda p: ("–" if p is None else formatting.p_value(p), ""))
+# (p value by Holm's correction, p value without it).
+_CORRECTED = Kind(lambda pair: _P.shown(pair[0]), lambda pair: pair, ("", ": uncorrected"))
 _RATIO = Kind(lambda ratio: ("–" if ratio == float("inf") else f"{ratio:.2f}×", ""))
 _POINTS = Kind(lambda gain: ("–" if gain is None else f"{100 * gain:+.1f} points", ""))
 
@@ -172,14 +179,24 @@ def _differences(findings: Findings) -> Table:
     columns = (
         Column("arm", NAME),
         Column("difference, 95 % over seeds", _GAIN),
-        Column("p", _P),
-        Column("corrected", _P),
+        Column("these models", _CORRECTED),
+        Column("the method", _CORRECTED),
         Column("sampled", _RATIO),
         Column("trained on", _RATIO),
         Column("reading", TEXT),
     )
     rows = tuple(
-        Row((d.arm, (d.gain, d.low, d.high), d.p, d.corrected, d.sampled, d.trained, d.reading))
+        Row(
+            (
+                d.arm,
+                d,
+                (d.p_models_corrected, d.p_models),
+                (d.p_method_corrected, d.over_seeds.p if d.over_seeds else None),
+                d.sampled,
+                d.trained,
+                d.reading,
+            )
+        )
         for d in findings.differences
     )
     title = f"Against {findings.study.reference}"

@@ -23,7 +23,7 @@ OUTCOMES = ("last", "best")
 _OPTIONS = ("common", "arms", "order", "seeds", "reference", "outcome")
 # What all arms of a study have in common. Others could not be compared problem by problem, or not from one base.
 _SHARED = ("seed", "limit", "tokenizer", "base", "model", "evaluation", "task.name", "task.seed")
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,59}", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9][\w-]{0,59}", re.ASCII)
 
 
 def study(
@@ -42,7 +42,11 @@ def study(
       reference: the arm with which the others are compared.
       outcome: the accuracy that is compared: of the "last" iteration on evaluation.split, or of the iteration that is
         "best" on evaluation.split, on evaluation.report_split, which selects nothing.
+
+    Raises InputError for an arm's name that cannot be a folder.
     """
+    for name in arms:
+        _check_name(name)
     from ml_collections import ConfigDict
 
     values = dict(common=common, arms=arms, seeds=tuple(seeds), reference=reference, outcome=outcome)
@@ -112,10 +116,14 @@ def read(values: Mapping[str, Any]) -> Study:
     return found
 
 
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name) or name == BASE:
+        raise InputError(f"arm {name!r}: its name must be letters, digits, '_' and '-', and not {BASE!r}")
+
+
 def _check_arm(name: str, options: Any) -> None:
     """Raises InputError for a name that cannot be a folder, and for options that all arms must share."""
-    if not _NAME.fullmatch(name) or name == BASE:
-        raise InputError(f"arm {name!r}: its name must be letters, digits, '_', '-' and '.', and not {BASE!r}")
+    _check_name(name)
     if not isinstance(options, Mapping):
         raise InputError(f"arm {name!r} must be a group of options, got {shown(options)}")
     task = options.get("task")
