@@ -109,7 +109,10 @@ def test_other_commands_name_a_missing_run(module, tmp_path):
 
 @pytest.mark.parametrize(
     "module",
-    [*(pytest.param(m, marks=pytest.mark.slow) for m in ("evaluate", "sample", "convert", "preflight", "study")), "main"],
+    [
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("evaluate", "sample", "convert", "preflight", "study")),
+        "main",
+    ],
 )
 def test_help_describes_every_flag(module):
     result = call("--help", module=module)

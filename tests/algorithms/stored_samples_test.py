@@ -44,10 +44,22 @@ def test_what_does_not_fit_is_refused_in_one_line(base, finished, tmp_path):
         (dict(star__iterations=3), "iteration 3 is not finished there; set --config.star.iterations=2"),
         (dict(seed=1), "is not among the problems any more|was sampled with the random key"),
         (dict(star__samples_per_problem=2), "samples"),
-        (dict(selection__anchoring=True), "has no scores of its hints"),
+        (dict(selection__anchoring=True), "anchoring.json: is not there"),
         (dict(star__direct=True), "needs no samples"),
         (dict(star__samples_from=str(tmp_path / "nowhere")), "not a run directory"),
     ]):  # fmt: skip
         with pytest.raises(InputError, match=message) as error:
             run_with(base, tmp_path / str(n), **(stored | changes))
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_selection_of_rationalizations_without_a_score_is_refused(base, tmp_path):
+    """The first run scores the right ones only; the other would train on wrong ones, too."""
+    scored = run_with(base, tmp_path / "scored", star__iterations=1, selection__anchoring=True).workdir
+    again = dict(star__samples_from=str(scored), star__iterations=1, selection__anchoring=True)
+    run_with(base, tmp_path / "same", **again)
+    with pytest.raises(
+        InputError, match="anchoring.json: has no score of '0/rationalization/1/.*, and only the weights"
+    ):
+        run_with(base, tmp_path / "all", **again, selection__check="none")
