@@ -47,7 +47,7 @@ def dies(monkeypatch, owner, method: str, call: int) -> None:
 def test_each_start_says_where_it_continues(start, finished, tmp_path, monkeypatch, caplog):
     report = f"report: {tmp_path / 'report.html'}"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        dies(patch, Sampler, "_read", 3)  # chunks of the base's evaluation and, with 32 samples each, of sampling
+        dies(patch, Sampler, "_read", 2)  # chunks of 32 samples; the base's evaluation is that of the run that made it
         start()
     assert said(caplog) == []
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -60,6 +60,6 @@ def test_a_selection_of_rationalizations_without_a_score_is_refused(base, tmp_pa
     again = dict(star__samples_from=str(scored), star__iterations=1, selection__anchoring=True)
     run_with(base, tmp_path / "same", **again)
     with pytest.raises(
-        InputError, match="anchoring.json: has no score of '0/rationalization/1/.*, and only the weights"
+        InputError, match=r"anchoring\.json: has no score of '0/rationalization/1/.*, and only the weights"
     ):
         run_with(base, tmp_path / "all", **again, selection__check="none")
