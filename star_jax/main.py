@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 
 from star_jax import config, terminal
-from star_jax.cli.config_flags import read_config
+from star_jax.cli.config_flags import read_config, run_name
 from star_jax.cli.parser import Parser, exit_on_bad_input
 from star_jax.distributed import launch, processes
 
@@ -44,7 +44,7 @@ def main() -> None:
         for text in write_out(typed, args.write_out):
             terminal.say(text)
         return
-    workdir = args.workdir or Path("runs") / _run_name(args.config, typed.limit)
+    workdir = args.workdir or Path("runs") / run_name(args.config, typed.limit)
     with launch.distributed_context():
         from star_jax.algorithms import star  # imports JAX: only after distributed_context has forked
         from star_jax.distributed import compile_cache, preemption
@@ -57,12 +57,6 @@ def main() -> None:
         if processes.is_leader():
             terminal.say(str(report))
     preemption.end()
-
-
-def _run_name(spec: str, limit: int) -> str:
-    """The name of a run's directory. A quick try has its own, so that the whole run can follow."""
-    parts = [Path(part).stem for part in spec.split(":")]  # a variant may name another config file
-    return "_".join(filter(None, [*parts, f"limit{limit}" * bool(limit)]))
 
 
 if __name__ == "__main__":

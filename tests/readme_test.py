@@ -9,6 +9,7 @@ from pathlib import Path
 from star_jax import config
 from star_jax.cli.config_flags import read_config
 from star_jax.cli.parser import Parser
+from star_jax.study import spec
 from star_jax.tasks import few_shot
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +91,10 @@ FILE = r"(?<![\w./<-])(?:configs|launch|tests|star_jax|\.ci)/[\w./-]*\w\.(?:py|s
 
 
 def is_option(name: str) -> bool:
-    """True if every part of GROUP.OPTION is a field of a dataclass in config.py or of a task."""
+    """True if every part of GROUP.OPTION is a field of a dataclass in config.py or of a task, or it is a study's."""
+    if name in spec.OPTIONS:
+        return True
+    name = name.removeprefix("common.")
     paths = [ROOT / "star_jax/config.py", *ROOT.glob("star_jax/tasks/**/*.py")]
     fields = "\n".join(path.read_text(encoding="utf-8") for path in paths)
     return all(re.search(rf"^    {part}\b *:", fields, re.MULTILINE) for part in name.split("."))

@@ -123,6 +123,15 @@ def load(spec: str, folder: Path | None = None) -> ConfigDict:
     return config
 
 
+def run_name(spec: str, limit: int) -> str:
+    """The name of the directory that FILE[:VARIANT] has by default in runs/.
+
+    `limit`: config.limit. A quick try has a directory of its own, so that the whole run can follow.
+    """
+    parts = [Path(part).stem for part in spec.split(":")]  # a variant may name another config file
+    return "_".join(filter(None, [*parts, f"limit{limit}" * bool(limit)]))
+
+
 def _check_variant(get_config: Callable[..., Any], variant: str | None) -> None:
     """Raises InputError if get_config() takes no variant and one is given, or needs one and none is."""
     try:

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from star_jax import terminal
-from star_jax.cli.config_flags import read_config
+from star_jax.cli.config_flags import read_config, run_name
 from star_jax.cli.parser import Parser, exit_on_bad_input
 from star_jax.distributed import launch
 from star_jax.errors import InputError
@@ -28,7 +28,7 @@ _CHOOSE_RUNS = ("--print", "--arm", "--seed")
 def main() -> None:
     """Parses the flags, makes the runs, prints the tables and the path of the page."""
     parser = Parser("study", __doc__)
-    parser.add_path("--workdir", help="the study's directory; default: runs/<config file>")
+    parser.add_path("--workdir", help="the study's directory; default: runs/<config file>[_<variant>][_limit<N>]")
     help_ = "print a command for each run: all, those of the bases, or those of the arms, and exit"
     parser.add_argument("--print", nargs="?", const="all", choices=("all", "bases", "arms"), help=help_)
     parser.add_argument("--arm", metavar="NAME", help=f"make only the run of this arm, or '{spec.BASE}', and --seed")
@@ -39,7 +39,7 @@ def main() -> None:
     terminal.start_logging()
     logging.getLogger("star_jax").setLevel(logging.INFO)
     study = spec.read(values)
-    workdir = args.workdir or Path("runs") / Path(args.config.partition(":")[0]).stem
+    workdir = args.workdir or Path("runs") / run_name(args.config, values.common.limit)
     if args.arm is None and args.seed is not None:
         raise InputError("--seed=N goes with --arm=NAME; the seeds of a study are --config.seeds='(0, 1)'")
     if args.print:

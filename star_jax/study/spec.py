@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BASE = "base"  # the folder of the bases, and the name under which `--arm` makes one
 OUTCOMES = ("last", "best")
-_OPTIONS = ("common", "arms", "order", "seeds", "reference", "outcome")
+OPTIONS = ("common", "arms", "order", "seeds", "reference", "outcome")
 # What all arms of a study have in common. Others could not be compared problem by problem, or not from one base.
 _SHARED = ("seed", "limit", "tokenizer", "base", "model", "evaluation", "task.name", "task.seed")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]{0,59}", re.ASCII)
@@ -85,13 +85,13 @@ class Study:
 def read(values: Mapping[str, Any]) -> Study:
     """The study of a config. Raises InputError for a wrong name or value, of an arm's options too."""
     plain = values.to_dict() if hasattr(values, "to_dict") else dict(values)
-    if missing := [name for name in _OPTIONS if name not in plain]:
+    if missing := [name for name in OPTIONS if name not in plain]:
         raise InputError(
             f"the config is not a study's: it has no {missing[0]!r}; its get_config() returns star_jax.study.spec.study"
             "(...), as those of configs/studies do"
         )
-    if surplus := [name for name in plain if name not in _OPTIONS]:
-        raise InputError(f"a study has no option {surplus[0]!r}; its options are {', '.join(_OPTIONS)}")
+    if surplus := [name for name in plain if name not in OPTIONS]:
+        raise InputError(f"a study has no option {surplus[0]!r}; its options are {', '.join(OPTIONS)}")
     seeds, order = plain["seeds"], plain["order"]
     if unknown := [name for name in order if name not in plain["arms"]]:
         raise InputError(f"order names {shown(unknown[0])}, which is no arm; the arms are {', '.join(plain['arms'])}")

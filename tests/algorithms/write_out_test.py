@@ -9,6 +9,7 @@ import pytest
 from star_jax import config, main
 from star_jax.algorithms import setup
 from star_jax.algorithms.write_out import write_out
+from star_jax.cli.config_flags import run_name
 from star_jax.config import ModelConfig
 from star_jax.errors import InputError
 from star_jax.evaluation import stored_run
@@ -86,4 +87,4 @@ def test_an_evaluation_honours_the_limit_of_its_run(tmp_path, monkeypatch):
 
 def test_a_quick_try_has_a_directory_of_its_own():
     for spec, limit, name in (("a/b.py", 0, "b"), ("b.py:direct", 0, "b_direct"), ("b.py:weak", 20, "b_weak_limit20")):
-        assert main._run_name(spec, limit) == name
+        assert run_name(spec, limit) == name

@@ -1,5 +1,6 @@
 """star_jax.study.spec: what a study's config may be, and the config of each run."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,10 @@ def test_a_run_s_config_is_no_study():
 
 
 @every_row("path", STUDIES)
-def test_every_study_of_the_repository_can_be_read_and_shows_its_command(path):
-    assert spec.read(load(str(path))).arms
-    assert f"python -m star_jax.study --config=configs/studies/{path.name}" in path.read_text()
+def test_every_study_of_the_repository_can_be_read_as_its_docstring_says(path):
+    documented = re.search(rf"--config=configs/studies/{path.name}(?:\[([^\]]*)\])?", path.read_text())
+    assert documented and f"python -m star_jax.study {documented[0]}" in path.read_text()
+    for variant in ("", *filter(None, (documented[1] or "").split("|"))):
+        assert len(spec.read(load(f"{path}{variant}")).arms) > 1
+    with pytest.raises(InputError, match="no variant 'nonsense'"):
+        load(f"{path}:nonsense")

@@ -97,8 +97,8 @@ def seed_dots(rows: Sequence[SeedDots], prefix: str) -> Plot:
             axes.scatter(values, [row.number] * len(values), 26, color=SERIES[index], alpha=0.6, linewidth=0)
             axes.vlines(mean, row.number - 0.32, row.number + 0.32, color=SERIES[index], linewidth=2.2)
             name = f"{row.number}: {row.name}" + " (reference)" * row.is_reference
-            spread = f", {min(values):.1f} to {max(values):.1f} %" if len(values) > 1 else ""
-            legend.append(LegendKey(name, f"var(--series-{index})", "fill", note=f"mean {mean:.1f} %{spread}"))
+            spread = f", {min(values):.1f} to {max(values):.1f}\u00a0%" if len(values) > 1 else ""
+            legend.append(LegendKey(name, f"var(--series-{index})", "fill", note=f"mean {mean:.1f}\u00a0%{spread}"))
         axes.set_yticks([row.number for row in rows], [str(row.number) for row in rows])
         axes.set_ylim(rows[-1].number + 0.6, rows[0].number - 0.6)
         axes.grid(axis="x")
