@@ -29,6 +29,7 @@ from star_jax.algorithms import star
 from star_jax.models import decoder, families
 from tests.support.models import TINY, numpy_params
 from tests.support.runs import small_config
+from tests.support.web_browser import chromium, open_page  # noqa: F401 # fixtures: a session has one Chromium
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # The same examples in every run, so that a failure is that of a change; --hypothesis-profile=explore draws new ones.

@@ -8,6 +8,37 @@ from pathlib import Path
 import pytest
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+WIDTHS = (1400, 390)  # of a desktop and of a phone
+# Words of the tables that stand on more than one line.
+BROKEN_WORDS = """
+(() => {
+  const broken = [];
+  for (const cell of document.querySelectorAll(".numbers :is(th, td), .settings th")) {
+    const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+    for (let text = walker.nextNode(); text; text = walker.nextNode()) {
+      for (const word of text.data.matchAll(/[\\p{L}\\p{N}]+/gu)) {
+        const range = document.createRange();
+        range.setStart(text, word.index);
+        range.setEnd(text, word.index + word[0].length);
+        if (new Set([...range.getClientRects()].map((rect) => rect.top)).size > 1) broken.push(word[0]);
+      }
+    }
+  }
+  return broken;
+})()
+"""
+# Regions whose table is cut: a wider table must scroll, with a hint in sight.
+CUT_TABLES = """
+[...document.querySelectorAll("table")].filter((table) => table.checkVisibility()).filter((table) => {
+  const region = table.closest(".scroll") ?? table.parentElement;
+  const { left, right } = region.getBoundingClientRect();
+  if (left < 0 || right > innerWidth) return true;
+  if (region.scrollWidth <= region.clientWidth) return false;
+  const hint = region.previousElementSibling?.querySelector(".hint");
+  const style = hint && getComputedStyle(hint);
+  return getComputedStyle(region).overflowX !== "auto" || !hint || style.visibility !== "visible";
+}).map((table) => table.parentElement.ariaLabel)
+"""
 
 
 @pytest.fixture(scope="session")

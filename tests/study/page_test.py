@@ -1,0 +1,80 @@
+"""star_jax.study.page: what the page and the terminal show of a study."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from star_jax.evaluation import statistics
+from star_jax.study import page
+from star_jax.study.execution import Place
+from tests.support.report_runs import add_evaluation, make_run
+from tests.support.studies import small_study
+from tests.support.web_browser import BROKEN_WORDS, CUT_TABLES, WIDTHS
+
+ARMS = {"reference": {}, "with_a_rather_long_name-and-more-of-it": {"star": {"rationalize": "none"}}, "failing": {}}
+# Arm -> verdicts of the four dev problems after the last iteration, seed by seed: r is right, w is wrong.
+VERDICTS = {
+    "base": ("wwwr", "wwww"),
+    "reference": ("rwww", "rrww"),
+    "with_a_rather_long_name-and-more-of-it": ("rrrr", "wrrr"),
+}
+HOSTILE = "iteration 1 kept nothing <script>alert(1)</script> \u202e"
+
+
+@pytest.fixture
+def findings(tmp_path) -> page.Findings:
+    workdir = tmp_path / "study"
+    for arm, by_seed in VERDICTS.items():
+        for seed, letters in enumerate(by_seed):
+            run = make_run(Place(arm, seed).directory(workdir))
+            add_evaluation(run / "iter_002", 2, letters)
+    failures = {Place("failing", seed): HOSTILE for seed in (0, 1)}
+    return page.write(small_study("base", arms=ARMS, seeds=(0, 1), reference="reference"), workdir, failures)
+
+
+def rows(table) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(table.csv())))
+
+
+def test_the_tables_are_those_of_the_verdicts(findings):
+    arms, differences = (rows(table) for table in findings.tables)
+    assert [row["arm"] for row in arms] == ["base", "reference (reference)", *list(ARMS)[1:]]
+    means = [row["dev accuracy, mean and range"] for row in arms]
+    assert means[:3] == ["0.125", "0.375", "0.875"] and means[3] == ""
+    assert [row["runs"] for row in arms] == ["2 of 2"] * 3 + ["0 of 2, 2 failed"]
+    (other,) = differences  # of the arm that failed there is none
+    assert float(other["difference, 95 % over seeds"]) == 0.5
+    assert float(other["these models: uncorrected"]) == statistics.mcnemar(1, 5)
+    by_seed = rows(page._by_seed(findings))
+    counts = [(row["both right"], row["only reference"], row["only this run"]) for row in by_seed]
+    assert counts == [("", "", "")] * 4 + [("1", "0", "3"), ("1", "1", "2")]
+
+
+def test_texts_are_text_and_runs_are_linked(findings):
+    html = findings.path.read_text()
+    assert "<script>alert" not in html and "&lt;script&gt;alert" in html and "\u202e" not in html
+    assert html.count("failed:") == 2
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_table_is_cut_and_no_word_broken(open_page, findings, width):
+    shown = open_page(findings.path, width)
+    assert shown.evaluate("document.documentElement.scrollWidth") == width
+    assert shown.evaluate(CUT_TABLES) == [] and shown.evaluate(BROKEN_WORDS) == []
+
+
+def test_the_terminal_shows_the_same_tables(findings, capsys):
+    page.show(findings)
+    text = capsys.readouterr().out
+    assert "1  reference (reference)" in text and "37.5 % (25.0 % to 50.0 %)" in text
+    assert text.splitlines()[-1] == str(findings.path)
+    header, row = (next(line for line in text.splitlines() if line.startswith(start)) for start in ("arm ", "with_a"))
+    assert row.index("+50.0 points") == header.index("difference")
+
+
+def test_a_study_without_a_finished_run_has_a_page(tmp_path):
+    empty = page.write(small_study("base"), tmp_path, {})
+    assert "0 of 3 runs are finished" in empty.path.read_text()
+    assert not [Path(path) for path in tmp_path.iterdir() if path.name != page.NAME_OF_PAGE]
