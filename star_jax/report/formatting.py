@@ -69,3 +69,16 @@ def script_json(value: Any) -> Markup:
     """JSON for a script element: `<`, `>` and `&` are escaped."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return Markup(text.translate({ord(char): f"\\u{ord(char):04x}" for char in "<>&"}))
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted key -> value: texts unchanged, everything else as JSON."""
+    if isinstance(value, dict) and value:
+        return {
+            name: text
+            for key, item in value.items()
+            for name, text in flatten(item, f"{prefix}.{key}" if prefix else key).items()
+        }
+    if not prefix:
+        return {}
+    return {prefix: value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)}

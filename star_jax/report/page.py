@@ -5,7 +5,6 @@ import datetime
 import functools
 import hashlib
 import importlib.resources
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -87,7 +86,7 @@ def render(runs: Sequence[RunData], page_blocks: blocks.PageBlocks, folder: str,
             reload=reload,
             of_runs=several_runs.runs_table(runs, names, [f"#r{index}-run" for index in range(len(runs))]),
             of_pairs=several_runs.paired_table(runs, names),
-            settings=run_tables.settings(runs, names, [_flatten(run.config) for run in runs]),
+            settings=run_tables.settings(runs, names, [formatting.flatten(run.config) for run in runs]),
             written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
             style=Markup(static_file("page.css") + static_file("browser.css")),
             script=Markup(script),
@@ -148,7 +147,9 @@ def _run_values(run: RunData, name: str, prefix: str) -> dict[str, Any]:
         "prefix": prefix,
         "task": setting(run.config, "task.name"),
         "is_addition": setting(run.config, "task.name") == "arithmetic",
-        "model": [(key, text) for key, text in _flatten(run.config.get("model")).items() if key in MODEL_SIZES],
+        "model": [
+            (key, text) for key, text in formatting.flatten(run.config.get("model")).items() if key in MODEL_SIZES
+        ],
         "status": run_status(run),
         "headline": headline(run),
         "has_test_split": has_test_split(run.config),
@@ -184,19 +185,6 @@ def _tables(run: RunData, health: Sequence[Health], audit: Audit) -> dict[str, A
         "marks": run_tables.marks(audit),
         "step_checks": run_tables.step_checks(audit),
     }
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    """Dotted key -> value: texts unchanged, everything else as JSON."""
-    if isinstance(value, dict) and value:
-        return {
-            name: text
-            for key, item in value.items()
-            for name, text in _flatten(item, f"{prefix}.{key}" if prefix else key).items()
-        }
-    if not prefix:
-        return {}
-    return {prefix: value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)}
 
 
 def _unique_names(runs: Sequence[RunData]) -> list[str]:

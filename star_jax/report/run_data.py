@@ -144,7 +144,7 @@ def solved_by_problem(run: RunData, number: int | None, split: str = "") -> dict
     return _solved_by_problem(path, file_stamp(path)) if path and is_present(path) else {}
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)  # a study has some sixty runs
 def _solved_by_problem(path: Path, _: FileStamp) -> dict[ProblemKey, bool]:
     completions = read_records(Completion, path)
     return {c.problem_key: c.verdict == Verdict.RIGHT for c in completions if not c.sample_index}

@@ -54,27 +54,31 @@ def main() -> None:
 
 def _run(study: spec.Study, workdir: Path, arm: str | None, seed: int | None, allow_changes: bool) -> None:
     from star_jax.distributed import compile_cache, preemption, processes  # JAX: after distributed_context has forked
-    from star_jax.study import execution, page
+    from star_jax.study import execution, findings, page, tables
 
     chosen = [execution.check_place(study, arm, seed)] if arm is not None else list(execution.places(study))
     preemption.listen()
     compile_cache.enable(study.base_config(study.seeds[0]).compile_cache)
     if not processes.is_leader():
         logging.getLogger("star_jax").setLevel(logging.WARNING)
-    failures: dict[execution.Place, str] = {}
+    failures: dict[spec.Place, str] = {}
     for place in chosen:
+        made = True
         try:
-            execution.make(study, workdir, place, allow_changes)
+            made = execution.make(study, workdir, place, allow_changes)
         except InputError as error:
             if place.arm == spec.BASE or arm is not None:
                 raise InputError(f"{place}: {error}") from error
             failures[place] = str(error)
             logging.getLogger("star_jax").error("%s: %s", place, error)
-        if arm is None and processes.is_leader():
-            found = page.write(study, workdir, failures)
+        if made and arm is None and processes.is_leader():
+            page.write(findings.read(study, workdir, failures))
     preemption.end()
     if arm is None and processes.is_leader():
-        page.show(found)
+        found = findings.read(study, workdir, failures)
+        for table in (tables.arms(found), tables.differences(found)):
+            terminal.say(f"{table.title}\n{table.text()}\n")
+        terminal.say(str(page.write(found)))
     if failures:
         place, message = next(iter(failures.items()))
         raise InputError(f"{len(failures)} of {len(chosen)} runs failed; the first, {place}: {message}")

@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 
@@ -17,23 +16,9 @@ from star_jax.distributed import processes
 from star_jax.errors import InputError
 from star_jax.runs.layout import model_directory
 from star_jax.runs.run_directory import RunDirectory
-from star_jax.study.spec import BASE, Study
+from star_jax.study.spec import BASE, Place, Study
 
 LOG = logging.getLogger("star_jax")
-
-
-class Place(NamedTuple):
-    """One run of a study."""
-
-    arm: str  # BASE: the base that the arms of the seed start from, with its evaluation
-    seed: int
-
-    def directory(self, workdir: Path) -> Path:
-        """Its run directory in the study's."""
-        return workdir / self.arm / f"seed_{self.seed}"
-
-    def __str__(self) -> str:
-        return f"{self.arm}, seed {self.seed}"
 
 
 def places(study: Study) -> Iterator[Place]:
@@ -51,17 +36,19 @@ def config_of(study: Study, workdir: Path, place: Place) -> Config:
     return study.arm_config(place.arm, place.seed, base)
 
 
-def make(study: Study, workdir: Path, place: Place, allow_changes: bool) -> None:
-    """Makes a run, and before it the base of its seed; continues it if it was interrupted, leaves it if it is finished.
+def make(study: Study, workdir: Path, place: Place, allow_changes: bool) -> bool:
+    """Makes a run, and before it the base of its seed, or continues it. Returns False if it was finished before.
 
     Raises InputError as star.run does.
     """
     if place.arm != BASE:
         make(study, workdir, Place(BASE, place.seed), allow_changes)
     directory, config = place.directory(workdir), config_of(study, workdir, place)
-    if not is_finished(directory, config):
-        LOG.info("study: %s", place)
-        star.run(config, directory, allow_changes)
+    if is_finished(directory, config):
+        return False
+    LOG.info("study: %s", place)
+    star.run(config, directory, allow_changes)
+    return True
 
 
 def is_finished(directory: Path, config: Config) -> bool:

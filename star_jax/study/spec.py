@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from star_jax import config, option_values
 from star_jax.config import Config
@@ -52,6 +52,20 @@ def study(
     values = dict(common=common, arms=arms, seeds=tuple(seeds), reference=reference, outcome=outcome)
     # A ConfigDict sorts its keys, so the order of the arms is an option; without some names it leaves those arms out.
     return ConfigDict({**values, "order": tuple(arms)}, convert_dict=True)
+
+
+class Place(NamedTuple):
+    """One run of a study."""
+
+    arm: str  # BASE: the base that the arms of the seed start from, with its evaluation
+    seed: int
+
+    def directory(self, workdir: Path) -> Path:
+        """Its run directory in the study's."""
+        return workdir / self.arm / f"seed_{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.arm}, seed {self.seed}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ import pytest
 
 from star_jax.algorithms import star
 from star_jax.errors import InputError
-from star_jax.study import execution, page
-from star_jax.study.execution import Place
+from star_jax.study import execution, findings
+from star_jax.study.spec import Place
 from tests.support.commands import ROOT
 from tests.support.runs import assert_same_result, run_with
 from tests.support.studies import small_study, study_file
@@ -26,7 +26,7 @@ def made(base, tmp_path_factory) -> Path:
     """The directory of a finished study of one seed. Read only."""
     workdir, study = tmp_path_factory.mktemp("study"), small_study(base)
     for place in execution.places(study):
-        execution.make(study, workdir, place, allow_changes=False)
+        assert execution.make(study, workdir, place, allow_changes=False)
     return workdir
 
 
@@ -64,7 +64,7 @@ def test_a_finished_run_is_left_and_a_changed_one_refused(base, made, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(star, "run", lambda *args: pytest.fail("a finished run was started"))
         for place in execution.places(study):
-            execution.make(study, made, place, allow_changes=False)
+            assert not execution.make(study, made, place, allow_changes=False)
     changed = small_study(base, star__steps=7)
     with pytest.raises(InputError, match=r"with/seed_0.*star\.steps: 6, now 7|star\.steps"):
         execution.make(changed, made, Place("with", 0), allow_changes=False)
@@ -79,17 +79,12 @@ def test_a_moved_study_is_still_finished(base, made, tmp_path, monkeypatch):
         execution.make(study, moved, place, allow_changes=False)
 
 
-def test_the_tables_say_what_the_runs_hold(base, made):
-    findings = page.write(small_study(base), made, {})
-    arms, differences = findings.tables
-    assert [row.values[1] for row in arms.rows] == ["base", "with (reference)", "same", "none"]
-    same, none = findings.differences
+def test_the_findings_are_those_of_the_runs(base, made):
+    found = findings.read(small_study(base), made, {})
+    assert list(found.outcomes) == ["base", "with", "same", "none"]
+    same, none = found.differences
     assert (same.arm, same.gain, same.p_models, same.sampled, same.trained) == ("same", 0, 1, 1, 1)
     assert none.sampled < 1
-    assert "same" in differences.csv() and (made / "study.html").read_text().startswith("<!DOCTYPE html>")
-    first = (made / "study.html").read_bytes()
-    page.write(small_study(base), made, {})
-    assert (made / "study.html").read_bytes() == first
 
 
 def test_commands_are_one_for_each_run(base):

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from star_jax.evaluation.results import Rate
 from star_jax.report import formatting
-from star_jax.terminal import visible
+from star_jax.terminal import one_line, visible
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 # A spreadsheet takes a cell that begins with one of these for a formula; some accept the full-width forms.
@@ -111,6 +111,18 @@ class Table:
     def _pairs(self, row: Row) -> list[tuple[Column, Any]]:
         columns = self.columns[:1] if row.message else self.columns
         return list(zip(columns, row.values, strict=True))
+
+    def text(self) -> str:
+        """The table in aligned columns for a terminal, each as wide as it must be."""
+        lines = [[column.heading for column in self.columns]]
+        for row in self.rows:
+            cells = [one_line(f"{text} ({note})" if note else text) for _, text, note in self.cells(row)]
+            lines.append([*cells, one_line(row.message)] if row.message else cells)
+        complete = [line for line in lines if len(line) == len(self.columns)]  # the others end in a message
+        widths = [max(len(line[i]) for line in complete) for i in range(len(self.columns))]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip() for line in lines
+        )
 
     def csv(self) -> str:
         """The table as CSV (RFC 4180): shares in 0..1, times in seconds, an empty cell for what is not on record."""
