@@ -1,5 +1,6 @@
 """tests/benchmarks: every script runs at a tiny size and prints its tables."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -19,6 +20,7 @@ from star_jax.weights.sources import hf
 from tests.support.families import tiny_spec
 from tests.support.models import numpy_params
 from tests.support.runs import small_config
+from tests.support.tokenizers import trained
 
 BENCHMARKS = Path(__file__).parent
 ROOT = BENCHMARKS.parents[1]
@@ -97,6 +99,24 @@ def test_a_model_of_another_family_takes_the_same_steps(tmp_path):
     hf.save(tmp_path / "model", spec, numpy_params(spec), None, np.dtype(np.float32))
     printed = run("train_step.py", f"--model={tmp_path / 'model'}", "--rows=2", "--row_tokens=40", "--steps=1")
     assert f"{budget.parameter_count(spec):,} parameters" in printed and "x the memory" in printed
+
+
+@pytest.mark.slow
+def test_llama_cpp_s_table_with_a_program_in_its_place(tmp_path):
+    """The program here is a stand-in that takes 2 s for a prompt and 6 s for the new tokens of a row."""
+    words, bench = trained("llama3"), tmp_path / "llama-batched-bench"
+    spec = dataclasses.replace(tiny_spec("llama"), vocab_size=words.vocab_size)
+    hf.save(tmp_path / "model", spec, numpy_params(spec), words, np.dtype(np.float32))
+    bench.write_text(
+        f"#!{sys.executable}\nimport json, sys\nargs = dict(zip(sys.argv[1::2], sys.argv[2::2]))\n"
+        "rows = int(args['-npl'])\nassert int(args['-c']) == rows * 24 and args['-npp'] == '16'\n"
+        "print('loaded')\nprint(json.dumps({'t_pp': 2.0 * rows, 't_tg': 6.0 * rows}))\n"
+    )
+    bench.chmod(0o755)
+    flags = [f"--bench={bench}", f"--model={tmp_path / 'model'}", "--gguf=a.gguf,b.gguf", "--rows=1,3", "--runs=1"]
+    printed = run("llama_cpp.py", *flags, "--prompt=16", "--new_tokens=8")
+    rows = re.findall(r"^ +(\d+) +(\d+) +\d+% +1 +[\d.]+ +1 +[\d.]+$", printed, re.MULTILINE)
+    assert [row[0] for row in rows] == ["1", "3"] and all(int(row[1]) > 1 for row in rows), printed
 
 
 @pytest.mark.slow
