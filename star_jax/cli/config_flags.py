@@ -97,7 +97,7 @@ def load(spec: str, folder: Path | None = None) -> ConfigDict:
 
     `folder`: also look there for FILE, and for a FILE.py; a config that builds on others names them so.
     """
-    file, colon, variant = spec.partition(":")
+    file, _, variant = spec.partition(":")
     path = Path(option_values.local_path(spec if variant.startswith("//") else file, "--config"))  # "gs://...": a URL
     if folder and not path.is_file():
         path = next((p for p in (folder / path, folder / f"{path}.py") if p.is_file()), path)
@@ -112,8 +112,8 @@ def load(spec: str, folder: Path | None = None) -> ConfigDict:
         exec(compile(path.read_bytes(), str(path), "exec"), namespace)
         if "get_config" not in namespace:
             raise InputError("defines no function get_config(); see configs/arithmetic.py")
-        _check_variant(namespace["get_config"], variant if colon else None)
-        config = namespace["get_config"](*([variant] if colon else []))
+        _check_variant(namespace["get_config"], variant)
+        config = namespace["get_config"](*([variant] if variant else []))
         if not isinstance(config, ConfigDict):
             raise InputError(f"get_config() must return a ConfigDict, got {type(config).__name__}")
     except InputError as error:
@@ -132,12 +132,12 @@ def run_name(spec: str, limit: int) -> str:
     return "_".join(filter(None, [*parts, f"limit{limit}" * bool(limit)]))
 
 
-def _check_variant(get_config: Callable[..., Any], variant: str | None) -> None:
+def _check_variant(get_config: Callable[..., Any], variant: str) -> None:
     """Raises InputError if get_config() takes no variant and one is given, or needs one and none is."""
     try:
-        inspect.signature(get_config).bind(*([] if variant is None else [variant]))
+        inspect.signature(get_config).bind(*([variant] if variant else []))
     except TypeError as error:
-        remedy = "needs a variant: --config=FILE:VARIANT" if variant is None else f"takes no variant {variant!r}"
+        remedy = f"takes no variant {variant!r}" if variant else "needs a variant: --config=FILE:VARIANT"
         raise InputError(f"get_config() {remedy}; as get_config(variant='') it goes with and without one") from error
 
 

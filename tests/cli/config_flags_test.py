@@ -8,7 +8,7 @@ from absl import flags
 
 from star_jax import config, tasks
 from star_jax.cli import option_help
-from star_jax.cli.config_flags import read_config
+from star_jax.cli.config_flags import load, read_config
 from star_jax.cli.parser import Parser
 from star_jax.errors import InputError
 
@@ -38,6 +38,12 @@ def test_forms_of_flags_and_overrides():
     assert args.config == f"{DEMO}:no_rationalization" and options.star.rationalize == "none"
     assert [stage["steps"] for stage in options.base.stages] == [9]
     assert read(f"--config={DEMO}", "--config.tensorboard")[1].tensorboard
+
+
+def test_an_empty_variant_is_none():
+    """Also where the default is another config's name, as in configs/methods."""
+    for path in (DEMO, "configs/methods/rft.py"):
+        assert load(f"{path}:") == load(path)
 
 
 def test_no_flag_is_defined_in_this_process():
@@ -86,6 +92,7 @@ def test_mistakes_are_one_line(tmp_path):
         ([f"--config={DEMO}", "--config.optimizer.b1=many"], "--config.optimizer.b1=many: must be a number"),
         ([f"--config={tmp_path}/raises.py:x"], f"{tmp_path}/raises.py: get_config() takes no variant 'x'"),
         ([f"--config={tmp_path}/variant.py"], f"{tmp_path}/variant.py: get_config() needs a variant"),
+        ([f"--config={tmp_path}/variant.py:"], f"{tmp_path}/variant.py: get_config() needs a variant"),
         ([f"--config={tmp_path}/imports.py"], f"{tmp_path}/imports.py:1: ModuleNotFoundError: No module named"),
         ([f"--config={tmp_path}/syntax.py"], f"{tmp_path}/syntax.py:2: SyntaxError: '(' was never closed"),
         ([f"--config={tmp_path}/exits.py"], f"{tmp_path}/exits.py:3: SystemExit: 1"),
