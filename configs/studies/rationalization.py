@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from star_jax.cli.config_flags import load
 from star_jax.study.spec import study
 
-BEST = "failed-previous-accumulated"
+BEST = "failed-previous"
 
 
 def get_config(variant: str = "") -> ConfigDict:
