@@ -13,7 +13,7 @@ import jax
 # are slower than cuBLAS at a few hundred rows: 235 against 161 us for a layer of GPT-J-6B.
 CUDA_COMPILER_OPTIONS: dict[str, Any] = {"xla_gpu_dot_merger_threshold_mb": 0, "xla_gpu_enable_triton_gemm": False}
 
-_KV_ROW_GROUPS, _MIN_GROUP_BYTES = 8, 2**21  # tests/benchmarks/LOG.md: 2, 4 or 16 groups gain less, small ones nothing
+_KV_ROW_GROUPS, _MIN_GROUP_BYTES = 8, 2**20  # tests/benchmarks/LOG.md: 2, 4 or 16 groups gain less, small ones nothing
 _MIN_SPLIT_VOCABULARY, _MAX_VOCABULARY_PARTS = 4096, 256
 
 

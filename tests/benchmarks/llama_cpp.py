@@ -62,7 +62,7 @@ def main() -> None:
         for turn in range(args.runs + 1):  # the first one compiles
             seconds["star_jax"] += [ours.seconds(rows)] * (turn > 0)
             for name, file in zip(names, files, strict=True):
-                seconds[name] += [llama_seconds(args, file, rows)] * (turn > 0)
+                seconds[name] += [llama_seconds(args, file, rows)] if turn else []
         new = rows * args.new_tokens
         speed = {name: new / statistics.median(taken) for name, taken in seconds.items()}
         lengths = [args.prompt - 1] * rows, [args.new_tokens] * rows
