@@ -20,7 +20,7 @@ BEST = "failed-previous"
 def get_config(variant: str = "") -> ConfigDict:
     """Twelve arms, rationalize x restart_from x keep_previous; "anchoring": the best of them with bounds on hints."""
     common = load("arithmetic", Path(__file__).parents[1])
-    # A quarter of the demo's fine-tuning, the same in every iteration: with the demo's the reference arm solves all.
+    # A fifth of the demo's steps, the same number in every iteration: with the demo's the reference arm solves all.
     common.star.update(dict(iterations=4, problems_per_iteration=2000, steps=200, schedule="linear", step_increment=0))
     arms: dict[str, dict[str, Any]] = {}
     for hints, start, accumulate in itertools.product(("failed", "all", "none"), ("base", "previous"), (False, True)):

@@ -11,9 +11,7 @@ import pytest
 
 from star_jax import report
 from tests.support.report_runs import make_big_run, make_run, put, read_lines, remove
-from tests.support.web_browser import BROKEN_WORDS, CUT_TABLES, WIDTHS, wait_for, wait_until_shown
-
-OPEN_ALL = "document.querySelectorAll('details').forEach((each) => { each.open = true; })"
+from tests.support.web_browser import BROKEN_WORDS, CUT_TABLES, OPEN_ALL, WIDTHS, wait_for, wait_until_shown
 
 
 @pytest.fixture(scope="module")

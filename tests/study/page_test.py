@@ -11,7 +11,7 @@ from star_jax.study.findings import Findings
 from star_jax.study.spec import Place
 from tests.support.report_runs import add_evaluation, make_run
 from tests.support.studies import small_study
-from tests.support.web_browser import BROKEN_WORDS, CUT_TABLES, WIDTHS
+from tests.support.web_browser import BROKEN_WORDS, CUT_TABLES, OPEN_ALL, WIDTHS
 
 ARMS = {"reference": {}, "with_a_rather_long_name-and-more-of-it": {"star": {"rationalize": "none"}}, "failing": {}}
 # Arm -> verdicts of the four dev problems after the last iteration, seed by seed: r is right, w is wrong.
@@ -62,6 +62,8 @@ def test_texts_are_text_and_the_same_runs_give_the_same_bytes(found):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_table_is_cut_and_no_word_broken(open_page, found, width):
     shown = open_page(page.write(found), width)
+    shown.evaluate(OPEN_ALL)
+    shown.wait_for_timeout(100)  # a hint appears with the next frame
     assert shown.evaluate("document.documentElement.scrollWidth") == width
     assert shown.evaluate(CUT_TABLES) == [] and shown.evaluate(BROKEN_WORDS) == []
 

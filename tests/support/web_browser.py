@@ -9,6 +9,7 @@ import pytest
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = (1400, 390)  # of a desktop and of a phone
+OPEN_ALL = "document.querySelectorAll('details').forEach((each) => { each.open = true; })"
 # Words of the tables that stand on more than one line.
 BROKEN_WORDS = """
 (() => {

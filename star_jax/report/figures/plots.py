@@ -22,6 +22,7 @@ from star_jax.terminal import visible
 
 MAX_CATEGORY_BARS = 40  # with more, bars would be too thin to read: then one bar for each iteration
 MAX_PANELS = 12
+MAX_BANDS = 4  # more of them would cover each other
 MAX_LINE_POINTS = 400  # a line has no more pixels than this
 
 
@@ -232,7 +233,7 @@ def _accuracy_lines(axes: Axes, run: RunData) -> list[LegendKey]:
 
 
 def _group_lines(groups: Sequence[RunGroup], category: str | None, prefix: str, title: str, small: bool) -> Plot | None:
-    """One line for each group; a group of several runs also has a band from its lowest to its highest accuracy."""
+    """One line for each group; of a few groups, those of several runs have a band from lowest to highest accuracy."""
     with_points = [(group, points) for group in groups if (points := group.spread(category))]
     if not with_points:
         return None
@@ -243,13 +244,14 @@ def _group_lines(groups: Sequence[RunGroup], category: str | None, prefix: str, 
             several = len(group.runs) > 1
             name = ", ".join(group.names) + (f": mean and range of {_run_counts(points)}" if several else "")
             legend.append(_accuracy_line(axes, index, name, points, shift=0.0, intervals=False))
-            if several:
+            if several and len(with_points) <= MAX_BANDS:
                 bounds = ((p.iteration, 100 * (p.low or 0), 100 * (p.high or 0)) for p in points)
                 xs, low, high = zip(*bounds, strict=True)
                 axes.fill_between(xs, low, high, color=SERIES[index % SERIES_COLOURS], alpha=0.2, linewidth=0)
         _accuracy_axes(axes, [p.iteration for _, points in with_points for p in points])
 
-    reading = readings.CATEGORY_OVERLAYS if small else readings.OVERLAY
+    overlay = readings.OVERLAY if len(with_points) <= MAX_BANDS else readings.MANY_LINES
+    reading = readings.CATEGORY_OVERLAYS if small else overlay
     size = {"height": 2.2, "width": 3.3} if small else {"height": 3.2}
     return Plot(render(draw, prefix, title, **size), tuple(legend), reading)
 

@@ -19,6 +19,10 @@ OVERLAY = Reading(
     "the lines climb and level off, and the bands are narrow next to the distance between the lines",
     "lines that differ by no more than a band is wide: the seed alone makes as much of a difference",
 )
+MANY_LINES = Reading(
+    "the lines climb and level off",
+    "a line falls back, or stays where it began while others climb",
+)
 SEED_DOTS = Reading(
     "the dots of an arm lie close together next to the distance between the arms",
     "the dots of two arms overlap as much as those of one spread: more seeds are needed to tell them apart",
