@@ -13,6 +13,7 @@ With --print it prints one command for each run instead, for several machines wi
 
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from star_jax import terminal
@@ -20,7 +21,7 @@ from star_jax.cli.config_flags import read_config, run_name
 from star_jax.cli.parser import Parser, exit_on_bad_input
 from star_jax.distributed import launch
 from star_jax.errors import InputError
-from star_jax.study import spec
+from star_jax.study import findings, page, spec, tables
 
 _CHOOSE_RUNS = ("--print", "--arm", "--seed")
 
@@ -54,7 +55,7 @@ def main() -> None:
 
 def _run(study: spec.Study, workdir: Path, arm: str | None, seed: int | None, allow_changes: bool) -> None:
     from star_jax.distributed import compile_cache, preemption, processes  # JAX: after distributed_context has forked
-    from star_jax.study import execution, findings, page, tables
+    from star_jax.study import execution
 
     chosen = [execution.check_place(study, arm, seed)] if arm is not None else list(execution.places(study))
     preemption.listen()
@@ -71,17 +72,23 @@ def _run(study: spec.Study, workdir: Path, arm: str | None, seed: int | None, al
                 raise InputError(f"{place}: {error}") from error
             failures[place] = str(error)
             logging.getLogger("star_jax").error("%s: %s", place, error)
-        if made and arm is None and processes.is_leader():
-            page.write(findings.read(study, workdir, failures))
+        if made and arm is None:
+            processes.broadcast_from_leader(lambda: _report(study, workdir, failures))
     preemption.end()
-    if arm is None and processes.is_leader():
-        found = findings.read(study, workdir, failures)
-        for table in (tables.arms(found), tables.differences(found)):
-            terminal.say(f"{table.title}\n{table.text()}\n")
-        terminal.say(str(page.write(found)))
+    if arm is None:
+        report = processes.broadcast_from_leader(lambda: _report(study, workdir, failures))
+        if processes.is_leader():
+            terminal.say(report)
     if failures:
         place, message = next(iter(failures.items()))
         raise InputError(f"{len(failures)} of {len(chosen)} runs failed; the first, {place}: {message}")
+
+
+def _report(study: spec.Study, workdir: Path, failures: Mapping[spec.Place, str]) -> str:
+    """Writes the page; returns the tables of the terminal and the page's path."""
+    found = findings.read(study, workdir, failures)
+    parts = [f"{table.title}\n{table.text()}\n" for table in (tables.arms(found), tables.differences(found))]
+    return "\n".join([*parts, str(page.write(found))])
 
 
 def _without(argv: list[str], flags: tuple[str, ...]) -> list[str]:
