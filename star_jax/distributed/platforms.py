@@ -13,7 +13,8 @@ import jax
 # are slower than cuBLAS at a few hundred rows: 235 against 161 us for a layer of GPT-J-6B.
 CUDA_COMPILER_OPTIONS: dict[str, Any] = {"xla_gpu_dot_merger_threshold_mb": 0, "xla_gpu_enable_triton_gemm": False}
 
-_KV_ROW_GROUPS, _MIN_GROUP_BYTES = 8, 2**20  # tests/benchmarks/LOG.md: 2, 4 or 16 groups gain less, small ones nothing
+# tests/benchmarks/LOG.md: 2, 4 or 16 groups gain less, and small ones nothing, unless they have many rows.
+_KV_ROW_GROUPS, _MIN_GROUP_BYTES, _MANY_ROWS, _MIN_BYTES_OF_MANY = 8, 2**21, 8, 2**20
 _MIN_SPLIT_VOCABULARY, _MAX_VOCABULARY_PARTS = 4096, 256
 
 
@@ -57,8 +58,9 @@ def kv_row_groups(rows: int, row_bytes: int) -> int:
     XLA:CPU runs the product of each row's query with that row's keys on one core. Each group is a product of its own,
     so groups run on all cores.
     """
-    use_groups = is_cpu() and rows % _KV_ROW_GROUPS == 0 and rows // _KV_ROW_GROUPS * row_bytes >= _MIN_GROUP_BYTES
-    return _KV_ROW_GROUPS if use_groups else 1
+    group_rows, rest = divmod(rows, _KV_ROW_GROUPS)
+    smallest = _MIN_BYTES_OF_MANY if group_rows >= _MANY_ROWS else _MIN_GROUP_BYTES
+    return _KV_ROW_GROUPS if is_cpu() and not rest and group_rows * row_bytes >= smallest else 1
 
 
 def vocabulary_parts(size: int) -> int:

@@ -35,6 +35,7 @@ def test_rows_are_grouped_where_groups_are_large_enough():
     groups = [platforms.kv_row_groups(rows, ROW_BYTES) for rows in (128, 64, 60, 32, 8)]
     assert groups == [8, 8, 1, 1, 1]
     assert platforms.kv_row_groups(128, 2 * 96 * 32 * 4) == 1  # the demo's
+    assert platforms.kv_row_groups(64, 3 * 192 * 64 * 4) == 8  # SmolLM2-135M's
 
 
 @needs_a_cpu
