@@ -1,8 +1,6 @@
 """An index of the runs in a folder: `python -m star_jax.report --index=DIR`. A broken run costs only its row."""
 
-import base64
 import datetime
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +11,7 @@ from markupsafe import Markup
 from star_jax.errors import InputError
 from star_jax.json_reader import is_present
 from star_jax.records import natural_order
-from star_jax.report.page import environment, static_file
+from star_jax.report.page import environment, script_values, static_file
 from star_jax.report.run_data import RunData, file_stamps, read_run, setting
 from star_jax.report.run_status import run_status
 from star_jax.report.tables.headline import headline
@@ -52,7 +50,6 @@ def render(folder: Path, page: Path) -> str:
     if not runs:
         raise InputError(f"{folder}: has no run directory, nor have the folders in it, {DEPTH} levels deep")
     table = Table("Runs", "index", COLUMNS, tuple(_row(run, folder, page) for run in runs))
-    script = static_file("tables.js")
     return (
         environment()
         .get_template("index.html.j2")
@@ -63,8 +60,7 @@ def render(folder: Path, page: Path) -> str:
             broken=sum(row.css == "broken" for row in table.rows),
             written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
             style=Markup(static_file("page.css")),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            **script_values(("tables.js",)),
         )
     )
 

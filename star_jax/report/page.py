@@ -68,8 +68,6 @@ def render(runs: Sequence[RunData], page_blocks: blocks.PageBlocks, folder: str,
 
     Raises InputError for a broken file.
     """
-    script = "".join(static_file(name) for name in SCRIPTS)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     names = _unique_names(runs)
     groups, of_paper = series.run_groups(names, runs), paper.table(runs, names)
     return (
@@ -89,8 +87,7 @@ def render(runs: Sequence[RunData], page_blocks: blocks.PageBlocks, folder: str,
             settings=run_tables.settings(runs, names, [formatting.flatten(run.config) for run in runs]),
             written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
             style=Markup(static_file("page.css") + static_file("browser.css")),
-            script=Markup(script),
-            script_hash=digest,
+            **script_values(SCRIPTS),
             has_folder=bool(page_blocks.in_folder),
             labels=_script_labels(),
         )
@@ -191,6 +188,15 @@ def _unique_names(runs: Sequence[RunData]) -> list[str]:
     """The runs' directory names, with a number if a name occurs twice."""
     names = [run.name for run in runs]
     return [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names, start=1)]
+
+
+def script_values(names: Sequence[str]) -> dict[str, str]:
+    """What a template needs of files in static/: `script`, and `script_hash` for the page's content policy."""
+    script = "".join(static_file(name) for name in names)
+    return {
+        "script": Markup(script),
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
 
 
 def static_file(name: str) -> str:

@@ -1,7 +1,5 @@
 """study.html, from the runs' files alone: the same runs give the same bytes."""
 
-import base64
-import hashlib
 from pathlib import Path
 
 from markupsafe import Markup
@@ -9,13 +7,12 @@ from markupsafe import Markup
 from star_jax.report.figures import plots
 from star_jax.report.figures.plots import SeedDots
 from star_jax.report.figures.series import RunGroup
-from star_jax.report.page import environment, static_file
+from star_jax.report.page import environment, script_values, static_file
 from star_jax.runs.atomic_files import atomic_write
 from star_jax.study import tables
 from star_jax.study.findings import Findings
 
 NAME = "study.html"
-_SCRIPTS = ("tables.js", "export.js")
 
 
 def write(findings: Findings) -> Path:
@@ -26,7 +23,7 @@ def write(findings: Findings) -> Path:
 
 
 def _render(findings: Findings) -> str:
-    study, script, finished = findings.study, "".join(static_file(name) for name in _SCRIPTS), findings.finished_arms
+    study, finished = findings.study, findings.finished_arms
     curves = [RunGroup((name,), tuple(o.run for o in by_seed.values())) for name, by_seed in finished.items()]
     return (
         environment()
@@ -42,8 +39,7 @@ def _render(findings: Findings) -> str:
             findings=[tables.arms(findings), tables.differences(findings)],
             details=[tables.runs(findings), tables.options(study)],
             style=Markup(static_file("page.css")),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            **script_values(("tables.js", "export.js")),
         )
     )
 

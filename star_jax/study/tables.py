@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from star_jax.json_reader import is_present
 from star_jax.report import formatting
+from star_jax.report.tables.several_runs import paired_columns, paired_values
 from star_jax.report.tables.table import COUNT, ITERATION, NAME, PERCENT, TEXT, Column, Kind, Row, Table
 from star_jax.study.comparison import Difference
 from star_jax.study.findings import Findings
@@ -36,7 +37,6 @@ _P = Kind(lambda p: ("–" if p is None else formatting.p_value(p), ""))
 # (p value by Holm's correction, p value without it).
 _CORRECTED = Kind(lambda pair: _P.shown(pair[0]), lambda pair: pair, ("", ": uncorrected"))
 _RATIO = Kind(lambda ratio: ("–" if ratio == float("inf") else f"{ratio:.2f}×", ""))
-_POINTS = Kind(lambda gain: ("–" if gain is None else f"{100 * gain:+.1f} points", ""))
 
 
 def arms(findings: Findings) -> Table:
@@ -99,16 +99,11 @@ def differences(findings: Findings) -> Table:
 
 def runs(findings: Findings) -> Table:
     """Each run, against the reference arm's run of its seed. Links are relative to the page."""
-    reference = findings.study.reference
     columns = (
         Column("run", NAME),
         Column("iteration", ITERATION),
         Column("accuracy", PERCENT),
-        Column("problems", COUNT),
-        Column("both right", COUNT),
-        Column(f"only {reference}", COUNT),
-        Column("only this run", COUNT),
-        Column("difference", _POINTS),
+        *paired_columns(findings.study.reference),
         Column("p value", _P),
     )
     pairs = {(each.arm, seed): pair for each in findings.differences for seed, pair in each.by_seed.items()}
@@ -119,11 +114,8 @@ def runs(findings: Findings) -> Table:
             report = outcome.run.directory / "report.html"
             link = quote(os.fsencode(os.path.relpath(report, findings.workdir))) if is_present(report) else ""
             head, pair = (str(place), outcome.iteration, outcome.accuracy), pairs.get((arm, seed))
-            if pair:
-                counts = (pair.problems, pair.both, pair.first, pair.second)
-                rows.append(Row((*head, *counts, pair.gain, pair.p), link=link))
-            else:
-                rows.append(Row((*head, len(outcome.solved), *[None] * 5), link=link))
+            values = (*paired_values(pair), pair.p) if pair else (len(outcome.solved), *[None] * 5)
+            rows.append(Row((*head, *values), link=link))
     return Table(
         "Each run, and McNemar's exact test against the reference arm's of its seed", "runs", columns, tuple(rows)
     )

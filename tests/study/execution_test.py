@@ -66,7 +66,7 @@ def test_a_finished_run_is_left_and_a_changed_one_refused(base, made, monkeypatc
         for place in execution.places(study):
             assert not execution.make(study, made, place, allow_changes=False)
     changed = small_study(base, star__steps=7)
-    with pytest.raises(InputError, match=r"with/seed_0.*star\.steps: 6, now 7|star\.steps"):
+    with pytest.raises(InputError, match=r"base/seed_0.*star\.steps"):
         execution.make(changed, made, Place("with", 0), allow_changes=False)
 
 

@@ -24,7 +24,7 @@ def study_file(folder: Path, base: Path | str, **changes) -> Path:
     """A config file with that study."""
     path = folder / "small_study.py"
     path.write_text(
-        "from pathlib import Path\nfrom tests.support.studies import small_values\n\n\n"
+        "from tests.support.studies import small_values\n\n\n"
         f"def get_config():\n    return small_values({str(base)!r}, **{changes!r})\n"
     )
     return path

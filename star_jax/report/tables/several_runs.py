@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from star_jax.evaluation.statistics import Paired
 from star_jax.report import formatting
 from star_jax.report.figures import series
 from star_jax.report.run_data import RunData
@@ -11,7 +12,7 @@ from star_jax.report.tables.headline import headline
 from star_jax.report.tables.paper import PaperTable
 from star_jax.report.tables.table import COUNT, DURATION, ITERATION, NAME, PERCENT, RATE, TEXT, Column, Kind, Row, Table
 
-_POINTS = Kind(lambda gain: (f"{100 * gain:+.1f} points", ""))
+_POINTS = Kind(lambda gain: ("–" if gain is None else f"{100 * gain:+.1f} points", ""))
 # (as the paper prints it, share without hint, share by rationalization).
 _USED = Kind(lambda used: (used[0], ""), lambda used: used, ("", ": without hint", ": by rationalization"))
 # (p value, comparisons among which it was chosen).
@@ -58,11 +59,7 @@ def paired_table(runs: Sequence[RunData], names: Sequence[str]) -> Table:
     columns = (
         Column("run", NAME),
         Column("split", NAME),
-        Column("problems", COUNT),
-        Column("both right", COUNT),
-        Column(f"only {names[0]}", COUNT),
-        Column("only this run", COUNT),
-        Column("difference of accuracy", _POINTS),
+        *paired_columns(names[0]),
         Column("p value", _P),
     )
     rows = []
@@ -71,10 +68,24 @@ def paired_table(runs: Sequence[RunData], names: Sequence[str]) -> Table:
         if compared is None:
             rows.append(Row((name,), message="no problems that both evaluated"))
             continue
-        paired = compared.paired
-        counts = (paired.problems, paired.both, paired.first, paired.second)
-        rows.append(Row((name, compared.split, *counts, paired.gain, (compared.p, compared.choices))))
+        rows.append(Row((name, compared.split, *paired_values(compared.paired), (compared.p, compared.choices))))
     return Table(f"Against {names[0]}, problem by problem", "paired_tests", columns, tuple(rows))
+
+
+def paired_columns(first: str) -> tuple[Column, ...]:
+    """The columns of `paired_values`. `first`: the name of the run that the others are compared with."""
+    return (
+        Column("problems", COUNT),
+        Column("both right", COUNT),
+        Column(f"only {first}", COUNT),
+        Column("only this run", COUNT),
+        Column("difference of accuracy", _POINTS),
+    )
+
+
+def paired_values(paired: Paired) -> tuple[float, ...]:
+    """Two runs on the same problems, as a row has them."""
+    return paired.problems, paired.both, paired.first, paired.second, paired.gain
 
 
 def paper_rows(table: PaperTable) -> Table:
